@@ -1,0 +1,45 @@
+"""AlignSeg for Keras 3: feature-aligned semantic segmentation.
+
+The model, its layers, losses and metrics run on every Keras backend and are imported here, which
+registers them, so that a saved model loads after `import alignseg_tf`. What needs TensorFlow
+(data, evaluation, prediction, export) is imported when its name is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from alignseg_tf import backbones, checkpoints, layers, losses, metrics
+from alignseg_tf.model import AlignSeg
+from alignseg_tf.version import __version__
+
+if TYPE_CHECKING:
+    from alignseg_tf import data, evaluation, export, prediction, visualization
+    from alignseg_tf.prediction import Predictor
+
+__all__ = [
+    "AlignSeg",
+    "Predictor",
+    "__version__",
+    "backbones",
+    "checkpoints",
+    "data",
+    "evaluation",
+    "export",
+    "layers",
+    "losses",
+    "metrics",
+    "prediction",
+    "visualization",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Predictor":
+        return importlib.import_module("alignseg_tf.prediction").Predictor
+    if name in __all__:
+        return importlib.import_module(f"alignseg_tf.{name}")
+    raise AttributeError(f"module 'alignseg_tf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

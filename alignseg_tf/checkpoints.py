@@ -1,0 +1,325 @@
+"""Weights of the official PyTorch code, read into Keras models and layers.
+
+The official names, CAB, CAM, RRB and dsn, occur here and in the docs' paper map only. A state
+dict is a mapping from name to NumPy array in PyTorch's layout; nothing here needs PyTorch.
+
+Every tensor is used exactly once, and nothing is assigned before all of them were found to fit.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from alignseg_tf import backbones
+from alignseg_tf.layers import (
+    AlignedContextModeling,
+    AlignedFeatureAggregation,
+    ConvNormAct,
+    OffsetPrediction,
+    ResidualRefinement,
+    SegmentationHead,
+)
+from alignseg_tf.model import AlignSeg
+
+StateDict = Mapping[str, np.ndarray]
+
+# The official norm multiplies by |gamma| + eps; a plain batch norm multiplies by gamma.
+GAMMA_EPSILON = 1e-5
+
+# Layer of the model -> official module.
+DECODER_MODULES = {
+    "refinement_p2": "RRB1a",
+    "refinement_p3": "RRB2a",
+    "aggregation_p3": "CAB2",
+    "refinement_d2": "RRB2b",
+    "refinement_p4": "RRB3a",
+    "aggregation_p4": "CAB3",
+    "refinement_d3": "RRB3b",
+    "refinement_p5": "RRB4a",
+    "aggregation_p5": "CAB4",
+    "refinement_d4": "RRB4b",
+    "context_modeling": "CAM",
+    "refinement_context": "RRB5a",
+    "aggregation_context": "CAB5",
+    "refinement_d5": "RRB5b",
+    "segmentation_head": "head",
+    "auxiliary_head": "dsn",
+}
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A variable, the official tensors that make its value, and how they do."""
+
+    variable: Any
+    names: tuple[str, ...]
+    combine: Callable[..., np.ndarray]
+
+
+def _kernel(*tensors: np.ndarray) -> np.ndarray:
+    """(out, in, kh, kw) tensors -> one (kh, kw, in, out) kernel."""
+    return np.concatenate(tensors).transpose(2, 3, 1, 0)
+
+
+def _vector(*tensors: np.ndarray) -> np.ndarray:
+    return np.concatenate(tensors)
+
+
+def _gamma(*tensors: np.ndarray) -> np.ndarray:
+    return np.abs(np.concatenate(tensors)) + GAMMA_EPSILON
+
+
+def _conv_slots(conv: keras.layers.Conv2D, *modules: str) -> list[_Slot]:
+    slots = [_Slot(conv.kernel, tuple(f"{m}.weight" for m in modules), _kernel)]
+    if conv.use_bias:
+        slots.append(_Slot(conv.bias, tuple(f"{m}.bias" for m in modules), _vector))
+    return slots
+
+
+def _norm_slots(norm: keras.layers.BatchNormalization, *modules: str) -> list[_Slot]:
+    parts = (
+        (norm.gamma, "weight", _gamma),
+        (norm.beta, "bias", _vector),
+        (norm.moving_mean, "running_mean", _vector),
+        (norm.moving_variance, "running_var", _vector),
+    )
+    return [
+        _Slot(variable, tuple(f"{m}.{name}" for m in modules), combine)
+        for variable, name, combine in parts
+    ]
+
+
+def _block_slots(block: ConvNormAct, conv: str, norm: str) -> list[_Slot]:
+    return _conv_slots(block.conv, conv) + _norm_slots(block.norm, norm)
+
+
+def _offset_slots(layer: OffsetPrediction, modules: list[str]) -> list[_Slot]:
+    """Several official branches are one here, and each 1x1 kernel is split into its two inputs."""
+
+    def fine_half(*tensors: np.ndarray) -> np.ndarray:
+        return _kernel(*(np.split(tensor, 2, axis=1)[0] for tensor in tensors))
+
+    def coarse_half(*tensors: np.ndarray) -> np.ndarray:
+        return _kernel(*(np.split(tensor, 2, axis=1)[1] for tensor in tensors))
+
+    names = tuple(f"{module}.0.weight" for module in modules)
+    slots = [
+        _Slot(layer.fine_projection.kernel, names, fine_half),
+        _Slot(layer.coarse_projection.kernel, names, coarse_half),
+        *_norm_slots(layer.norm, *(f"{module}.1" for module in modules)),
+    ]
+    for field, module in zip(layer.fields, modules, strict=True):
+        slots += _conv_slots(field, f"{module}.2")
+    return slots
+
+
+def _layer_slots(layer: keras.layers.Layer, module: str) -> list[_Slot]:
+    """Slots of one layer of the decoder; `module` is the official prefix, with its dot."""
+    if isinstance(layer, ResidualRefinement):
+        return [
+            *_conv_slots(layer.unify, f"{module}unify"),
+            *_block_slots(layer.reduce, f"{module}residual.0", f"{module}residual.1"),
+            *_conv_slots(layer.expand, f"{module}residual.2"),
+            *_norm_slots(layer.norm, f"{module}norm"),
+        ]
+    if isinstance(layer, AlignedFeatureAggregation) and layer.mode == "align":
+        branches = [f"{module}delta_gen1", f"{module}delta_gen2"]
+        return _offset_slots(layer.offset_prediction, branches)
+    if isinstance(layer, AlignedContextModeling) and layer.context == "align":
+        return [
+            *_block_slots(layer.context_transform, f"{module}pool.1", f"{module}pool.2"),
+            *_block_slots(layer.context_projection, f"{module}pool.3", f"{module}pool.4"),
+            *_block_slots(layer.local_transform, f"{module}adapt.0", f"{module}adapt.1"),
+            *_block_slots(layer.local_projection, f"{module}adapt.2", f"{module}adapt.3"),
+            *_offset_slots(layer.offset_prediction, [f"{module}delta_gen"]),
+        ]
+    if isinstance(layer, SegmentationHead):
+        return [
+            *_block_slots(layer.block, f"{module}0", f"{module}1"),
+            *_conv_slots(layer.classifier, f"{module}3"),
+        ]
+    raise ValueError(
+        "Official weights fit AlignSeg(aggregation='align', context='align') and its layers. "
+        f"Received: {layer.name!r}, a {type(layer).__name__} with config {layer.get_config()}"
+    )
+
+
+def _backbone_slots(backbone: keras.Model) -> list[_Slot]:
+    slots: list[_Slot] = []
+    for layer in backbone.layers:
+        module = _official_backbone_name(layer.name)
+        if isinstance(layer, keras.layers.Conv2D):
+            slots += _conv_slots(layer, module)
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            slots += _norm_slots(layer, module)
+    return slots
+
+
+def _official_backbone_name(name: str) -> str:
+    """layer3_0_conv2 -> layer3.0.conv2; norm2 -> bn2; ..._downsample_norm -> ....downsample.1."""
+    if name.endswith("_downsample_conv"):
+        name = name.removesuffix("_conv") + "_0"
+    elif name.endswith("_downsample_norm"):
+        name = name.removesuffix("_norm") + "_1"
+    else:
+        name = name.replace("norm", "bn")
+    return name.replace("_", ".")
+
+
+def _normalize(state_dict: StateDict) -> dict[str, np.ndarray]:
+    """Strip the `module.` of DataParallel and the counters that Keras has no use for."""
+    stripped = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    return {
+        name: np.asarray(value)
+        for name, value in stripped.items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def _some(names: set[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
+
+
+def _assign(slots: list[_Slot], tensors: dict[str, np.ndarray], may_be_left: tuple = ()) -> None:
+    """Fill every slot, or raise and fill none."""
+    wanted = {name for slot in slots for name in slot.names}
+    if missing := wanted - tensors.keys():
+        raise ValueError(f"The state dict lacks {len(missing)} tensors: {_some(missing)}")
+    extra = {name for name in tensors.keys() - wanted if not name.startswith(may_be_left)}
+    if extra:
+        raise ValueError(f"The state dict has {len(extra)} tensors of no use: {_some(extra)}")
+    values = []
+    for slot in slots:
+        try:
+            value = slot.combine(*(tensors[name] for name in slot.names))
+        except ValueError as error:
+            shapes = [tensors[name].shape for name in slot.names]
+            raise ValueError(f"{_some(set(slot.names))}: unfit shapes {shapes}") from error
+        if value.shape != tuple(slot.variable.shape):
+            raise ValueError(
+                f"{_some(set(slot.names))}: expected a value of Keras shape "
+                f"{tuple(slot.variable.shape)}. Received: {value.shape}"
+            )
+        values.append(value)
+    for slot, value in zip(slots, values, strict=True):
+        slot.variable.assign(value.astype("float32"))
+
+
+def load_official_state_dict(
+    model_or_layer: AlignSeg | keras.layers.Layer, state_dict: StateDict
+) -> None:
+    """Load the official AlignSeg weights into a model, or one module's into a layer.
+
+    Args:
+        model_or_layer: an `AlignSeg` on `backbones.resnet` with `aggregation="align"` and
+            `context="align"`, or a built `ResidualRefinement`, `AlignedFeatureAggregation`,
+            `AlignedContextModeling` or `SegmentationHead`.
+        state_dict: official names, relative to the module for a layer; float arrays in
+            PyTorch's layout. A `module.` prefix is stripped. `dsn.*` may be left over when the
+            model has no auxiliary head.
+
+    Raises:
+        ValueError: a tensor is missing, of no use or misshapen; it is named, and nothing was
+            changed.
+    """
+    tensors = _normalize(state_dict)
+    if not isinstance(model_or_layer, AlignSeg):
+        _assign(_layer_slots(model_or_layer, ""), tensors)
+        return
+    slots = _backbone_slots(model_or_layer.backbone)
+    for name, module in DECODER_MODULES.items():
+        if name != "auxiliary_head" or model_or_layer.auxiliary_head:
+            slots += _layer_slots(model_or_layer.get_layer(name), f"{module}.")
+    _assign(slots, tensors, () if model_or_layer.auxiliary_head else ("dsn.",))
+
+
+def load_official_backbone(model: AlignSeg | keras.Model, state_dict: StateDict) -> None:
+    """Load ImageNet weights of the official deep-stem ResNet; `fc.*` is ignored.
+
+    Args:
+        model: a `backbones.resnet`, or an `AlignSeg` on one.
+        state_dict: official names; float arrays in PyTorch's layout.
+
+    Raises:
+        ValueError: a tensor is missing, of no use or misshapen; it is named, and nothing was
+            changed.
+    """
+    backbone = model.backbone if isinstance(model, AlignSeg) else model
+    _assign(_backbone_slots(backbone), _normalize(state_dict), ("fc.",))
+
+
+def model_from_official(state_dict: StateDict, sampling: str = "released") -> AlignSeg:
+    """Build the model that an official state dict describes, and load it.
+
+    The depth of the ResNet, the number of classes and channels and the auxiliary head are read
+    off the tensors; the normalization is the official one, BGR minus the mean.
+
+    Args:
+        state_dict: official names; float arrays in PyTorch's layout.
+        sampling: the convention that the weights were trained under. The published checkpoints
+            are older than the official fix: `released`, or `released_align_corners` if trained
+            with PyTorch < 1.3.
+
+    Raises:
+        ValueError: this is no state dict of AlignSeg.
+    """
+    tensors = _normalize(state_dict)
+    if "head.3.weight" not in tensors or "head.0.weight" not in tensors:
+        raise ValueError(
+            "The state dict is not AlignSeg's: 'head.0.weight' and 'head.3.weight' expected. "
+            f"Received: {_some(set(tensors)) or 'no tensors'}"
+        )
+    blocks = tuple(
+        len({name.split(".")[1] for name in tensors if name.startswith(f"layer{stage}.")})
+        for stage in (1, 2, 3, 4)
+    )
+    model = AlignSeg(
+        backbones.resnet(blocks, name="resnet"),
+        num_classes=tensors["head.3.weight"].shape[0],
+        channels=tensors["head.0.weight"].shape[0],
+        sampling=sampling,
+        auxiliary_head="dsn.3.weight" in tensors,
+    )
+    load_official_state_dict(model, tensors)
+    return model
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """Read a `.npz`, or a PyTorch file with tensors only (needs PyTorch).
+
+    A PyTorch file may hold the state dict itself or under the key `state_dict` or `model`.
+
+    Raises:
+        ValueError: the file is unreadable or holds something else.
+        ImportError: a PyTorch file, and PyTorch is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: reading a PyTorch checkpoint needs PyTorch: "
+            "pip install 'alignseg_tf[parity]', or save the state dict as .npz elsewhere"
+        ) from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path}: not a PyTorch file of plain tensors ({error})") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a state dict. Received: {type(content).__name__}")
+    return {
+        name: tensor.float().numpy() for name, tensor in content.items() if hasattr(tensor, "numpy")
+    }

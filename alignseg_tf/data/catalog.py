@@ -1,0 +1,194 @@
+"""Label spaces: what the values of a label file mean.
+
+Everywhere behind the readers a label is a uint8 map of class ids 0..n-1, and `IGNORE` where a
+pixel has none. A label space says how a data set's files become that, and how classes are called
+and coloured.
+"""
+
+import colorsys
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alignseg_tf.data import street_scenes
+
+IGNORE = 255
+MAX_CLASSES = 255
+
+Color = tuple[int, int, int]
+
+
+def default_palette(num_classes: int) -> tuple[Color, ...]:
+    """Return distinguishable colours: hues a golden angle apart, in three lightnesses."""
+    colors = []
+    for index in range(num_classes):
+        lightness = (0.5, 0.35, 0.7)[index % 3]
+        red, green, blue = colorsys.hls_to_rgb((index * 0.381966) % 1.0, lightness, 0.7)
+        colors.append((round(255 * red), round(255 * green), round(255 * blue)))
+    return tuple(colors)
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """Names, colours and file values of the classes of a data set.
+
+    Attributes:
+        classes: names; a class's place is its id.
+        palette: RGB colours 0..255, one a class; made up when empty.
+        void: file value of pixels without a class, which are ignored.
+        ids: file value of each class; 0..n-1 when empty.
+        ignore_unlisted: other file values mean "no class" instead of being an error.
+    """
+
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...] = ()
+    void: int = IGNORE
+    ids: tuple[int, ...] = ()
+    ignore_unlisted: bool = False
+
+    def __post_init__(self) -> None:
+        count = len(self.classes)
+        object.__setattr__(self, "palette", self.palette or default_palette(count))
+        object.__setattr__(self, "ids", self.ids or tuple(range(count)))
+        if not 1 <= count <= MAX_CLASSES:
+            raise ValueError(f"`classes` must have 1 to {MAX_CLASSES} names. Received: {count}")
+        if len(set(self.classes)) != count:
+            raise ValueError(f"`classes` must differ. Received: {self.classes}")
+        if len(self.palette) != count or any(len(color) != 3 for color in self.palette):
+            raise ValueError(
+                f"`palette` must have one [r, g, b] for each of the {count} classes. "
+                f"Received: {len(self.palette)} colours"
+            )
+        if any(not 0 <= value <= 255 for color in self.palette for value in color):
+            raise ValueError(f"`palette` must hold values 0..255. Received: {self.palette}")
+        values = (*self.ids, self.void)
+        if len(self.ids) != count or len(set(values)) != count + 1:
+            raise ValueError(
+                f"The file values of {count} classes and of void must all differ. "
+                f"Received: ids={self.ids}, void={self.void}"
+            )
+        if any(not 0 <= value <= 255 for value in values):
+            raise ValueError(
+                f"File values must be 0..255. Received: ids={self.ids}, void={self.void}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    def encode(self, values: np.ndarray) -> np.ndarray:
+        """Turn uint8 file values into class ids and `IGNORE`.
+
+        Raises:
+            ValueError: values that are neither a class nor void; they are named.
+        """
+        table = np.full(256, IGNORE, np.uint8)
+        table[list(self.ids)] = np.arange(self.num_classes)
+        if not self.ignore_unlisted:
+            found = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+            unknown = sorted(set(found.tolist()) - {*self.ids, self.void})
+            if unknown:
+                raise ValueError(
+                    f"unknown label values {unknown}: the {self.num_classes} classes have "
+                    f"{_ranges(self.ids)}, void is {self.void}"
+                )
+        return table[values]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return `classes` and `palette` as plain lists: what a trained model keeps."""
+        return {
+            "classes": list(self.classes),
+            "palette": [list(color) for color in self.palette],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], source: str = "label space") -> "LabelSpace":
+        """Build from the content of a `classes.json`; `source` is named in errors.
+
+        Keys: `classes` (required), `palette`, `void`, `ids`; others are ignored.
+
+        Raises:
+            ValueError: a key is missing or holds something else than expected.
+        """
+        if not isinstance(content, Mapping) or not _is_list_of(content.get("classes"), str):
+            raise ValueError(f"{source}: expected an object with a list of names under 'classes'")
+        try:
+            return cls(
+                classes=tuple(content["classes"]),
+                palette=tuple(tuple(int(v) for v in color) for color in content.get("palette", ())),
+                void=int(content.get("void", IGNORE)),
+                ids=tuple(int(value) for value in content.get("ids", ())),
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{source}: {error}") from error
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "LabelSpace":
+        """Read a `classes.json`.
+
+        Raises:
+            ValueError: the file is missing, no JSON, or lacks something.
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ValueError(f"{path}: no such file; it lists the names of the classes") from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: not readable as JSON ({error})") from error
+        return cls.from_dict(content, str(path))
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and bool(value)
+        and all(isinstance(item, kind) for item in value)
+    )
+
+
+def _ranges(ids: tuple[int, ...]) -> str:
+    if ids == tuple(range(ids[0], ids[0] + len(ids))):
+        return f"{ids[0]}..{ids[-1]}"
+    return str(list(ids))
+
+
+STREET_SCENES = LabelSpace(street_scenes.CLASSES, street_scenes.PALETTE, void=street_scenes.VOID)
+
+# The SegNet split's 11 classes; colours of the original 32-class labels.
+CAMVID = LabelSpace(
+    classes=(
+        "sky", "building", "pole", "road", "pavement", "tree",
+        "sign_symbol", "fence", "car", "pedestrian", "bicyclist",
+    ),
+    palette=(
+        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222),
+        (128, 128, 0), (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+    ),
+)  # fmt: skip
+
+# Files hold the data set's labelIds; those outside the 19 evaluated classes are ignored.
+CITYSCAPES = LabelSpace(
+    classes=(
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
+        "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train",
+        "motorcycle", "bicycle",
+    ),
+    palette=(
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153),
+        (153, 153, 153), (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152),
+        (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100),
+        (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    ),
+    void=0,
+    ids=(7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33),
+    ignore_unlisted=True,
+)  # fmt: skip
+
+LABEL_SPACES = {"street_scenes": STREET_SCENES, "camvid": CAMVID, "cityscapes": CITYSCAPES}

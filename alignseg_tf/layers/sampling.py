@@ -1,0 +1,256 @@
+"""Bilinear sampling, resizing and adaptive pooling of feature maps, in pure `keras.ops`.
+
+The sampling conventions of AlignSeg live here and nowhere else.
+
+Shape legend
+    B      batch
+    h, w   height and width of the map that is read, in cells
+    H, W   height and width of the result, in cells
+    C      channels; maps are NHWC throughout
+
+Coordinates are in cells of the map that is read: the centre of its first cell is 0, of its last
+n - 1. Vectors are (x, y), x to the right, y down. All coordinates are float32 whatever the dtype
+of the map, and the integer part of a regular grid is kept apart from the fraction, so a position
+loses no precision at any width.
+"""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+Tensor = Any
+Size = Any  # an int, or a scalar tensor where the backend has dynamic shapes
+
+SAMPLING_CONVENTIONS = ("standard", "fixed", "released", "released_align_corners")
+
+
+def check_sampling(sampling: str) -> str:
+    """Return `sampling`, or raise `ValueError` when it names no sampling convention."""
+    if sampling not in SAMPLING_CONVENTIONS:
+        raise ValueError(
+            f"`sampling` must be one of {SAMPLING_CONVENTIONS}. Received: sampling={sampling!r}"
+        )
+    return sampling
+
+
+def _regular_grid(out_size: Size, in_size: Size, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """Positions of `linspace(-1, 1, out_size)` in cells of an axis of `in_size` cells.
+
+    `align_corners` says what -1 and 1 mean, as in torch: the centres of the outer cells, or
+    their outer edges. `linspace` of one value is -1.
+
+    Returns:
+        The whole part (int32) and the fraction in [0, 1) (float32), both of shape [out_size].
+    """
+    index = ops.arange(out_size, dtype="int32")
+    steps = ops.maximum(ops.cast(out_size, "int32") - 1, 1)
+    if align_corners:
+        numerator, denominator = index * (in_size - 1), steps
+    else:
+        numerator, denominator = index * (2 * in_size) - steps, 2 * steps
+    whole = ops.floor_divide(numerator, denominator)
+    remainder = numerator - whole * denominator
+    fraction = ops.cast(remainder, "float32") / ops.cast(denominator, "float32")
+    return whole, fraction
+
+
+def _corners(
+    offset: Tensor, grid: tuple[Tensor, Tensor], size: Size
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Split positions on one axis into the two cells around each and their weights.
+
+    Args:
+        offset: float32 [B, H, W], distance from the grid in cells.
+        grid: whole part and fraction of the regular grid, broadcastable to `offset`.
+        size: cells of the axis; a cell outside of it has weight 0.
+
+    Returns:
+        ((index0, weight0), (index1, weight1)); indices are clipped into the axis.
+    """
+    whole, fraction = grid
+    # Beyond this nothing is inside the map; the bound keeps the cast to int32 defined.
+    limit = ops.cast(size, "float32") + ops.cast(ops.max(ops.abs(whole)), "float32") + 2.0
+    moved = ops.clip(fraction + offset, -limit, limit)
+    floor = ops.floor(moved)
+    upper_weight = moved - floor
+    index0 = whole + ops.cast(floor, "int32")
+    corners = []
+    for index, weight in ((index0, 1.0 - upper_weight), (index0 + 1, upper_weight)):
+        inside = ops.logical_and(index >= 0, index < size)
+        corners.append((ops.clip(index, 0, size - 1), weight * ops.cast(inside, "float32")))
+    return corners[0], corners[1]
+
+
+def _offset_scale(
+    sampling: str, height: Size, width: Size, out_height: Size, out_width: Size
+) -> tuple[Tensor, Tensor]:
+    """Cells of the map that is read per unit of offset, along x and along y."""
+    h, w = ops.cast(height, "float32"), ops.cast(width, "float32")
+    if sampling == "standard":
+        steps_x = ops.cast(ops.maximum(out_width - 1, 1), "float32")
+        steps_y = ops.cast(ops.maximum(out_height - 1, 1), "float32")
+        return (w - 1.0) / steps_x, (h - 1.0) / steps_y
+    if sampling == "fixed":
+        return ops.full((), 0.5, "float32"), ops.full((), 0.5, "float32")
+    if sampling == "released":
+        return w / (2.0 * h), h / (2.0 * w)
+    return (w - 1.0) / (2.0 * h), (h - 1.0) / (2.0 * w)
+
+
+def bilinear_sample(features: Tensor, offsets: Tensor, sampling: str = "standard") -> Tensor:
+    """Sample a map at a regular grid that is moved by an offset a cell.
+
+    The grid is `linspace(-1, 1)` per axis over the result; the offset is divided by a size that
+    depends on the convention and added to it; the map is read there bilinearly, with zeros
+    outside. Equals `torch.nn.functional.grid_sample(mode="bilinear", padding_mode="zeros")`.
+
+    ========================  ==========================================  ===============
+    `sampling`                offset is divided by                        `align_corners`
+    ========================  ==========================================  ===============
+    `standard`                x: (W - 1) / 2, y: (H - 1) / 2; with this   True
+                              1 is one cell of the result (a side of
+                              one cell: by 1 / 2)
+    `fixed`                   x: w, y: h                                  False
+    `released`                x: h, y: w (swapped)                        False
+    `released_align_corners`  x: h, y: w (swapped)                        True
+    ========================  ==========================================  ===============
+
+    Gradients flow to the map and to the offsets and equal torch's, also at offset 0, where
+    products of hat functions have none.
+
+    Args:
+        features: floating [B, h, w, C], the map to read.
+        offsets: floating [B, H, W, 2], (x, y).
+        sampling: one of `SAMPLING_CONVENTIONS`.
+
+    Returns:
+        [B, H, W, C] in the dtype of `features`.
+
+    Raises:
+        ValueError: `sampling` names no convention.
+
+    Reference:
+        AlignSeg, section 3.2; the conventions are those of the official code's versions.
+    """
+    check_sampling(sampling)
+    batch, height, width, channels = ops.shape(features)
+    out_height, out_width = ops.shape(offsets)[1:3]
+    align_corners = sampling in ("standard", "released_align_corners")
+    offsets = ops.cast(offsets, "float32")
+    scale_x, scale_y = _offset_scale(sampling, height, width, out_height, out_width)
+    grid_x = _regular_grid(out_width, width, align_corners)
+    whole_y, fraction_y = _regular_grid(out_height, height, align_corners)
+    grid_y = (ops.expand_dims(whole_y, 1), ops.expand_dims(fraction_y, 1))
+    corners_x = _corners(offsets[..., 0] * scale_x, grid_x, width)
+    corners_y = _corners(offsets[..., 1] * scale_y, grid_y, height)
+
+    # Four gathers of whole rows of C values are the fastest form with a right gradient.
+    cells = ops.reshape(features, (-1, channels))
+    first_row = ops.reshape(ops.arange(batch, dtype="int32") * height, (-1, 1, 1))
+    result = None
+    for index_y, weight_y in corners_y:
+        row_start = (first_row + index_y) * width
+        for index_x, weight_x in corners_x:
+            weight = ops.expand_dims(ops.cast(weight_y * weight_x, features.dtype), -1)
+            term = weight * ops.take(cells, row_start + index_x, axis=0)
+            result = term if result is None else result + term
+    return result
+
+
+def _apply_along_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Multiply an NHWC map by `columns` [W, w] along its width and `rows` [H, h] along its height.
+
+    Width goes first: for a larger result that leaves the wide product to the height, which is
+    one efficient product of [H, h] with [h, W * C].
+    """
+    batch, height, _, channels = ops.shape(x)
+    out_height, out_width = ops.shape(rows)[0], ops.shape(columns)[0]
+    x = ops.matmul(ops.cast(columns, x.dtype), x)
+    x = ops.reshape(x, (batch, height, out_width * channels))
+    x = ops.matmul(ops.cast(rows, x.dtype), x)
+    return ops.reshape(x, (batch, out_height, out_width, channels))
+
+
+def _interpolation_matrix(out_size: Size, in_size: Size) -> Tensor:
+    """Weights [out_size, in_size] of linear interpolation with aligned corners."""
+    whole, fraction = _regular_grid(out_size, in_size, align_corners=True)
+    distance = ops.arange(in_size, dtype="int32") - ops.expand_dims(whole, 1)
+    fraction = ops.expand_dims(fraction, 1)
+    at_floor = ops.cast(distance == 0, "float32") * (1.0 - fraction)
+    return at_floor + ops.cast(distance == 1, "float32") * fraction
+
+
+def resize_align_corners(x: Tensor, size: tuple[Size, Size]) -> Tensor:
+    """Resize a map bilinearly so that the centres of its outer cells stay where they are.
+
+    Equals `torch.nn.functional.interpolate(mode="bilinear", align_corners=True)`;
+    `keras.ops.image.resize` has no such mode.
+
+    Args:
+        x: floating [B, h, w, C].
+        size: (H, W), ints or scalar int32 tensors.
+
+    Returns:
+        [B, H, W, C] in the dtype of `x`.
+    """
+    height, width = ops.shape(x)[1:3]
+    if all(isinstance(n, int) for n in (height, width, *size)) and (height, width) == tuple(size):
+        return x
+    rows = _interpolation_matrix(size[0], height)
+    columns = _interpolation_matrix(size[1], width)
+    return _apply_along_axes(x, rows, columns)
+
+
+def _pooling_matrix(bins: int, in_size: Size) -> Tensor:
+    """Weights [bins, in_size] that average each of torch's adaptive windows."""
+    index = ops.arange(bins, dtype="int32")
+    start = ops.expand_dims(ops.floor_divide(index * in_size, bins), 1)
+    end = ops.expand_dims(ops.floor_divide((index + 1) * in_size + (bins - 1), bins), 1)
+    cell = ops.arange(in_size, dtype="int32")
+    inside = ops.cast(ops.logical_and(cell >= start, cell < end), "float32")
+    return inside / ops.cast(end - start, "float32")
+
+
+def adaptive_average_pool(x: Tensor, bins: int) -> Tensor:
+    """Average a map over `bins` x `bins` windows that cover it, as torch places them.
+
+    Equals `torch.nn.functional.adaptive_avg_pool2d`: window i of n cells is
+    [floor(i n / bins), ceil((i + 1) n / bins)); windows overlap where n is no multiple of
+    `bins`, and a map smaller than `bins` is repeated. Unlike
+    `keras.layers.AdaptiveAveragePooling2D` it takes dynamic sizes. Sums are in float32.
+
+    Args:
+        x: floating [B, h, w, C].
+        bins: windows per axis, at least 1.
+
+    Returns:
+        [B, bins, bins, C] in the dtype of `x`.
+    """
+    height, width = ops.shape(x)[1:3]
+    pooled = _apply_along_axes(
+        ops.cast(x, "float32"), _pooling_matrix(bins, height), _pooling_matrix(bins, width)
+    )
+    return ops.cast(pooled, x.dtype)
+
+
+@keras.saving.register_keras_serializable(package="alignseg_tf")
+class ResizeLike(keras.layers.Layer):
+    """Resize one map to the height and width of another, with aligned corners.
+
+    Input shape:
+        `x`: [B, h, w, C]; `reference`: [B, H, W, any].
+
+    Output shape:
+        [B, H, W, C].
+    """
+
+    def call(self, x: Tensor, reference: Tensor) -> Tensor:
+        """Return `x` at the size of `reference`."""
+        return resize_align_corners(x, ops.shape(reference)[1:3])
+
+    def compute_output_shape(
+        self, x_shape: tuple[int | None, ...], reference_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        """Return the shape of `x` with the height and width of `reference`."""
+        return (*x_shape[:1], *reference_shape[1:3], x_shape[-1])

@@ -1,0 +1,426 @@
+"""Segmentation losses on class ids and logits, in pure `keras.ops`.
+
+Shape legend
+    B      batch
+    H, W   height and width of the labels, in pixels
+    h, w   height and width of the logits, in cells; resized to H, W when they differ
+    C      classes
+    N      pixels of the whole batch, B * H * W
+
+Every loss takes class ids `y_true` [B, H, W] or [B, H, W, 1] (integers, or floats that hold them)
+and logits `y_pred` [B, h, w, C] of any floating dtype, computes in float32, and averages over the
+valid pixels of the batch. A pixel is valid when its id is one of 0 .. C-1 and is not ignored; any
+other pixel changes neither the value nor the gradient. A batch without a valid pixel gives 0.
+Under data parallel training each replica averages over its own valid pixels, and the replicas are
+averaged.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import keras
+from keras import ops
+
+from alignseg_tf.layers.sampling import resize_align_corners
+
+Tensor = Any
+IgnoreClass = int | Sequence[int] | None
+
+
+def ignored_ids(ignore_class: IgnoreClass) -> tuple[int, ...]:
+    """Return the ignored ids as a tuple: of none, one or several ints."""
+    if ignore_class is None:
+        return ()
+    if isinstance(ignore_class, Sequence):
+        return tuple(ignore_class)
+    return (ignore_class,)
+
+
+def label_ids(y_true: Tensor) -> Tensor:
+    """Return labels [B, H, W] or [B, H, W, 1] as int32 ids [B, H, W].
+
+    Raises:
+        ValueError: the labels have another shape, as one-hot masks do.
+    """
+    shape = tuple(y_true.shape)
+    if len(shape) == 4 and shape[-1] == 1:
+        y_true = ops.squeeze(y_true, axis=-1)
+    elif len(shape) == 4:
+        raise ValueError(
+            "`y_true` must hold class ids, shape [B, H, W] or [B, H, W, 1]; its last side says "
+            f"that it is one-hot (use argmax over the last axis). Received: shape {shape}"
+        )
+    elif len(shape) != 3:
+        raise ValueError(
+            "`y_true` must hold class ids, shape [B, H, W] or [B, H, W, 1]. "
+            f"Received: shape {shape}"
+        )
+    return ops.cast(y_true, "int32")
+
+
+def logits_at_label_size(y_pred: Tensor, ids: Tensor) -> Tensor:
+    """Return logits [B, h, w, C] as float32 [B, H, W, C], resized to `ids` [B, H, W] if need be.
+
+    The resize is bilinear and aligns corners: the centres of the outer cells meet the centres of
+    the outer pixels.
+    """
+    if len(y_pred.shape) != 4:
+        raise ValueError(
+            "`y_pred` must be logits, shape [B, h, w, classes]. "
+            f"Received: shape {tuple(y_pred.shape)}"
+        )
+    return resize_align_corners(ops.cast(y_pred, "float32"), tuple(ops.shape(ids)[1:3]))
+
+
+def is_ignored(ids: Tensor, ignore_class: IgnoreClass) -> Tensor:
+    """Return a boolean mask in the shape of `ids`: where the id is an ignored one."""
+    mask = ops.zeros_like(ids, dtype="bool")
+    for ignored in ignored_ids(ignore_class):
+        mask = ops.logical_or(mask, ids == ignored)
+    return mask
+
+
+def is_class(ids: Tensor, num_classes: int) -> Tensor:
+    """Return a boolean mask in the shape of `ids`: where the id is one of 0 .. num_classes-1."""
+    return ops.logical_and(ids >= 0, ids < num_classes)
+
+
+def _cross_entropy(ids: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
+    """Cross-entropy of each pixel, [B, H, W]; 0 where not `valid`."""
+    in_range = ops.clip(ids, 0, logits.shape[-1] - 1)
+    loss = ops.sparse_categorical_crossentropy(in_range, logits, from_logits=True)
+    return ops.where(valid, loss, 0.0)
+
+
+def _pixel_weights(sample_weight: Tensor) -> Tensor:
+    """Return sample weights in a shape that broadcasts with [B, H, W]."""
+    shape = tuple(sample_weight.shape)
+    if len(shape) in (0, 3):
+        return sample_weight
+    if len(shape) == 1 or (len(shape) in (2, 4) and shape[1:] == (1,) * (len(shape) - 1)):
+        return ops.reshape(sample_weight, (-1, 1, 1))
+    if len(shape) == 4 and shape[-1] == 1:
+        return ops.squeeze(sample_weight, axis=-1)
+    raise ValueError(f"`sample_weight` must be a scalar, [B] or [B, H, W]. Received: shape {shape}")
+
+
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of `values` under `weights`, shape [1]; 0, with no gradient, where no weight is left.
+
+    The result is one value and not a scalar because Keras divides a loss by the number of
+    replicas under `tf.distribute` only if the loss is no scalar.
+    """
+    total = ops.sum(weights)
+    mean = ops.sum(values * weights) / ops.where(total > 0, total, 1.0)
+    return ops.reshape(mean, (1,))
+
+
+class _SegmentationLoss(keras.losses.Loss):
+    """What the losses share: ids, logits at label size, and sample weights within the mean."""
+
+    def __init__(self, name: str | None) -> None:
+        # Ids pass through the loss dtype on their way in, and half floats would round them.
+        super().__init__(name=name, reduction="sum_over_batch_size", dtype="float32")
+
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
+        # Keras would multiply the finished mean by the sample weights. They belong inside it,
+        # so they travel beside the labels.
+        y_true = ops.convert_to_tensor(y_true)
+        return super().__call__(
+            y_true if sample_weight is None else (y_true, sample_weight), y_pred
+        )
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        y_true, sample_weight = y_true if isinstance(y_true, tuple) else (y_true, None)
+        ids = label_ids(y_true)
+        return self.loss_of_pixels(ids, logits_at_label_size(y_pred, ids), sample_weight)
+
+    def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
+        """Return the loss of ids [B, H, W] and float32 logits [B, H, W, C]."""
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {"name": self.name}
+
+
+@keras.saving.register_keras_serializable(package="alignseg_tf")
+class CrossEntropy(_SegmentationLoss):
+    """Cross-entropy, averaged over the valid pixels of the batch.
+
+    With weights w it is sum(w * cross-entropy) / sum(w), as
+    `torch.nn.functional.cross_entropy(weight=..., ignore_index=...)`; w is the class weight times
+    the sample weight of a pixel. Hence one `sample_weight` for all pixels changes nothing.
+
+    Args:
+        ignore_class: id or ids of pixels to leave out, within or outside of the classes; None
+            for no such id.
+        class_weights: one weight a class, or None for 1.
+        name: name of the loss.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = CrossEntropy(ignore_class=255)
+        >>> labels = np.array([[[0, 255]]])
+        >>> logits = np.array([[[[0.0, 0.0], [9.0, 3.0]]]], "float32")
+        >>> round(float(loss(labels, logits)), 4)
+        0.6931
+    """
+
+    def __init__(
+        self,
+        ignore_class: IgnoreClass = 255,
+        class_weights: Sequence[float] | None = None,
+        name: str | None = "cross_entropy",
+    ) -> None:
+        super().__init__(name=name)
+        self.ignore_class = ignore_class
+        self.class_weights = class_weights
+
+    def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
+        """Return the weighted mean cross-entropy, shape [1]."""
+        classes = logits.shape[-1]
+        valid = ops.logical_and(
+            is_class(ids, classes), ops.logical_not(is_ignored(ids, self.ignore_class))
+        )
+        weights = ops.cast(valid, "float32")
+        if self.class_weights is not None:
+            if len(self.class_weights) != classes:
+                raise ValueError(
+                    f"`class_weights` must hold one weight for each of the {classes} classes. "
+                    f"Received: {len(self.class_weights)} weights"
+                )
+            class_weights = ops.convert_to_tensor(self.class_weights, dtype="float32")
+            weights = weights * ops.take(class_weights, ops.clip(ids, 0, classes - 1), axis=0)
+        if sample_weight is not None:
+            weights = weights * _pixel_weights(sample_weight)
+        return _weighted_mean(_cross_entropy(ids, logits, valid), weights)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "ignore_class": self.ignore_class,
+            "class_weights": self.class_weights,
+        }
+
+
+@keras.saving.register_keras_serializable(package="alignseg_tf")
+class OhemCrossEntropy(_SegmentationLoss):
+    """Cross-entropy averaged over the hard pixels (online hard example mining).
+
+    A valid pixel is kept when the probability of its class is <= max(threshold, p), where p is
+    the `min_kept`-th smallest such probability of the whole batch; with fewer valid pixels than
+    `min_kept`, all are kept. Sample weights weigh the kept pixels in the mean; a pixel of weight
+    0 is not valid.
+
+    Args:
+        threshold: pixels whose class has at most this probability are always kept; in 0 .. 1.
+        min_kept: pixels to keep at the least, counted over the batch at label size.
+        ignore_class: id or ids of pixels to leave out; None for no such id.
+        name: name of the loss.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = OhemCrossEntropy(threshold=0.7, min_kept=1)
+        >>> labels = np.array([[[0, 0]]])
+        >>> logits = np.array([[[[0.0, 0.0], [9.0, 0.0]]]], "float32")  # probabilities 0.5, 0.9999
+        >>> round(float(loss(labels, logits)), 4)
+        0.6931
+
+    Reference:
+        Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example
+        Mining", CVPR 2016.
+    """
+
+    def __init__(
+        self,
+        threshold: float = 0.7,
+        min_kept: int = 100_000,
+        ignore_class: IgnoreClass = 255,
+        name: str | None = "ohem_cross_entropy",
+    ) -> None:
+        super().__init__(name=name)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"`threshold` must be a probability. Received: threshold={threshold}")
+        if min_kept < 1:
+            raise ValueError(f"`min_kept` must be at least 1. Received: min_kept={min_kept}")
+        self.threshold = threshold
+        self.min_kept = min_kept
+        self.ignore_class = ignore_class
+
+    def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
+        """Return the mean cross-entropy of the hard pixels, shape [1]."""
+        valid = ops.logical_and(
+            is_class(ids, logits.shape[-1]), ops.logical_not(is_ignored(ids, self.ignore_class))
+        )
+        weights = ops.cast(valid, "float32")
+        if sample_weight is not None:
+            weights = weights * _pixel_weights(sample_weight)
+        weights = ops.reshape(weights, (-1,))
+        loss = ops.reshape(_cross_entropy(ids, logits, valid), (-1,))
+
+        # Ranked by cross-entropy, -log(probability). Pixels that are not valid come last, and
+        # where they reach the k-th place, every valid pixel is kept.
+        hardness = ops.where(weights > 0, ops.stop_gradient(loss), -1.0)
+        pixels = ops.shape(hardness)[0]
+        if isinstance(pixels, int):
+            k = min(self.min_kept, pixels)
+        else:
+            k = ops.minimum(self.min_kept, pixels)
+        kth_hardest = ops.top_k(hardness, k)[0][-1]
+        always_kept = -math.log(self.threshold) if self.threshold > 0 else math.inf
+        kept = hardness >= ops.minimum(kth_hardest, always_kept)
+        return _weighted_mean(loss, weights * ops.cast(kept, "float32"))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "threshold": self.threshold,
+            "min_kept": self.min_kept,
+            "ignore_class": self.ignore_class,
+        }
+
+
+def _lovasz_weights(errors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """Weight of each pixel's error in the Lovasz extension of one class's Jaccard loss.
+
+    Args:
+        errors: float32 [N], |truth - probability|.
+        truth: float32 [N], 1 where the pixel is of this class, 0 elsewhere and where not valid.
+        valid: boolean [N].
+
+    Returns:
+        float32 [N], by how much the Jaccard loss grows when this pixel joins those with larger
+        errors as a mistake; 0 for all pixels when the class is absent.
+    """
+    order = ops.argsort(-ops.where(valid, errors, -1.0))  # largest error first, not valid last
+    truth = ops.take(truth, order, axis=0)
+    missed = ops.cumsum(truth)
+    total = ops.sum(truth)
+    rank = ops.arange(1, ops.shape(errors)[0] + 1, dtype="float32")
+    intersection = total - missed
+    union = total + rank - missed
+    # The difference of neighbours of 1 - intersection / union, written out: a missed pixel takes
+    # one from the intersection, a false alarm adds one to the union. Subtracting the quotients
+    # themselves would cancel most digits, for one pixel in a million moves them by 1e-6.
+    growth = ops.where(
+        truth > 0, 1.0 / ops.maximum(union, 1.0), intersection / union / ops.maximum(union - 1, 1.0)
+    )
+    return ops.scatter(ops.expand_dims(order, -1), growth, ops.shape(errors))
+
+
+@keras.saving.register_keras_serializable(package="alignseg_tf")
+class LovaszSoftmax(_SegmentationLoss):
+    """Lovasz-softmax: a convex surrogate of 1 - IoU, averaged over the classes present.
+
+    The pixels of the whole batch are taken as one image. A class without a valid pixel in the
+    labels has no share. Sample weights have no meaning here and are refused.
+
+    Args:
+        ignore_class: id or ids of pixels to leave out; None for no such id.
+        name: name of the loss.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = LovaszSoftmax(ignore_class=255)
+        >>> labels = np.array([[[0, 0]]])
+        >>> logits = np.array([[[[0.0, 0.0], [99.0, 0.0]]]], "float32")  # probabilities 0.5, 1
+        >>> round(float(loss(labels, logits)), 4)
+        0.25
+
+    Reference:
+        Berman et al., "The Lovasz-Softmax Loss", CVPR 2018.
+    """
+
+    def __init__(
+        self, ignore_class: IgnoreClass = 255, name: str | None = "lovasz_softmax"
+    ) -> None:
+        super().__init__(name=name)
+        self.ignore_class = ignore_class
+
+    def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
+        """Return the mean over present classes, shape [1]."""
+        if sample_weight is not None:
+            raise ValueError(
+                "The Lovasz loss ranks pixels and has no weighted form: it takes no "
+                f"`sample_weight`. Received: sample_weight of shape {tuple(sample_weight.shape)}"
+            )
+        classes = logits.shape[-1]
+        valid = ops.logical_and(
+            is_class(ids, classes), ops.logical_not(is_ignored(ids, self.ignore_class))
+        )
+        valid = ops.reshape(valid, (-1,))
+        # Classes first, so that a class is one contiguous row.
+        probabilities = ops.transpose(ops.reshape(ops.softmax(logits), (-1, classes)))
+        class_ids = ops.expand_dims(ops.arange(classes, dtype="int32"), 1)
+        truth = ops.logical_and(ops.reshape(ids, (1, -1)) == class_ids, valid)
+        errors = ops.where(truth, 1.0 - probabilities, probabilities)
+        errors = ops.where(valid, errors, 0.0)
+        # The weights are constant between two orders of the errors, so the gradient is the
+        # weights themselves. Class by class: a sort needs several vectors of N, freed after it.
+        fixed_errors = ops.stop_gradient(errors)
+        truth = ops.cast(truth, "float32")
+        weights = ops.stack(
+            [_lovasz_weights(fixed_errors[c], truth[c], valid) for c in range(classes)]
+        )
+        present = ops.sum(ops.cast(ops.any(truth > 0, axis=1), "float32"))
+        loss = ops.sum(ops.stop_gradient(weights) * errors) / ops.maximum(present, 1.0)
+        return ops.reshape(loss, (1,))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {**super().get_config(), "ignore_class": self.ignore_class}
+
+
+@keras.saving.register_keras_serializable(package="alignseg_tf")
+class CombinedLoss(_SegmentationLoss):
+    """Weighted sum of losses on one output; the logits are resized once for all of them.
+
+    Args:
+        losses: losses that take ids [B, H, W] and logits [B, H, W, C], these or Keras' own.
+        weights: one factor a loss, or None for 1.
+        name: name of the loss.
+
+    Example:
+        >>> loss = CombinedLoss([CrossEntropy(), LovaszSoftmax()], weights=[1.0, 0.8])
+    """
+
+    def __init__(
+        self,
+        losses: Sequence[keras.losses.Loss],
+        weights: Sequence[float] | None = None,
+        name: str | None = "combined_loss",
+    ) -> None:
+        super().__init__(name=name)
+        if weights is not None and len(weights) != len(losses):
+            raise ValueError(
+                f"`weights` must hold one factor for each of the {len(losses)} losses. "
+                f"Received: {len(weights)} weights"
+            )
+        self.losses = losses
+        self.weights = weights
+
+    def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
+        """Return the weighted sum, a scalar: each loss has made its own mean already."""
+        weights = [1.0] * len(self.losses) if self.weights is None else self.weights
+        return sum(
+            weight * loss(ids, logits, sample_weight)
+            for weight, loss in zip(weights, self.losses, strict=True)
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "losses": [keras.saving.serialize_keras_object(loss) for loss in self.losses],
+            "weights": self.weights,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Return the loss that `get_config` described."""
+        losses = [keras.saving.deserialize_keras_object(loss) for loss in config["losses"]]
+        return cls(**{**config, "losses": losses})

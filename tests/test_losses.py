@@ -1,0 +1,516 @@
+"""Losses against the official values, PyTorch and NumPy; runs on every Keras backend."""
+
+import doctest
+import functools
+import importlib.util
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from alignseg_tf import losses
+from alignseg_tf.losses import CombinedLoss, CrossEntropy, LovaszSoftmax, OhemCrossEntropy
+
+BACKEND = keras.backend.backend()
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+MODES = ["eager"] if BACKEND == "torch" else ["eager", "compiled"]  # by XLA
+
+# Raised by Keras 3.15 under NumPy 2.4 (every save; on PyTorch every read), and by PyTorch.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"),
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch.*"),
+]
+
+LOSSES = {
+    "cross_entropy": CrossEntropy(),
+    "class_weights": CrossEntropy(class_weights=[0.5, 2.0, 1.0, 3.0, 0.0]),
+    "ohem": OhemCrossEntropy(threshold=0.3, min_kept=20),
+    "lovasz": LovaszSoftmax(),
+    "combined": CombinedLoss([CrossEntropy(), LovaszSoftmax()], weights=[1.0, 0.8]),
+}
+
+
+def value_and_gradient(loss, labels, logits, mode="eager"):
+    """Loss and gradient for the logits, in NumPy, on the backend that runs."""
+    labels, logits = ops.convert_to_tensor(labels), ops.convert_to_tensor(logits)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        def function(labels, logits):
+            with tf.GradientTape() as tape:
+                tape.watch(logits)
+                value = loss(labels, logits)
+            return value, tape.gradient(value, logits)
+
+        if mode != "eager":
+            function = tf.function(function, jit_compile=mode == "compiled")
+        if mode == "dynamic":
+            function = function.get_concrete_function(
+                tf.TensorSpec([None, None, None], labels.dtype),
+                tf.TensorSpec([None, None, None, logits.shape[-1]], logits.dtype),
+            )
+        value, gradient = function(labels, logits)
+    elif BACKEND == "jax":
+        import jax
+
+        function = jax.value_and_grad(lambda logits, labels: loss(labels, logits))
+        value, gradient = (jax.jit(function) if mode == "compiled" else function)(logits, labels)
+    else:
+        logits = logits.detach().requires_grad_()
+        value = loss(labels, logits)
+        value.backward()
+        gradient = logits.grad
+    assert tuple(value.shape) == ()
+    return float(ops.convert_to_numpy(value)), ops.convert_to_numpy(ops.cast(gradient, "float32"))
+
+
+def example(batch=2, size=(7, 9), classes=5, label_size=None, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.standard_normal((batch, *size, classes)).astype("float32")
+    labels = rng.integers(0, classes, (batch, *(label_size or size)))
+    labels[rng.random(labels.shape) < 0.3] = 255
+    return labels.astype("uint8"), logits
+
+
+def softmax(logits):
+    exponents = np.exp(logits.astype("float64") - logits.max(-1, keepdims=True))
+    return exponents / exponents.sum(-1, keepdims=True)
+
+
+def lovasz_reference(labels, logits, ignored=(255,)):
+    """Value and gradient from the definition: quotients, class by class, valid pixels only."""
+    probabilities = softmax(logits)
+    classes = logits.shape[-1]
+    valid = (labels < classes) & ~np.isin(labels, ignored)
+    to_probabilities, terms = np.zeros_like(probabilities), []
+    for c in np.unique(labels[valid]):
+        truth = (labels[valid] == c).astype("float64")
+        errors = np.abs(truth - probabilities[valid][:, c])
+        order = np.argsort(-errors)
+        ranked = truth[order]
+        intersection = ranked.sum() - np.cumsum(ranked)
+        union = ranked.sum() + np.cumsum(1 - ranked)
+        growth = np.diff(1 - intersection / union, prepend=0.0)
+        terms.append(errors[order] @ growth)
+        per_pixel = np.zeros_like(errors)
+        per_pixel[order] = growth
+        to_probabilities[valid, c] = per_pixel * np.where(truth, -1, 1)
+    to_probabilities /= len(terms)
+    mean = (to_probabilities * probabilities).sum(-1, keepdims=True)
+    return np.mean(terms), probabilities * (to_probabilities - mean)
+
+
+# The official values
+
+
+@functools.cache
+def golden():
+    if not GOLDEN.exists():
+        pytest.skip(f"the official values are not at {GOLDEN}")
+    spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
+    weights = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(weights)
+    with np.load(GOLDEN / "official.npz") as arrays:
+        values = {key: arrays[key] for key in arrays if key.startswith("loss.")}
+    main, auxiliary = (
+        (2 * weights.images((2, 7, 24, 32), salt)).transpose(0, 2, 3, 1) for salt in (6, 7)
+    )
+    return values, main, auxiliary
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("key", "loss"),
+    [
+        ("ce_main", CrossEntropy()),
+        ("lovasz_only", LovaszSoftmax()),
+        ("ohem_0.7_100", OhemCrossEntropy(0.7, 100)),
+        ("ohem_0.2_3000", OhemCrossEntropy(0.2, 3000)),
+        ("ohem_0.6_1000000000", OhemCrossEntropy(0.6, 1_000_000_000)),
+    ],
+)
+def test_official_values(key, loss, mode):
+    values, main, _ = golden()
+    value, _ = value_and_gradient(loss, values["loss.labels"], main, mode)
+    np.testing.assert_allclose(value, values[f"loss.{key}"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("key", "loss"),
+    [
+        ("dsn", CrossEntropy()),
+        ("lovasz_dsn", CombinedLoss([CrossEntropy(), LovaszSoftmax()], [1.0, 0.8])),
+    ],
+)
+def test_official_values_with_auxiliary_head(key, loss):
+    values, main, auxiliary = golden()
+    labels = values["loss.labels"]
+    value = float(loss(labels, main)) + 0.1 * float(CrossEntropy()(labels, auxiliary))
+    np.testing.assert_allclose(value, values[f"loss.{key}"], rtol=1e-5)
+
+
+# Independent references
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("class_weights", [None, [0.5, 2.0, 1.0, 3.0, 0.0]])
+def test_cross_entropy_equals_torch(class_weights, mode):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    labels, logits = example(label_size=(13, 17))
+    tensor = torch.tensor(logits.transpose(0, 3, 1, 2), requires_grad=True)
+    resized = torch.nn.functional.interpolate(tensor, (13, 17), mode="bilinear", align_corners=True)
+    expected = torch.nn.functional.cross_entropy(
+        resized,
+        torch.tensor(labels.astype("int64")),
+        weight=None if class_weights is None else torch.tensor(class_weights),
+        ignore_index=255,
+    )
+    (expected_gradient,) = torch.autograd.grad(expected, tensor)
+    loss = CrossEntropy(class_weights=class_weights)
+    value, gradient = value_and_gradient(loss, labels, logits, mode)
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient.numpy().transpose(0, 2, 3, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ignored", [(255,), (2, 255)])
+def test_lovasz_equals_reference(ignored, mode):
+    labels, logits = example()
+    labels[labels == 3] = 4  # class 3 is absent
+    value, gradient = value_and_gradient(LovaszSoftmax(ignored), labels, logits, mode)
+    expected, expected_gradient = lovasz_reference(labels, logits, ignored)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+
+
+def test_lovasz_gradient_with_errors_of_zero():
+    """Pixels that are not valid rank after valid ones without error."""
+    labels = np.array([[[0, 255, 255, 0, 1]]])
+    logits = np.zeros((1, 1, 5, 2), "float32")
+    logits[0, 0, 0] = [60, 0]
+    _, gradient = value_and_gradient(LovaszSoftmax(), labels, logits)
+    np.testing.assert_allclose(gradient, lovasz_reference(labels, logits)[1], atol=1e-7)
+    weights = losses._lovasz_weights(
+        ops.convert_to_tensor([0.0, 0.0, 0.0, 0.5], "float32"),
+        ops.convert_to_tensor([0.0, 0.0, 0.0, 1.0], "float32"),
+        ops.convert_to_tensor([False, False, True, True]),
+    )
+    # The missed pixel costs all of the IoU; after it nothing is left to lose.
+    np.testing.assert_allclose(ops.convert_to_numpy(weights)[2:], [0.0, 1.0], atol=1e-7)
+    weights = losses._lovasz_weights(
+        ops.convert_to_tensor([0.0, 0.0, 0.1, 0.0], "float32"),
+        ops.convert_to_tensor([0.0, 0.0, 0.0, 1.0], "float32"),
+        ops.convert_to_tensor([False, False, True, True]),
+    )
+    np.testing.assert_allclose(ops.convert_to_numpy(weights)[2:], [0.5, 0.5], atol=1e-7)
+
+
+def test_lovasz_weights_keep_their_digits_on_large_maps():
+    """Differences of quotients would be wrong by a tenth here."""
+    pixels = 1 << 20
+    truth = np.zeros(pixels, "float32")
+    truth[: pixels // 2] = 1
+    errors = np.linspace(1, 0.001, pixels, dtype="float32")
+    weights = losses._lovasz_weights(*map(ops.convert_to_tensor, (errors, truth, truth >= 0)))
+    missed = np.cumsum(truth, dtype="float64")
+    union = truth.sum(dtype="float64") + np.arange(1, pixels + 1) - missed
+    expected = np.diff(1 - (truth.sum(dtype="float64") - missed) / union, prepend=0.0)
+    np.testing.assert_allclose(ops.convert_to_numpy(weights), expected, rtol=1e-5, atol=1e-13)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("threshold", "min_kept"), [(0.7, 1), (0.2, 40), (0.0, 10), (1.0, 1), (0.1, 10**6)]
+)
+def test_ohem_equals_reference(threshold, min_kept, mode):
+    labels, logits = example()
+    valid = labels < 5
+    probability = softmax(logits)[valid, labels[valid]]
+    kth = np.sort(probability)[min(min_kept, valid.sum()) - 1]
+    kept = probability <= max(threshold, kth)
+    assert kept.sum() >= min(min_kept, valid.sum())
+    value, gradient = value_and_gradient(
+        OhemCrossEntropy(threshold, min_kept), labels, logits, mode
+    )
+    np.testing.assert_allclose(value, -np.log(probability[kept]).mean(), rtol=1e-5)
+    touched = np.abs(gradient).max(-1) > 0
+    np.testing.assert_array_equal(touched[valid], kept)
+    assert not touched[~valid].any()
+
+
+# Pixels without a say
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_ignored_pixels_have_no_influence(loss, mode):
+    labels, logits = example()
+    ignored = labels == 255
+    changed = logits.copy()
+    changed[ignored] = 50 * np.random.default_rng(1).standard_normal(changed[ignored].shape)
+    value, gradient = value_and_gradient(loss, labels, logits, mode)
+    other_value, other_gradient = value_and_gradient(loss, labels, changed, mode)
+    assert value > 0
+    assert np.abs(gradient[~ignored]).max() > 0
+    assert np.abs(gradient[ignored]).max() == 0
+    np.testing.assert_allclose(other_value, value, rtol=1e-6)
+    np.testing.assert_allclose(other_gradient, gradient, atol=1e-7)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.parametrize("label_size", [(7, 9), (13, 17)])
+def test_nothing_valid_gives_zero(loss, mode, label_size):
+    _, logits = example()
+    labels = np.full((2, *label_size), 255)
+    value, gradient = value_and_gradient(loss, labels, logits, mode)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, np.zeros_like(logits))
+
+
+@pytest.mark.parametrize("loss_class", [CrossEntropy, OhemCrossEntropy, LovaszSoftmax])
+def test_several_ignored_ids(loss_class):
+    """Ignoring a class and an id beyond the classes equals mapping both to 255."""
+    labels, logits = example()
+    mapped = np.where(labels == 2, 255, labels)
+    expected = value_and_gradient(loss_class(), mapped, logits)
+    value, gradient = value_and_gradient(loss_class(ignore_class=(2, 255)), labels, logits)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected[1], atol=1e-7)
+    assert abs(float(loss_class()(labels, logits)) - value) > 1e-4
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_labels_out_of_range_are_left_out(loss, mode):
+    labels, logits = example()
+    expected = value_and_gradient(loss, labels, logits, mode)
+    bad = np.resize([5, 99, -1, 100_000], labels.shape)
+    labels = np.where(labels == 255, bad, labels.astype("int32"))
+    value, gradient = value_and_gradient(loss, labels, logits, mode)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected[1], atol=1e-7)
+
+
+def test_nothing_ignored():
+    labels, logits = example()
+    labels %= 5
+    assert float(CrossEntropy(None)(labels, logits)) == float(CrossEntropy()(labels, logits))
+
+
+# Inputs
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.parametrize("dtype", ["int32", "uint8", "float32", "int64"])
+def test_label_dtypes_and_channel(loss, dtype):
+    labels, logits = example(label_size=(13, 17))
+    expected = float(loss(labels, logits))
+    assert float(loss(labels.astype(dtype), logits)) == expected
+    assert float(loss(labels.astype(dtype)[..., None], logits)) == expected
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_half_precision_logits_are_computed_in_float32(loss, dtype, mode):
+    labels, logits = example(size=(40, 50))
+    half = ops.cast(logits, dtype)
+    rounded = ops.convert_to_numpy(ops.cast(half, "float32"))
+    value, gradient = value_and_gradient(loss, labels, half, mode)
+    expected, expected_gradient = value_and_gradient(loss, labels, rounded, mode)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+def test_one_hot_labels_are_refused(loss):
+    labels, logits = example()
+    one_hot = np.eye(256)[labels][..., :5]
+    with pytest.raises(ValueError, match=r"one-hot.*Received: shape \(2, 7, 9, 5\)"):
+        loss(one_hot, logits)
+
+
+def test_wrong_shapes_and_arguments_are_refused():
+    labels, logits = example()
+    with pytest.raises(ValueError, match=r"class ids.*Received: shape \(7, 9\)"):
+        CrossEntropy()(labels[0], logits)
+    with pytest.raises(ValueError, match=r"logits.*Received: shape \(7, 9, 5\)"):
+        CrossEntropy()(labels, logits[0])
+    with pytest.raises(ValueError, match=r"each of the 5 classes\. Received: 2 weights"):
+        CrossEntropy(class_weights=[1.0, 2.0])(labels, logits)
+    with pytest.raises(ValueError, match=r"Received: threshold=1\.5"):
+        OhemCrossEntropy(threshold=1.5)
+    with pytest.raises(ValueError, match="Received: min_kept=0"):
+        OhemCrossEntropy(min_kept=0)
+    with pytest.raises(ValueError, match=r"each of the 1 losses\. Received: 2 weights"):
+        CombinedLoss([CrossEntropy()], [1.0, 2.0])
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has dynamic shapes")
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+@pytest.mark.parametrize("label_size", [(7, 9), (13, 17)])
+def test_dynamic_shapes(loss, label_size):
+    labels, logits = example(label_size=label_size)
+    value, gradient = value_and_gradient(loss, labels, logits, "dynamic")
+    expected, expected_gradient = value_and_gradient(loss, labels, logits)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+
+
+# Sample weights
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 1, 1), (2, 7, 9), (2, 7, 9, 1)])
+def test_sample_weight_is_a_weight_of_the_mean(shape):
+    labels, logits = example()
+    weights = np.random.default_rng(2).random(shape).astype("float32")
+    per_pixel = np.broadcast_to(weights.reshape((2, 7, 9) if 7 in shape else (2, 1, 1)), (2, 7, 9))
+    valid = labels < 5
+    pixels = -np.log(softmax(logits)[valid, labels[valid]])
+    expected = (pixels * per_pixel[valid]).sum() / per_pixel[valid].sum()
+    value = float(CrossEntropy()(labels, logits, sample_weight=weights))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    value = float(OhemCrossEntropy(1.0, 1)(labels, logits, sample_weight=weights))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_sample_weight_corner_cases():
+    labels, logits = example()
+    plain = float(CrossEntropy()(labels, logits))
+    assert float(CrossEntropy()(labels, logits, sample_weight=3.0)) == pytest.approx(plain)
+    assert float(CrossEntropy()(labels, logits, sample_weight=0.0)) == 0
+    first = float(CrossEntropy()(labels[:1], logits[:1]))
+    for loss in (CrossEntropy(), OhemCrossEntropy(), CombinedLoss([CrossEntropy()])):
+        value = float(loss(labels, logits, sample_weight=np.array([1.0, 0.0])))
+        np.testing.assert_allclose(value, first, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"`sample_weight` must be.*Received: shape \(2, 7\)"):
+        CrossEntropy()(labels, logits, sample_weight=np.ones((2, 7)))
+
+
+@pytest.mark.parametrize("name", ["lovasz", "combined"])
+def test_lovasz_refuses_sample_weight(name):
+    labels, logits = example()
+    with pytest.raises(ValueError, match=r"no `sample_weight`. Received: .*\(2,\)"):
+        LOSSES[name](labels, logits, sample_weight=np.ones(2))
+
+
+# Keras
+
+
+def test_combined_loss_takes_any_keras_loss():
+    labels, logits = example()
+    labels %= 5
+    loss = CombinedLoss(
+        [LovaszSoftmax(), keras.losses.SparseCategoricalCrossentropy(from_logits=True)]
+    )
+    expected = float(LovaszSoftmax()(labels, logits)) + float(CrossEntropy()(labels, logits))
+    np.testing.assert_allclose(float(loss(labels, logits)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CrossEntropy((0, 255), class_weights=[1.0, 2.0, 1.0, 3.0, 0.5], name="ce"),
+        OhemCrossEntropy(0.4, 7, ignore_class=1, name="hard"),
+        LovaszSoftmax(None, name="iou"),
+        CombinedLoss([CrossEntropy(3), LovaszSoftmax((1, 255))], [0.3, 0.8], name="sum"),
+    ],
+    ids=lambda loss: loss.name,
+)
+def test_serialisation(loss):
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(loss)))
+    copy = keras.saving.deserialize_keras_object(config)
+    assert type(copy) is type(loss)
+    assert copy.name == loss.name
+    assert json.dumps(copy.get_config()) == json.dumps(loss.get_config())
+    labels, logits = example()
+    assert float(copy(labels, logits)) == float(loss(labels, logits))
+
+
+def test_fit_two_heads_save_and_load(tmp_path):
+    keras.utils.set_random_seed(0)
+    images = keras.Input((None, None, 3))
+    features = keras.layers.Conv2D(4, 3, strides=2, padding="same", activation="relu")(images)
+    outputs = {
+        name: keras.layers.Conv2D(5, 1, name=name, dtype="float32")(features)
+        for name in ("segmentation", "auxiliary")
+    }
+    model = keras.Model(images, outputs)
+    model.compile(
+        optimizer=keras.optimizers.Adam(0.02),
+        loss={"segmentation": LOSSES["combined"], "auxiliary": CrossEntropy()},
+        loss_weights={"segmentation": 1.0, "auxiliary": 0.1},
+    )
+    rng = np.random.default_rng(0)
+    x = rng.random((4, 12, 16, 3)).astype("float32")
+    y = (4.99 * x.mean(-1)).astype("int32")
+    y[:, :2] = 255
+    targets = {"segmentation": y, "auxiliary": y}
+    history = model.fit(x, targets, batch_size=2, epochs=4, verbose=0).history["loss"]
+    assert history[-1] < history[0]
+    expected = model.evaluate(x, targets, batch_size=4, verbose=0, return_dict=True)["loss"]
+    prediction = model.predict(x, batch_size=4, verbose=0)
+    by_hand = float(LOSSES["combined"](y, prediction["segmentation"]))
+    by_hand += 0.1 * float(CrossEntropy()(y, prediction["auxiliary"]))
+    np.testing.assert_allclose(expected, by_hand, rtol=1e-5)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    value = loaded.evaluate(x, targets, batch_size=4, verbose=0, return_dict=True)["loss"]
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_examples():
+    assert doctest.testmod(losses).failed == 0
+
+
+DISTRIBUTED = """
+import sys
+import numpy as np, tensorflow as tf, keras
+from alignseg_tf.losses import CombinedLoss, CrossEntropy, LovaszSoftmax, OhemCrossEntropy
+
+cpus = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+rng = np.random.default_rng(0)
+x = np.tile(rng.random((1, 6, 8, 3)).astype("float32"), (4, 1, 1, 1))  # equal shares
+y = np.tile(rng.integers(0, 5, (1, 6, 8)), (4, 1, 1))  # logits are 4 x 6
+y[:, 0] = 255
+
+def train(scope):
+    keras.utils.set_random_seed(0)
+    with scope:
+        model = keras.Sequential([keras.Input((6, 8, 3)), keras.layers.Conv2D(5, 3)])
+        loss = CombinedLoss([CrossEntropy(), LovaszSoftmax(), OhemCrossEntropy(0.3, 5)])
+        model.compile(optimizer=keras.optimizers.SGD(0.5), loss=loss)
+    history = model.fit(x, y, batch_size=4, epochs=3, verbose=0, shuffle=False).history["loss"]
+    return history, model.get_weights()
+
+import contextlib
+one = train(contextlib.nullcontext())
+two = train(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope())
+np.testing.assert_allclose(two[0], one[0], rtol=1e-5)
+for a, b in zip(two[1], one[1]):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+print("same")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.distribute needs TensorFlow")
+def test_two_replicas_train_as_one():
+    """The step must not depend on the number of replicas, as it does for a scalar loss."""
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(DISTRIBUTED)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.endswith("same\n")

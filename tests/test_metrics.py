@@ -1,0 +1,451 @@
+"""Mean IoU against counts made by hand and by NumPy; runs on every Keras backend."""
+
+import doctest
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from alignseg_tf import metrics
+from alignseg_tf.losses import CrossEntropy
+from alignseg_tf.metrics import (
+    MeanIoU,
+    RaiseOnInvalidLabels,
+    iou_per_class,
+    mean_iou,
+    pixel_accuracy,
+)
+
+BACKEND = keras.backend.backend()
+
+# Raised by Keras 3.15 under NumPy 2.4 (every save; on PyTorch every read), and by PyTorch.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword"),
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:torch.*"),
+]
+
+
+def example(classes=4, size=(2, 7, 9), seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, size)
+    labels[rng.random(size) < 0.3] = 255
+    return labels.astype("uint8"), rng.standard_normal((*size, classes)).astype("float32")
+
+
+def count(labels, predicted, classes, ignored=(255,)):
+    """Confusion matrix and pixels out of range, one pixel at a time."""
+    confusion, out_of_range = np.zeros((classes, classes), "int64"), 0
+    for truth, prediction in zip(labels.ravel().tolist(), predicted.ravel().tolist(), strict=True):
+        if truth in ignored:
+            continue
+        if 0 <= truth < classes and 0 <= prediction < classes:
+            confusion[truth, prediction] += 1
+        else:
+            out_of_range += 1
+    return confusion, out_of_range
+
+
+def compiled_update(metric):
+    """The update as training runs it: traced, and compiled by XLA where there is one."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(metric.update_state, jit_compile=True)
+    if BACKEND == "jax":
+        import jax
+
+        step = jax.jit(metric.stateless_update_state)
+
+        def update(labels, logits):
+            state = step([variable.value for variable in metric.variables], labels, logits)
+            for variable, value in zip(metric.variables, state, strict=True):
+                variable.assign(value)
+
+        return update
+    return metric.update_state
+
+
+# Functions of a confusion matrix
+
+
+def test_functions_of_a_confusion_matrix():
+    confusion = np.array([[3, 1, 0], [2, 4, 0], [0, 0, 0]])
+    np.testing.assert_allclose(iou_per_class(confusion), [3 / 6, 4 / 7, math.nan])
+    assert iou_per_class(confusion).dtype == np.float64
+    assert mean_iou(confusion) == pytest.approx((3 / 6 + 4 / 7) / 2)
+    assert pixel_accuracy(confusion) == 0.7
+
+
+def test_functions_of_an_empty_confusion_matrix():
+    empty = np.zeros((2, 2), "int64")
+    assert np.isnan(iou_per_class(empty)).all()
+    assert math.isnan(mean_iou(empty))
+    assert math.isnan(pixel_accuracy(empty))
+
+
+@pytest.mark.parametrize("function", [iou_per_class, mean_iou, pixel_accuracy])
+def test_confusion_matrix_must_be_square(function):
+    with pytest.raises(ValueError, match=r"square.*Received: shape \(2, 3\)"):
+        function(np.zeros((2, 3)))
+
+
+# Counting
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("ignored", [255, (1, 255), None])
+def test_logits(ignored, compiled):
+    labels, logits = example()
+    metric = MeanIoU(4, ignored)
+    update = compiled_update(metric) if compiled else metric.update_state
+    ids = () if ignored is None else np.atleast_1d(ignored).tolist()
+    total, out_of_range = 0, 0
+    for seed in range(2):
+        labels, logits = example(seed=seed)
+        update(ops.convert_to_tensor(labels), ops.convert_to_tensor(logits))
+        confusion, bad = count(labels, logits.argmax(-1), 4, ids)
+        total, out_of_range = total + confusion, out_of_range + bad
+    np.testing.assert_array_equal(metric.confusion_matrix(), total)
+    assert metric.confusion_matrix().dtype == np.int64
+    assert metric.out_of_range() == out_of_range
+    assert (out_of_range > 0) == (ignored is None)
+    assert float(metric.result()) == pytest.approx(mean_iou(total), rel=1e-6)
+    np.testing.assert_allclose(metric.per_class_iou(), iou_per_class(total))
+    metric.reset_state()
+    assert metric.confusion_matrix().sum() == 0
+    assert metric.out_of_range() == 0
+    assert float(metric.result()) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_logits_of_another_size_are_resized(dtype):
+    """Between two cells of an opposite class the middle belongs to the stronger one."""
+    logits = np.array([[[[1.0, 0.0], [0.0, 3.0]]]], "float32")
+    metric = MeanIoU(2)
+    metric.update_state(np.array([[[0, 0, 1]]]), ops.cast(logits, dtype))
+    assert metric.confusion_matrix().tolist() == [[1, 1], [0, 1]]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
+@pytest.mark.parametrize("channel", [False, True])
+def test_predicted_ids(dtype, channel):
+    labels, logits = example()
+    predicted = logits.argmax(-1).astype(dtype)
+    shape = (2, 7, 9, 1) if channel else (2, 7, 9)
+    metric = MeanIoU(4)
+    metric.update_state(labels.reshape(shape), predicted.reshape(shape))
+    np.testing.assert_array_equal(metric.confusion_matrix(), count(labels, predicted, 4)[0])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_ids_out_of_range_are_counted_apart(compiled):
+    labels = np.array([[[0, 1, 2, -1, 9000, 255, 1, 1, 255]]], "int32")
+    predicted = np.array([[[0, 1, 1, 0, 0, 0, 2, -5, 7]]], "int32")
+    metric = MeanIoU(2)
+    update = compiled_update(metric) if compiled else metric.update_state
+    update(ops.convert_to_tensor(labels), ops.convert_to_tensor(predicted))
+    assert metric.confusion_matrix().tolist() == [[1, 0], [0, 1]]
+    assert metric.out_of_range() == 5
+
+
+def test_float_labels():
+    labels, logits = example()
+    metric = MeanIoU(4)
+    metric.update_state(labels.astype("float32")[..., None], logits)
+    np.testing.assert_array_equal(metric.confusion_matrix(), count(labels, logits.argmax(-1), 4)[0])
+
+
+def test_absent_classes():
+    labels, predicted = np.array([[[0, 0, 255]]]), np.array([[[0, 2, 1]]])
+    metric = MeanIoU(4, class_names=["road", "car", "sky", "tree"])
+    metric.update_state(labels, predicted)
+    assert metric.absent_classes() == ["car", "tree"]
+    np.testing.assert_allclose(metric.per_class_iou(), [0.5, np.nan, 0.0, np.nan])
+    assert float(metric.result()) == 0.25
+    metric = MeanIoU(4)
+    metric.update_state(labels, predicted)
+    assert metric.absent_classes() == [1, 3]
+
+
+def test_counts_beyond_float32_and_int32():
+    """Adding to a full float32 or int32 counter would be lost or overflow."""
+    labels, predicted = np.zeros((1, 3, 7), "uint8"), np.zeros((1, 3, 7), "uint8")
+    metric = MeanIoU(2)
+    for start in (2**24, 2**31 - 5, 2**33 + 12_345, 2**39 + 1):
+        for limb, value in ((metric._low, start % 2**16), (metric._high, start // 2**16)):
+            limb.assign(np.full(limb.shape, value, "float32"))
+        for _ in range(5):
+            metric.update_state(labels, predicted)
+        expected = np.full((2, 2), start)
+        expected[0, 0] += 5 * 21
+        np.testing.assert_array_equal(metric.confusion_matrix(), expected)
+        assert float(metric.result()) == pytest.approx(1 / 3, rel=1e-6)
+
+
+def test_carry_from_the_low_part():
+    metric = MeanIoU(2)
+    half = np.zeros((2, 150, 200), "uint8")  # 60 000 pixels, less than a carry
+    for update in range(1, 6):
+        metric.update_state(half, half)
+        assert metric.confusion_matrix().tolist() == [[update * 60_000, 0], [0, 0]]
+        assert ops.convert_to_numpy(metric._low).max() < 2**16
+    many = np.ones((1, 500, 600), "uint8")  # 300 000 pixels, more than a carry at once
+    metric.update_state(many, many)
+    assert metric.confusion_matrix().tolist() == [[300_000, 0], [0, 300_000]]
+
+
+@pytest.mark.slow
+def test_one_batch_of_more_pixels_than_float32_counts():
+    labels = ops.zeros((1, 4099, 4100), "uint8")
+    metric = MeanIoU(1)
+    metric.update_state(labels, labels)
+    assert metric.confusion_matrix().tolist() == [[4099 * 4100]]
+    assert 4099 * 4100 > 2**24
+
+
+def test_wrong_inputs_are_refused():
+    labels, logits = example()
+    metric = MeanIoU(4)
+    with pytest.raises(ValueError, match=r"one-hot.*Received: shape \(2, 7, 9, 4\)"):
+        metric.update_state(logits, logits)
+    with pytest.raises(ValueError, match=r"4 classes.*Received: shape \(2, 7, 9, 3\)"):
+        metric.update_state(labels, logits[..., :3])
+    with pytest.raises(ValueError, match=r"Received: shape \(2, 7, 9\), dtype float32"):
+        metric.update_state(labels, labels.astype("float32"))
+    with pytest.raises(ValueError, match=r"shape of the labels.*Received: shape \(2, 7, 8\)"):
+        metric.update_state(labels, labels[..., 1:])
+    with pytest.raises(ValueError, match=r"no `sample_weight`.*Received"):
+        metric.update_state(labels, logits, sample_weight=np.ones(2))
+    with pytest.raises(ValueError, match=r"each of the 4 classes\. Received: 1 names"):
+        MeanIoU(4, class_names=["road"])
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow has dynamic shapes")
+def test_dynamic_shapes():
+    import tensorflow as tf
+
+    metric = MeanIoU(4)
+    update = tf.function(metric.update_state).get_concrete_function(
+        tf.TensorSpec([None, None, None], "uint8"), tf.TensorSpec([None, None, None, 4], "float32")
+    )
+    labels, logits = example()
+    update(tf.constant(labels), tf.constant(logits))
+    np.testing.assert_array_equal(metric.confusion_matrix(), count(labels, logits.argmax(-1), 4)[0])
+
+
+def test_serialisation():
+    metric = MeanIoU(3, (0, 255), ["a", "b", "c"], name="city")
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(metric)))
+    copy = keras.saving.deserialize_keras_object(config)
+    assert type(copy) is MeanIoU
+    assert json.dumps(copy.get_config()) == json.dumps(metric.get_config())
+    labels, logits = example(classes=3)
+    for each in (metric, copy):
+        each.update_state(labels, logits)
+    np.testing.assert_array_equal(copy.confusion_matrix(), metric.confusion_matrix())
+
+
+def test_examples():
+    assert doctest.testmod(metrics).failed == 0
+
+
+# In compile() and fit()
+
+
+def tiny_model(classes=4):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [keras.Input((None, None, 3)), keras.layers.Conv2D(classes, 3, strides=2, padding="same")]
+    )
+    model.compile(optimizer="sgd", loss=CrossEntropy(), metrics=[MeanIoU(classes)])
+    return model
+
+
+def pictures(count=6, classes=4):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, (count, 12, 16))
+    labels[:, 0] = 255
+    return rng.random((count, 12, 16, 3)).astype("float32"), labels.astype("uint8")
+
+
+def test_fit_evaluate_save_and_load(tmp_path):
+    model = tiny_model()
+    images, labels = pictures()
+    history = model.fit(
+        images,
+        labels,
+        batch_size=2,
+        epochs=2,
+        validation_data=(images, labels),
+        callbacks=[RaiseOnInvalidLabels()],
+        verbose=0,
+    ).history
+    results = model.evaluate(
+        images,
+        labels,
+        batch_size=4,
+        callbacks=[RaiseOnInvalidLabels()],
+        return_dict=True,
+        verbose=0,
+    )
+    expected = MeanIoU(4)
+    expected.update_state(labels, model.predict(images, batch_size=6, verbose=0))
+    assert expected.confusion_matrix().sum() == (labels != 255).sum()
+    assert results["mean_iou"] == pytest.approx(mean_iou(expected.confusion_matrix()), rel=1e-5)
+    assert history["val_mean_iou"][-1] == pytest.approx(results["mean_iou"], rel=1e-5)
+    (metric,) = metrics._mean_iou_metrics(model.metrics)
+    np.testing.assert_array_equal(metric.confusion_matrix(), expected.confusion_matrix())
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    again = loaded.evaluate(images, labels, batch_size=4, return_dict=True, verbose=0)
+    assert again["mean_iou"] == pytest.approx(results["mean_iou"], rel=1e-6)
+
+
+MESSAGE = r"Labels must be 0 \.\. 3, or ignored: \(255,\)\. Received: 7 pixels"
+
+
+def test_invalid_labels_stop_training_at_the_first_batch():
+    images, labels = pictures()
+    labels[0, 1, :7] = 4
+    seen = []
+    watch = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: seen.append(1))
+    with pytest.raises(ValueError, match=MESSAGE):
+        tiny_model().fit(
+            images,
+            labels,
+            batch_size=1,
+            shuffle=False,
+            callbacks=[watch, RaiseOnInvalidLabels()],
+            verbose=0,
+        )
+    assert len(seen) == 1
+
+
+def test_invalid_labels_stop_training_every_few_batches():
+    images, labels = pictures()
+    labels[1, 1, :7] = 4
+    seen = []
+    watch = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: seen.append(1))
+    with pytest.raises(ValueError, match=MESSAGE):
+        tiny_model().fit(
+            images,
+            labels,
+            batch_size=1,
+            shuffle=False,
+            callbacks=[watch, RaiseOnInvalidLabels(check_every=2)],
+            verbose=0,
+        )
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_invalid_labels_stop_training_at_the_end_of_the_epoch(validate):
+    """Validation resets the counter before `on_epoch_end`."""
+    images, labels = pictures()
+    valid = labels.copy()
+    labels[-1, 1, :7] = 200
+    with pytest.raises(ValueError, match=MESSAGE):
+        tiny_model().fit(
+            images,
+            labels,
+            batch_size=1,
+            shuffle=False,
+            validation_data=(images, valid) if validate else None,
+            callbacks=[RaiseOnInvalidLabels()],
+            verbose=0,
+        )
+
+
+def test_invalid_labels_stop_validation_and_evaluation():
+    images, labels = pictures()
+    bad = labels.copy()
+    bad[-1, 1, :7] = 200
+    model = tiny_model()
+    check = RaiseOnInvalidLabels()
+    with pytest.raises(ValueError, match=MESSAGE):
+        model.fit(images, labels, validation_data=(images, bad), callbacks=[check], verbose=0)
+    with pytest.raises(ValueError, match=MESSAGE):
+        model.evaluate(images, bad, callbacks=[check], verbose=0)
+    # What an earlier run has counted is no concern of the next.
+    model.evaluate(images, labels, callbacks=[RaiseOnInvalidLabels()], verbose=0)
+    model.evaluate(images, bad, verbose=0)
+    check = RaiseOnInvalidLabels()
+    model.evaluate(images, labels, callbacks=[check], verbose=0)
+    model.fit(images, labels, callbacks=[check], verbose=0)
+
+
+def test_invalid_labels_need_the_metric():
+    model = tiny_model()
+    model.compile(optimizer="sgd", loss=CrossEntropy())
+    images, labels = pictures()
+    with pytest.raises(ValueError, match=r"expected one in compile.*Received: none"):
+        model.fit(images, labels, callbacks=[RaiseOnInvalidLabels()], verbose=0)
+    with pytest.raises(ValueError, match="Received: check_every=0"):
+        RaiseOnInvalidLabels(check_every=0)
+
+
+DISTRIBUTED = """
+import contextlib
+import numpy as np, tensorflow as tf, keras
+from alignseg_tf.losses import CrossEntropy
+from alignseg_tf.metrics import MeanIoU, RaiseOnInvalidLabels, mean_iou
+
+cpus = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+rng = np.random.default_rng(0)
+x = rng.random((5, 12, 16, 3)).astype("float32")  # the last batch is short: one replica has less
+y = rng.integers(0, 4, (5, 12, 16))
+y[:, 0] = 255
+
+def run(scope):
+    keras.utils.set_random_seed(0)
+    with scope:
+        model = keras.Sequential([keras.Input((12, 16, 3)), keras.layers.Conv2D(4, 3, strides=2)])
+        metric = MeanIoU(4)
+        model.compile(optimizer=keras.optimizers.SGD(0.0), loss=CrossEntropy(), metrics=[metric])
+    fitted = model.fit(x, y, batch_size=4, verbose=0, callbacks=[RaiseOnInvalidLabels()])
+    np.testing.assert_array_equal(metric.confusion_matrix().sum(), (y != 255).sum())
+    after_fit = metric.confusion_matrix()
+    evaluated = model.evaluate(x, y, batch_size=4, verbose=0, return_dict=True)["mean_iou"]
+    np.testing.assert_array_equal(metric.confusion_matrix(), after_fit)
+    np.testing.assert_allclose(evaluated, mean_iou(after_fit), rtol=1e-6)
+    np.testing.assert_allclose(fitted.history["mean_iou"][0], mean_iou(after_fit), rtol=1e-6)
+    bad = y.copy()
+    bad[:, 1] = 77
+    model.evaluate(x, bad, batch_size=4, verbose=0)
+    assert metric.out_of_range() == 5 * 16
+    try:
+        model.evaluate(x, bad, batch_size=4, verbose=0, callbacks=[RaiseOnInvalidLabels()])
+    except ValueError as error:
+        assert "80 pixels" in str(error)
+    else:
+        raise SystemExit("bad labels went unnoticed")
+    metric.reset_state()
+    assert metric.confusion_matrix().sum() == 0
+    return after_fit
+
+one = run(contextlib.nullcontext())
+two = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope())
+np.testing.assert_array_equal(one, two)
+print("same")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.distribute needs TensorFlow")
+def test_two_replicas_count_as_one():
+    run = subprocess.run(
+        [sys.executable, "-c", DISTRIBUTED],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.endswith("same\n")

@@ -1,0 +1,242 @@
+import json
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alignseg_tf.data import street_scenes
+from alignseg_tf.data.street_scenes import CLASSES, PALETTE, VOID, draw_scene, write_folder
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [draw_scene(index) for index in range(20)]
+
+
+def test_a_scene_is_a_uint8_picture_with_class_ids(scenes):
+    for image, label in scenes:
+        assert image.shape == (192, 256, 3) and image.dtype == np.uint8
+        assert label.shape == (192, 256) and label.dtype == np.uint8
+        assert set(np.unique(label)) <= {*range(len(CLASSES)), VOID}
+        assert image.std() > 15  # not empty, not flat
+
+
+def test_every_class_and_void_occur_often(scenes):
+    for name, k in [*zip(CLASSES, range(len(CLASSES)), strict=True), ("void", VOID)]:
+        present = sum((label == k).sum() >= 10 for _, label in scenes)
+        assert present >= 12, name
+
+
+def test_void_is_the_bonnet_in_most_scenes_and_bins(scenes):
+    bonnets = sum((label[-1] == VOID).mean() > 0.3 for _, label in scenes)
+    bins = sum((label[60:160] == VOID).sum() >= 10 for _, label in scenes)
+    assert 8 <= bonnets < 20
+    assert bins >= 5
+
+
+def test_poles_are_thin(scenes):
+    """Across; the arms of lamp posts lie along the rows and are few."""
+    widths = []
+    for _, label in scenes:
+        edges = np.diff(np.pad(label == street_scenes.POLE, ((0, 0), (1, 1))).astype(np.int8))
+        widths.append(np.argwhere(edges == -1)[:, 1] - np.argwhere(edges == 1)[:, 1])
+    assert np.mean(np.concatenate(widths) <= 4) > 0.9
+
+
+def test_palette_has_one_distinct_colour_a_class():
+    assert len(PALETTE) == len(CLASSES)
+    colours = np.array(PALETTE, float)
+    apart = np.linalg.norm(colours[:, None] - colours[None], axis=-1)
+    assert apart[~np.eye(len(CLASSES), dtype=bool)].min() > 50
+
+
+def test_the_same_arguments_give_the_same_scene_and_others_another(scenes):
+    image, label = scenes[3]
+    again_image, again_label = draw_scene(3)
+    np.testing.assert_array_equal(image, again_image)
+    np.testing.assert_array_equal(label, again_label)
+    for other in (draw_scene(4), draw_scene(3, seed=1)):
+        assert (other[1] != label).mean() > 0.05
+        assert (other[0] != image).mean() > 0.5
+
+
+def test_another_process_draws_the_same_scene():
+    code = (
+        "import sys, zlib; sys.path.insert(0, sys.argv[1]); import street_scenes as s;"
+        "print(*(zlib.crc32(a.tobytes()) for a in s.draw_scene(5, 7, (80, 96))))"
+    )
+    folder = street_scenes.__file__.rpartition("/")[0]
+    out = subprocess.run(
+        [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
+    )
+    expected = [zlib.crc32(array.tobytes()) for array in draw_scene(5, 7, (80, 96))]
+    assert out.stdout.split() == [str(crc) for crc in expected]
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 131), (97, 70), (64, 300)])
+def test_any_size_from_64_on(size):
+    image, label = draw_scene(0, size=size)
+    assert image.shape == (*size, 3) and label.shape == size
+    assert {0, 3} <= set(np.unique(label))  # sky and road
+
+
+def test_a_scene_is_the_same_at_another_size(scenes):
+    for index in range(4):
+        image, label = scenes[index]
+        small_image, small_label = draw_scene(index, size=(96, 128))
+        assert (small_label == label[::2, ::2]).mean() > 0.88
+        halved = np.asarray(Image.fromarray(image).reduce(2), float)
+        assert np.abs(small_image - halved).mean() < 9
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"size": (63, 256)}, {"size": (64, 20)}, {"index": -1}, {"seed": -1}]
+)
+def test_what_cannot_be_drawn_is_refused(arguments):
+    with pytest.raises(ValueError, match="Received: "):
+        draw_scene(**{"index": 0, **arguments})
+
+
+def edge_strength(image, label):
+    """How much the picture changes across the borders of the label."""
+    grey = image.astype(float).mean(-1)
+    across = label[:, 1:] != label[:, :-1]
+    down = label[1:] != label[:-1]
+    return np.concatenate(
+        [np.abs(np.diff(grey, axis=1))[across], np.abs(np.diff(grey, axis=0))[down]]
+    ).mean()
+
+
+@pytest.mark.parametrize("shift", [(0, 1), (0, -1), (1, 0), (-1, 0), (0, 3), (-3, 0)])
+def test_label_borders_are_where_the_picture_changes(scenes, shift):
+    """A picture and a label that are a single pixel apart would not pass."""
+    inner = (slice(4, -4), slice(4, -4))
+    aligned = shifted = 0.0
+    for image, label in scenes:
+        aligned += edge_strength(image[inner], label[inner])
+        shifted += edge_strength(image[inner], np.roll(label, shift, (0, 1))[inner])
+    assert aligned > 1.1 * shifted
+
+
+def test_the_label_is_the_commonest_class_of_the_canvas_pixels():
+    canvas = np.array([[0, 0, 1, 5, 7, 255], [0, 8, 5, 1, 255, 7]], np.uint8)
+    canvas = np.concatenate([canvas, [[3, 2, 4, 4, 0, 1], [2, 1, 4, 0, 2, 3]]]).astype(np.uint8)
+    expected = [[0, 5, 255], [2, 4, 3]]  # ties go to the larger id
+    np.testing.assert_array_equal(street_scenes._majority(canvas), expected)
+
+
+SMALL = {"train": 3, "val": 2, "size": (64, 80)}
+
+
+def contents(root):
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_write_folder_has_the_layout_of_the_readers(tmp_path):
+    calls = []
+    root = write_folder(tmp_path / "new" / "street", **SMALL, progress=lambda *c: calls.append(c))
+    pictures = [f"train/scene_{k:05d}.png" for k in range(3)]
+    pictures += [f"val/scene_{k:05d}.png" for k in range(2)]
+    expected = {f"{kind}/{name}" for kind in ("images", "labels") for name in pictures}
+    assert set(contents(root)) == expected | {"classes.json", "street_scenes.json"}
+    assert json.loads((root / "classes.json").read_text()) == {
+        "classes": list(CLASSES),
+        "palette": [list(colour) for colour in PALETTE],
+        "void": VOID,
+    }
+    assert calls == [(k, 5) for k in range(1, 6)]
+    image, label = draw_scene(1, size=(64, 80))
+    np.testing.assert_array_equal(Image.open(root / "images/train/scene_00001.png"), image)
+    with Image.open(root / "labels/train/scene_00001.png") as stored:
+        assert stored.mode == "L"
+        np.testing.assert_array_equal(stored, label)
+    first = [(root / f"labels/{split}/scene_00000.png").read_bytes() for split in ("train", "val")]
+    assert first[0] != first[1]
+
+
+def test_write_folder_keeps_what_is_complete_and_redraws_what_is_not(tmp_path, monkeypatch):
+    drawn = []
+    draw = street_scenes.draw_scene
+    monkeypatch.setattr(
+        street_scenes, "draw_scene", lambda *args: drawn.append(args[0]) or draw(*args)
+    )
+    write_folder(tmp_path, **SMALL)
+    before = contents(tmp_path)
+    assert len(drawn) == len(set(drawn)) == 5  # validation scenes are not training scenes
+    write_folder(tmp_path, **SMALL)
+    assert len(drawn) == 5
+    (tmp_path / "labels/val/scene_00001.png").unlink()
+    write_folder(tmp_path, **SMALL)
+    assert len(drawn) == 10
+    assert contents(tmp_path) == before
+    (tmp_path / "classes.json").unlink()
+    (tmp_path / "images" / "val" / "notes.png").write_bytes(b"somebody's")
+    write_folder(tmp_path, **SMALL)
+    assert len(drawn) == 15
+    write_folder(tmp_path, **{**SMALL, "train": 1})
+    assert len(drawn) == 18
+    after = contents(tmp_path)
+    assert after.pop("images/val/notes.png") == b"somebody's"
+    assert len(after) == 2 * (1 + 2) + 2  # what the larger set left is gone
+    assert after["images/val/scene_00000.png"] == before["images/val/scene_00000.png"]
+
+
+def test_an_interrupted_write_leaves_whole_files_and_is_not_taken_as_complete(
+    tmp_path, monkeypatch
+):
+    def stop(done, total):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path, **SMALL, progress=stop)
+    assert not (tmp_path / "classes.json").exists()
+    assert len(list(tmp_path.rglob("*.png"))) == 4
+    write_folder(tmp_path, **SMALL, seed=1)
+    seed_1 = contents(tmp_path)
+    with pytest.raises(KeyboardInterrupt):  # now all the files are there, of two seeds
+        write_folder(tmp_path, **SMALL, progress=stop)
+    write_folder(tmp_path, **SMALL, seed=1)
+    assert contents(tmp_path) == seed_1
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path, **SMALL, progress=stop)
+
+    seen = []
+    save = Image.Image.save
+
+    def watched(picture, *args, **kwargs):
+        save(picture, *args, **kwargs)
+        for path in tmp_path.rglob("*.png"):  # at any moment, each PNG that has its name is whole
+            if not path.name.startswith("."):
+                Image.open(path).load()
+                seen.append(path)
+
+    monkeypatch.setattr(Image.Image, "save", watched)
+    write_folder(tmp_path, **SMALL)
+    monkeypatch.undo()
+    assert seen
+    assert json.loads((tmp_path / "street_scenes.json").read_text())["complete"]
+
+
+def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
+    write = street_scenes.Path.write_bytes
+
+    def full_disk(path, content):
+        write(path, content[: len(content) // 2])
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(street_scenes.Path, "write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        street_scenes._replace(tmp_path / "scene_00000.png", b"0123456789")
+    assert not (tmp_path / "scene_00000.png").exists()
+
+
+def test_write_folder_leaves_other_peoples_pictures_alone(tmp_path):
+    (tmp_path / "images" / "train").mkdir(parents=True)
+    (tmp_path / "images" / "train" / "mine.png").write_bytes(b"precious")
+    with pytest.raises(ValueError, match="Received: "):
+        write_folder(tmp_path, **SMALL)
+    assert contents(tmp_path) == {"images/train/mine.png": b"precious"}

@@ -1,0 +1,1 @@
+"""The research side of AlignSeg: recipes, and the scripts that train, evaluate and demonstrate."""

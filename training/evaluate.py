@@ -1,0 +1,69 @@
+"""Evaluate a model: per-class IoU, mean IoU, pixel accuracy, as a table and as JSON.
+
+python -m training.evaluate MODEL --data FOLDER --json report.json
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings
+
+from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.readers import Sample, read_label_space, read_samples
+from alignseg_tf.evaluation import Report, evaluate
+from alignseg_tf.files import write_text
+from alignseg_tf.prediction import Predictor
+
+
+def evaluate_and_write(
+    model: Path, samples: Sequence[Sample], label_space: LabelSpace, json_file: Path | None
+) -> Report:
+    """Evaluate a saved model and write the report as JSON.
+
+    Raises:
+        ValueError: the model cannot be read, or has another number of classes than the data.
+    """
+    predictor = Predictor(model)
+    if predictor.label_space.num_classes != label_space.num_classes:
+        raise ValueError(
+            f"{model} has {predictor.label_space.num_classes} classes, the data "
+            f"{label_space.num_classes}"
+        )
+
+    def show(done: int, total: int) -> None:
+        if sys.stdout.isatty() or done == total:
+            print(f"\revaluating {done}/{total}", end="\n" if done == total else "", flush=True)
+
+    report = evaluate(predictor.class_map, samples, label_space, show)
+    if json_file is not None:
+        write_text(json_file, json.dumps(report.to_dict(), indent=1))
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluate", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("model", type=Path, help="a .keras file or the folder of a SavedModel")
+    parser.add_argument("--data", required=True, help="a folder or a CSV list, as for training")
+    parser.add_argument("--split", default="val", help="which part of the data (%(default)s)")
+    parser.add_argument("--json", type=Path, help="file to write the report to")
+    parsed = parser.parse_args(arguments)
+    try:
+        label_space = read_label_space(parsed.data)
+        samples = read_samples(parsed.data, parsed.split)
+        report = evaluate_and_write(parsed.model, samples, label_space, parsed.json)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report.table())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
