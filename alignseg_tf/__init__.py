@@ -6,7 +6,14 @@ registers them, so that a saved model loads after `import alignseg_tf`. What nee
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from alignseg_tf.quiet import import_tensorflow_quietly
+
+# While `python -m` looks for its module, the first argument is "-m": this is a command.
+if sys.argv[:1] == ["-m"]:
+    import_tensorflow_quietly()
 
 from alignseg_tf import backbones, checkpoints, layers, losses, metrics
 from alignseg_tf.model import AlignSeg

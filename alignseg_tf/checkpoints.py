@@ -126,7 +126,11 @@ def _layer_slots(layer: keras.layers.Layer, module: str) -> list[_Slot]:
             *_conv_slots(layer.expand, f"{module}residual.2"),
             *_norm_slots(layer.norm, f"{module}norm"),
         ]
-    if isinstance(layer, AlignedFeatureAggregation) and layer.mode == "align":
+    if (
+        isinstance(layer, AlignedFeatureAggregation)
+        and layer.mode == "align"
+        and layer.offset_prediction is not None
+    ):
         branches = [f"{module}delta_gen1", f"{module}delta_gen2"]
         return _offset_slots(layer.offset_prediction, branches)
     if isinstance(layer, AlignedContextModeling) and layer.context == "align":
@@ -274,12 +278,12 @@ def model_from_official(state_dict: StateDict, sampling: str = "released") -> Al
             "The state dict is not AlignSeg's: 'head.0.weight' and 'head.3.weight' expected. "
             f"Received: {_some(set(tensors)) or 'no tensors'}"
         )
-    blocks = tuple(
-        len({name.split(".")[1] for name in tensors if name.startswith(f"layer{stage}.")})
-        for stage in (1, 2, 3, 4)
-    )
+
+    def depth(stage: int) -> int:
+        return len({name.split(".")[1] for name in tensors if name.startswith(f"layer{stage}.")})
+
     model = AlignSeg(
-        backbones.resnet(blocks, name="resnet"),
+        backbones.resnet((depth(1), depth(2), depth(3), depth(4))),
         num_classes=tensors["head.3.weight"].shape[0],
         channels=tensors["head.0.weight"].shape[0],
         sampling=sampling,

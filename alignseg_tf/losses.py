@@ -87,7 +87,7 @@ def is_class(ids: Tensor, num_classes: int) -> Tensor:
 
 
 def _cross_entropy(ids: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy of each pixel, [B, H, W]; 0 where not `valid`."""
+    """Cross-entropy of each pixel, [B, H, W]; 0 where not `valid`, also if a logit is -inf."""
     in_range = ops.clip(ids, 0, logits.shape[-1] - 1)
     loss = ops.sparse_categorical_crossentropy(in_range, logits, from_logits=True)
     return ops.where(valid, loss, 0.0)
@@ -269,7 +269,7 @@ class OhemCrossEntropy(_SegmentationLoss):
             k = min(self.min_kept, pixels)
         else:
             k = ops.minimum(self.min_kept, pixels)
-        kth_hardest = ops.top_k(hardness, k)[0][-1]
+        kth_hardest = ops.min(ops.top_k(hardness, k, sorted=False)[0])
         always_kept = -math.log(self.threshold) if self.threshold > 0 else math.inf
         kept = hardness >= ops.minimum(kth_hardest, always_kept)
         return _weighted_mean(loss, weights * ops.cast(kept, "float32"))
@@ -294,9 +294,10 @@ def _lovasz_weights(errors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 
     Returns:
         float32 [N], by how much the Jaccard loss grows when this pixel joins those with larger
-        errors as a mistake; 0 for all pixels when the class is absent.
+        errors as a mistake; 0 where not valid, and for all pixels when the class is absent.
     """
-    order = ops.argsort(-ops.where(valid, errors, -1.0))  # largest error first, not valid last
+    # Largest error first. What is not valid comes last, where no intersection is left to lose.
+    order = ops.argsort(-ops.where(valid, errors, -1.0))
     truth = ops.take(truth, order, axis=0)
     missed = ops.cumsum(truth)
     total = ops.sum(truth)
@@ -358,9 +359,9 @@ class LovaszSoftmax(_SegmentationLoss):
         class_ids = ops.expand_dims(ops.arange(classes, dtype="int32"), 1)
         truth = ops.logical_and(ops.reshape(ids, (1, -1)) == class_ids, valid)
         errors = ops.where(truth, 1.0 - probabilities, probabilities)
-        errors = ops.where(valid, errors, 0.0)
         # The weights are constant between two orders of the errors, so the gradient is the
-        # weights themselves. Class by class: a sort needs several vectors of N, freed after it.
+        # weights themselves; those of pixels that are not valid are 0. They are made class by
+        # class: a sort needs several vectors of N, freed after it.
         fixed_errors = ops.stop_gradient(errors)
         truth = ops.cast(truth, "float32")
         weights = ops.stack(

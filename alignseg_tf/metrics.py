@@ -278,6 +278,7 @@ class RaiseOnInvalidLabels(keras.callbacks.Callback):
         for metric in metrics:
             pixels = metric.out_of_range()
             if pixels:
+                self._in_epoch = False
                 raise ValueError(
                     f"Labels must be 0 .. {metric.num_classes - 1}, or ignored: "
                     f"{ignored_ids(metric.ignore_class)}. Received: {pixels} pixels with other "

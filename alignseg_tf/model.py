@@ -1,5 +1,6 @@
 """AlignSeg: the whole graph on one screen."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,14 +64,10 @@ class AlignSeg(keras.Model):
             normalization for a backbone that rescales pixels by itself.
 
     Example:
-    ```python
-    import keras
-    from alignseg_tf import AlignSeg, backbones
-
-    model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=8), num_classes=7, channels=16)
-    logits = model(keras.ops.ones((1, 64, 96, 3)))["segmentation"]
-    assert logits.shape == (1, 64, 96, 7)
-    ```
+        >>> from alignseg_tf import AlignSeg, backbones
+        >>> model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=8), num_classes=7, channels=16)
+        >>> tuple(model(keras.ops.ones((1, 64, 96, 3)))["segmentation"].shape)
+        (1, 64, 96, 7)
 
     Reference:
         AlignSeg: Feature-Aligned Segmentation Networks, arXiv 2003.00872, figure 2.
@@ -99,7 +96,12 @@ class AlignSeg(keras.Model):
             )
         pyramid = backbones.pyramid_layers(backbone, pyramid)
         features = backbones.feature_pyramid(backbone, pyramid)
-        if normalization == "backbone":
+        if isinstance(normalization, str):
+            if normalization != "backbone":
+                raise ValueError(
+                    "`normalization` must be 'backbone', None or a dict. "
+                    f"Received: normalization={normalization!r}"
+                )
             normalization = backbones.pixel_normalization(backbone)
         elif normalization is not None and backbones.rescales_pixels(backbone):
             raise ValueError(
@@ -195,7 +197,7 @@ class AlignSeg(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "AlignSeg":
         """Rebuild a model from `get_config`."""
-        config = dict(config)
+        config = copy.deepcopy(config)  # Keras empties the nested configs that it reads
         for key in ("backbone", "dtype"):
             if isinstance(config[key], dict):
                 config[key] = keras.saving.deserialize_keras_object(

@@ -21,8 +21,19 @@ from alignseg_tf.prediction import Predictor
 
 Logs = dict[str, Any] | None
 
-# Of the segmentation head on the validation pictures, as Keras names it in its logs.
-VALIDATION_METRIC = "val_segmentation_mean_iou"
+# The column of `metrics.csv` by which the best model is chosen.
+VALIDATION_METRIC = "val_mean_iou"
+
+
+def short_names(logs: Logs) -> dict[str, Any]:
+    """Return logs in which the segmentation head's mean IoU has the name of a lone output's.
+
+    Keras puts the name of the output into the name of a metric where there are several.
+    """
+    return {
+        name.replace("segmentation_mean_iou", "mean_iou"): value
+        for name, value in (logs or {}).items()
+    }
 
 
 def save_model(model: keras.Model, path: Path) -> None:
@@ -94,14 +105,16 @@ class RunFolder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Write the three files."""
-        logs = logs or {}
+        logs = short_names(logs)
         rows: list[dict[str, Any]] = list(self.rows_before(epoch))
         best = self.best_before(epoch)
-        row = {"epoch": epoch, "seconds": round(time.monotonic() - self.started, 1)}
-        row["learning_rate"] = f"{_learning_rate(self.model):.4g}"
-        row[VALIDATION_METRIC] = ""
-        row.update({name: f"{float(value):.6g}" for name, value in sorted(logs.items())})
-        rows.append(row)
+        row = {
+            "epoch": epoch,
+            "seconds": round(time.monotonic() - self.started, 1),
+            "learning_rate": f"{_learning_rate(self.model):.4g}",
+            VALIDATION_METRIC: "",
+        }
+        rows.append(row | {name: f"{float(logs[name]):.6g}" for name in sorted(logs)})
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
@@ -169,9 +182,10 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Print the validation's result."""
         self.rest_seconds = time.monotonic() - self.last_step
-        if VALIDATION_METRIC in (logs or {}):
+        logs = short_names(logs)
+        if VALIDATION_METRIC in logs:
             print(f"epoch {epoch + 1}/{self.epochs}  validation mean IoU "
-                  f"{100 * logs[VALIDATION_METRIC]:.2f} %", flush=True)  # type: ignore[index]  # fmt: skip
+                  f"{100 * logs[VALIDATION_METRIC]:.2f} %", flush=True)  # fmt: skip
 
 
 def duration(seconds: float) -> str:

@@ -5,12 +5,9 @@ python -m training.evaluate MODEL --data FOLDER --json report.json
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings
 
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import Sample, read_label_space, read_samples

@@ -118,12 +118,13 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "values of the recipe that are to be overridden", "defaults are the recipe's own"
     )
     for option in dataclasses.fields(Recipe):
-        kind = type(option.default)
+        default: Any = option.default
+        kind = type(default)
         group.add_argument(
             "--" + option.name.replace("_", "-"),
             dest=option.name,
-            type=type(option.default[0]) if kind is tuple else kind,
-            nargs=len(option.default) if kind is tuple else None,
+            type=type(default[0]) if kind is tuple else kind,
+            nargs=len(default) if kind is tuple else None,
             choices=option.metadata["choices"],
             metavar=None if option.metadata["choices"] else kind.__name__.upper(),
             help=option.metadata["help"],
@@ -133,7 +134,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
     """Return the named recipe with the overrides of the command line."""
     recipe = load_recipe(arguments.recipe)
-    overrides = {}
+    overrides: dict[str, Any] = {}
     for option in dataclasses.fields(Recipe):
         value = getattr(arguments, option.name)
         if value is not None:

@@ -8,13 +8,10 @@ where a killed run stopped.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings
 
 import keras
 import numpy as np
@@ -70,7 +67,10 @@ def build_backbone(recipe: Recipe) -> keras.Model:
             "the official deep-stem ResNet as .pth or .npz, or --backbone-weights none"
         )
     if weights is not None:
-        checkpoints.load_official_backbone(backbone, checkpoints.read_state_dict(weights))
+        try:
+            checkpoints.load_official_backbone(backbone, checkpoints.read_state_dict(weights))
+        except (ValueError, ImportError) as error:
+            raise RecipeError(f"backbone_weights: {error}") from error
     return backbone
 
 
@@ -221,7 +221,7 @@ def train(
         return dataset.map(lambda image, label: (image, dict.fromkeys(names, label)))
 
     one_size = len(np.unique(val_summary.sizes, axis=0)) == 1
-    val_batches = evaluation_dataset(validation, label_space, replicas if one_size else 1)
+    val_batches = evaluation_dataset(validation, label_space, replicas, one_size)
     callbacks = [
         SeedDropout(recipe.seed),
         metrics.RaiseOnInvalidLabels(),
@@ -249,6 +249,7 @@ def train(
             epochs=last,
             steps_per_epoch=steps,
             callbacks=callbacks,
+            shuffle=False,  # the pipeline does
             verbose=0,
         )
     return evaluate_and_write(run.best_file, validation, label_space, output / "evaluation.json")

@@ -120,7 +120,7 @@ class LabelSpace:
         try:
             return cls(
                 classes=tuple(content["classes"]),
-                palette=tuple(tuple(int(v) for v in color) for color in content.get("palette", ())),
+                palette=tuple(_color(color) for color in content.get("palette", ())),
                 void=int(content.get("void", IGNORE)),
                 ids=tuple(int(value) for value in content.get("ids", ())),
             )
@@ -142,6 +142,11 @@ class LabelSpace:
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: not readable as JSON ({error})") from error
         return cls.from_dict(content, str(path))
+
+
+def _color(values: Sequence[Any]) -> Color:
+    red, green, blue = (int(value) for value in values)
+    return red, green, blue
 
 
 def _is_list_of(value: Any, kind: type) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from alignseg_tf.data.augmentation import Augmentation
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.catalog import IGNORE, LabelSpace
 from alignseg_tf.data.readers import DataError, Sample, load_sample
 
 DEFAULT_CACHE_BYTES = 2 << 30
@@ -114,7 +114,8 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
 def evaluation_dataset(
     samples: Sequence[Sample],
     label_space: LabelSpace,
-    batch_size: int = 1,
+    replicas: int = 1,
+    one_size: bool = False,
     cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> tf.data.Dataset:
     """Whole pictures in order, each at its own size.
@@ -122,18 +123,27 @@ def evaluation_dataset(
     Args:
         samples: what to read.
         label_space: what the labels mean.
-        batch_size: samples in a batch; more than one needs pictures of one size.
+        replicas: samples in a batch, one for each device. A device without one fails, so a batch
+            that lacks samples is filled up with copies whose labels are ignored everywhere.
+        one_size: whether all pictures have the same size; otherwise a batch has one of them and
+            is filled up.
         cache_bytes: memory for decoded files.
 
     Returns:
         Batches (float32 [B, H, W, 3] in 0..255, int32 [B, H, W]).
     """
     loader = _Loader(samples, label_space, cache_bytes)
+    together = replicas if one_size else 1
+    index = np.arange(-(-len(samples) // together) * together).reshape(-1, together)
+    index = np.pad(index, ((0, 0), (0, replicas - together)), "edge")
+    is_copy = (index >= len(samples)) | (np.arange(replicas) >= together)
+    index = np.minimum(index, len(samples) - 1)
 
-    def read(index: Any) -> tuple[Any, Any]:
+    def read(index: Any, is_copy: Any) -> tuple[Any, Any]:
         image, label = loader.load(index)
-        return tf.cast(image, tf.float32), tf.cast(label, tf.int32)
+        label = tf.cast(label, tf.int32)
+        return tf.cast(image, tf.float32), tf.where(is_copy, IGNORE, label)
 
-    dataset = tf.data.Dataset.range(len(samples))
+    dataset = tf.data.Dataset.from_tensor_slices((index.ravel(), is_copy.ravel()))
     dataset = dataset.map(read, num_parallel_calls=2, deterministic=True)
-    return dataset.batch(batch_size).prefetch(2)
+    return dataset.batch(replicas).prefetch(2)

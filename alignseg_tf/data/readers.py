@@ -249,6 +249,23 @@ def check_samples(
     return DataSummary(pixels, np.array(sizes, np.int64), ignored)
 
 
+def read_image_sizes(paths: Iterable[str | Path]) -> np.ndarray:
+    """Read (height, width) of pictures from their headers, int64 [n, 2].
+
+    Raises:
+        DataError: a file is missing or no picture.
+    """
+    sizes = []
+    for path in paths:
+        try:
+            with Image.open(path) as picture:
+                width, height = picture.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path}: not readable as a picture ({error})") from error
+        sizes.append((height, width))
+    return np.array(sizes, np.int64)
+
+
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     """List the pictures among files and folders, in order; folders are searched at all depths.
 

@@ -38,6 +38,11 @@ class AlignedContextModeling(keras.layers.Layer):
     Raises:
         ValueError: an unknown `context` or `sampling`.
 
+    Example:
+        >>> layer = AlignedContextModeling(filters=8)
+        >>> tuple(layer(keras.ops.ones((1, 14, 19, 32))).shape)
+        (1, 14, 19, 8)
+
     Reference:
         AlignSeg, section 3.3 (AlignCM); "CAM" in the official code.
     """
@@ -60,9 +65,12 @@ class AlignedContextModeling(keras.layers.Layer):
         """Create the branches; their first convolution keeps the input's number of channels."""
         dtype = self.dtype_policy
         output_shape = self.compute_output_shape(input_shape)
+        channels = input_shape[-1]
+        if channels is None:
+            raise ValueError(f"The number of channels must be known. Received: {input_shape}")
         branches = ["local"] if self.context is None else ["local", "context"]
         for branch in branches:
-            reduce = ConvNormAct(input_shape[-1], 1, dtype=dtype, name=f"{branch}_transform")
+            reduce = ConvNormAct(channels, 1, dtype=dtype, name=f"{branch}_transform")
             project = ConvNormAct(self.filters, 3, dtype=dtype, name=f"{branch}_projection")
             reduce.build(input_shape)
             project.build(input_shape)

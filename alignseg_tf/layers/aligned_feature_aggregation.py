@@ -42,11 +42,9 @@ class AlignedFeatureAggregation(keras.layers.Layer):
         ValueError: an unknown `mode` or `sampling`, or maps of different channels.
 
     Example:
-    ```python
-    layer = AlignedFeatureAggregation()
-    fused = layer(keras.ops.ones((1, 16, 24, 8)), keras.ops.ones((1, 8, 12, 8)))
-    assert fused.shape == (1, 16, 24, 8)
-    ```
+        >>> layer = AlignedFeatureAggregation()
+        >>> tuple(layer(ops.ones((1, 16, 24, 8)), ops.ones((1, 8, 12, 8))).shape)
+        (1, 16, 24, 8)
 
     Reference:
         AlignSeg, section 3.2 (AlignFA); "CAB" in the official code.

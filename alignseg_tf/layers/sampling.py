@@ -130,6 +130,12 @@ def bilinear_sample(features: Tensor, offsets: Tensor, sampling: str = "standard
     Raises:
         ValueError: `sampling` names no convention.
 
+    Example:
+        >>> row = ops.reshape(ops.convert_to_tensor([0.0, 10.0, 20.0]), (1, 1, 3, 1))
+        >>> half_a_cell_right = ops.stack([ops.full((1, 1, 3), 0.5), ops.zeros((1, 1, 3))], -1)
+        >>> ops.convert_to_numpy(bilinear_sample(row, half_a_cell_right)).ravel().tolist()
+        [5.0, 15.0, 10.0]
+
     Reference:
         AlignSeg, section 3.2; the conventions are those of the official code's versions.
     """
@@ -193,6 +199,11 @@ def resize_align_corners(x: Tensor, size: tuple[Size, Size]) -> Tensor:
 
     Returns:
         [B, H, W, C] in the dtype of `x`.
+
+    Example:
+        >>> row = ops.reshape(ops.convert_to_tensor([0.0, 10.0]), (1, 1, 2, 1))
+        >>> ops.convert_to_numpy(resize_align_corners(row, (1, 5))).ravel().tolist()
+        [0.0, 2.5, 5.0, 7.5, 10.0]
     """
     height, width = ops.shape(x)[1:3]
     if all(isinstance(n, int) for n in (height, width, *size)) and (height, width) == tuple(size):

@@ -1,0 +1,135 @@
+"""The command line: `python -m alignseg_tf COMMAND`."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from alignseg_tf import checkpoints
+from alignseg_tf.files import atomic_path
+from alignseg_tf.layers import SAMPLING_CONVENTIONS
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Segment pictures; a bad file is reported and skipped."""
+    from alignseg_tf.data.readers import DataError, find_pictures, load_image
+    from alignseg_tf.prediction import Predictor
+
+    pictures = find_pictures(arguments.pictures)
+    stems = [picture.stem for picture in pictures]
+    if twins := {stem for stem in stems if stems.count(stem) > 1}:
+        raise ValueError(
+            f"several pictures are called {sorted(twins)[0]!r} and would overwrite each other in "
+            f"{arguments.output}: predict them into folders of their own"
+        )
+    predictor = Predictor(arguments.model)
+    failed = 0
+    for number, picture in enumerate(pictures, start=1):
+        try:
+            written = predictor(load_image(picture)).save(arguments.output, picture.stem)
+            print(f"[{number}/{len(pictures)}] {picture} -> {written[0]}, {written[1].name}")
+        except DataError as error:
+            failed += 1
+            print(f"[{number}/{len(pictures)}] skipped: {error}", file=sys.stderr)
+        except ValueError as error:
+            failed += 1
+            print(f"[{number}/{len(pictures)}] skipped: {picture}: {error}", file=sys.stderr)
+    if failed:
+        print(f"error: {failed} of {len(pictures)} pictures were skipped", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a SavedModel and say how well it agrees with the model."""
+    from alignseg_tf.data.readers import find_pictures, load_image
+    from alignseg_tf.export import export_saved_model
+    from alignseg_tf.prediction import load_model
+
+    pictures = [load_image(path) for path in find_pictures(arguments.check)] or None
+    agreement = export_saved_model(load_model(arguments.model), arguments.output, pictures)
+    on = f"{len(pictures)} pictures" if pictures else "a picture of noise"
+    print(f"{arguments.output}: signatures serving_default, serve_bytes")
+    print(f"same class as the Keras model on {100 * agreement:.4f} % of the pixels of {on}")
+    return 0
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    """Turn official PyTorch weights into a `.keras` file."""
+    tensors = checkpoints.read_state_dict(arguments.checkpoint)
+    model = checkpoints.model_from_official(tensors, arguments.sampling)
+    if arguments.output.suffix != ".keras":
+        raise ValueError(f"the output must end in .keras. Received: {arguments.output}")
+    with atomic_path(arguments.output) as temporary:
+        model.save(temporary)
+    print(
+        f"{arguments.output}: {len(tensors)} tensors, {model.num_classes} classes, "
+        f"sampling {model.sampling!r}, {model.count_params() / 1e6:.2f} M parameters"
+    )
+    return 0
+
+
+def summary(arguments: argparse.Namespace) -> int:
+    """Print the blocks of a model."""
+    from alignseg_tf.prediction import label_space_of, load_model
+
+    model = load_model(arguments.model)
+    model.summary()
+    print(f"classes: {', '.join(label_space_of(model).classes)}")
+    print(f"normalization: {model.normalization}\nsampling: {model.sampling}")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="python -m alignseg_tf", description="AlignSeg: semantic segmentation with Keras."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int], help: str
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(run=run)
+        return command
+
+    command = add("predict", predict, "segment pictures: class ids as PNG, and overlays")
+    command.add_argument("model", type=Path, help="a .keras file or the folder of a SavedModel")
+    command.add_argument("pictures", nargs="+", type=Path, help="files or folders")
+    command.add_argument("--output", type=Path, required=True, help="folder for the results")
+
+    command = add("export", export, "write a SavedModel that TensorFlow alone can serve")
+    command.add_argument("model", type=Path, help="a .keras file")
+    command.add_argument(
+        "--output", type=Path, required=True, help="folder to write, e.g. savedmodels/NAME/1"
+    )
+    command.add_argument(
+        "--check", nargs="*", type=Path, default=[], metavar="PICTURE",
+        help="files or folders of pictures on which to compare the SavedModel with the model",
+    )  # fmt: skip
+
+    command = add("convert", convert, "turn official PyTorch weights into a .keras file")
+    command.add_argument("checkpoint", type=Path, help=".pth (needs PyTorch) or .npz")
+    command.add_argument("output", type=Path, help="the .keras file to write")
+    command.add_argument(
+        "--sampling", choices=SAMPLING_CONVENTIONS, default="released",
+        help="convention that the weights were trained under (%(default)s: the published ones)",
+    )  # fmt: skip
+
+    command = add("summary", summary, "print the blocks of a model with shapes and sizes")
+    command.add_argument("model", type=Path, help="a .keras file")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status: 0, 1 if files were skipped, 2 for bad input."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        return parsed.run(parsed)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""TensorFlow without its greetings, for the command line."""
+
+import importlib.util
+import os
+import sys
+
+
+def import_tensorflow_quietly() -> None:
+    """Import TensorFlow, if it is Keras' backend, with the native log silenced meanwhile.
+
+    TensorFlow writes about missing GPUs and instruction sets to file descriptor 2 before any of
+    its settings apply. Python's own warnings and errors are not touched. Nothing is silenced
+    when the user has set `TF_CPP_MIN_LOG_LEVEL`.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ or "tensorflow" in sys.modules:
+        return
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        return
+    if importlib.util.find_spec("tensorflow") is None:
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)

@@ -1,0 +1,101 @@
+import json
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from alignseg_tf import AlignSeg, backbones
+from alignseg_tf.data import street_scenes
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+CLASSES = ("ground", "box", "disc")
+
+
+class Golden:
+    """The golden arrays, and the weights and inputs that belong to them; NHWC."""
+
+    def __init__(self, folder: Path):
+        sys.path.insert(0, str(folder))
+        try:
+            import weights
+        finally:
+            sys.path.remove(str(folder))
+        self.weights = weights
+        self.arrays = np.load(folder / "official.npz")
+        self.shapes = json.loads((folder / "state_dict_shapes.json").read_text())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        array = self.arrays[name]
+        return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+    def state_dict(self, part: str) -> dict[str, np.ndarray]:
+        return self.weights.state_dict(self.shapes[part])
+
+    def images(self, shape: tuple[int, ...], salt: int) -> np.ndarray:
+        return self.weights.images(shape, salt).transpose(0, 2, 3, 1)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Golden:
+    folder = SHARED / "golden"
+    if not folder.is_dir():
+        pytest.skip("the golden outputs, ../shared/golden, are not here")
+    return Golden(folder)
+
+
+def tiny_model(**kwargs) -> AlignSeg:
+    """A model with small random weights, also in the offset branches, which start at zero."""
+    keras.utils.set_random_seed(0)
+    kwargs = {"num_classes": len(CLASSES), "channels": 8, **kwargs}
+    model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=8), **kwargs)
+    rng = np.random.default_rng(0)
+    for weight in model.trainable_weights:
+        if "field_" in weight.path:
+            weight.assign(rng.normal(0, 0.3, weight.shape).astype("float32"))
+    return model
+
+
+def random_images(*shape: int, seed: int = 0) -> np.ndarray:
+    """Smooth pictures, uint8: noise at a quarter of the size, enlarged."""
+    count, height, width = shape
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (count, height // 4 + 1, width // 4 + 1, 3)).astype(np.uint8)
+    images = [Image.fromarray(x).resize((width, height), Image.BILINEAR) for x in small]
+    return np.stack([np.asarray(image) for image in images])
+
+
+def write_folder(root: Path, train: int = 6, val: int = 2, sizes=((64, 96),)) -> Path:
+    """A folder of pictures of boxes and discs, 64 x 96 pixels unless told."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", train), ("val", val)):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        for index in range(count):
+            height, width = sizes[index % len(sizes)]
+            y, x = np.mgrid[0:height, 0:width]
+            label = np.zeros((height, width), np.uint8)
+            top, left = rng.integers(4, height - 24), rng.integers(4, width - 24)
+            label[top : top + 20, left : left + 20] = 1
+            centre = rng.integers(10, height - 10), rng.integers(10, width - 10)
+            label[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 < 90] = 2
+            image = np.array([[90, 110, 90], [200, 60, 50], [60, 80, 220]])[label]
+            image = np.clip(image + rng.normal(0, 12, image.shape), 0, 255).astype(np.uint8)
+            label[0] = 255
+            Image.fromarray(image).save(root / "images" / split / f"{index:03d}.png")
+            Image.fromarray(label).save(root / "labels" / split / f"{index:03d}.png")
+    (root / "classes.json").write_text(json.dumps({"classes": CLASSES}))
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def scene() -> np.ndarray:
+    return street_scenes.draw_scene(0, size=(96, 128))[0]

@@ -1,0 +1,98 @@
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import CLASSES, random_images, tiny_model
+from PIL import Image
+
+from alignseg_tf import Predictor
+from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.export import compare, export_saved_model
+
+# What a server does: nothing is imported but TensorFlow and NumPy.
+SERVER = """
+import sys
+import numpy as np
+import tensorflow as tf
+folder = sys.argv[1]
+model = tf.saved_model.load(folder + "/model/1")
+images = np.load(folder + "/images.npy")
+np.save(folder + "/served.npy", model.signatures["serving_default"](images=images)["class_map"])
+files = [open(folder + f"/{name}", "rb").read() for name in ("a.png", "b.jpg")]
+masks = model.signatures["serve_bytes"](image_bytes=tf.constant(files))["class_map_bytes"]
+for number, mask in enumerate(masks.numpy()):
+    open(folder + f"/mask{number}.png", "wb").write(mask)
+assert not {name.split(".")[0] for name in sys.modules} & {"alignseg_tf", "keras_cv", "keras_hub"}
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    model = tiny_model(label_space=LabelSpace(CLASSES).to_dict())
+    agreement = export_saved_model(model, folder / "model" / "1")
+    return folder, model, agreement
+
+
+def test_a_process_with_tensorflow_alone_serves_it(exported):
+    folder, model, agreement = exported
+    assert agreement == 1.0
+    images = random_images(2, 50, 70)
+    np.save(folder / "images.npy", images)
+    pictures = random_images(1, 64, 96)[0], random_images(1, 41, 80, seed=1)[0]
+    Image.fromarray(pictures[0]).save(folder / "a.png")
+    Image.fromarray(pictures[1]).save(folder / "b.jpg", quality=95)
+    result = subprocess.run([sys.executable, "-c", SERVER, folder], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    predictor = Predictor(model)
+    served = np.load(folder / "served.npy")
+    assert served.dtype == np.uint8
+    for class_map, image in zip(served, images, strict=True):
+        assert (class_map == predictor.class_map(image)).mean() > 0.999
+    # Decoders of JPEG differ by a grey level here and there, so TensorFlow's is the reference.
+    decoded = pictures[0], tf.io.decode_jpeg((folder / "b.jpg").read_bytes()).numpy()
+    assert decoded[1].shape == pictures[1].shape
+    for number, image in enumerate(decoded):
+        with Image.open(folder / f"mask{number}.png") as mask:
+            assert mask.mode == "L"
+            same = np.asarray(mask) == predictor.class_map(image)
+        assert same.mean() > 0.999
+
+
+def test_the_predictor_reads_it(exported, scene):
+    folder, model, _ = exported
+    predictor = Predictor(folder / "model" / "1")
+    assert predictor.label_space == LabelSpace(CLASSES)
+    assert (predictor.class_map(scene) == Predictor(model).class_map(scene)).mean() > 0.999
+
+
+def test_the_comparison_sees_another_model(exported, scene):
+    folder, _, _ = exported
+    other = tiny_model()
+    rng = np.random.default_rng(7)
+    for weight in other.trainable_weights:
+        weight.assign(weight.numpy() + rng.normal(0, 0.2, weight.shape))
+    assert compare(other, folder / "model" / "1", [scene]) < 0.95
+
+
+def test_an_export_replaces_an_older_one_as_a_whole(exported, tmp_path):
+    _, model, _ = exported
+    target = tmp_path / "model" / "1"
+    target.mkdir(parents=True)
+    (target / "left over").write_text("from before")
+    export_saved_model(model, target)
+    assert not (target / "left over").exists()
+    assert [p.name for p in target.parent.iterdir()] == ["1"]
+
+
+def test_a_picture_that_is_none_fails_alone(exported):
+    folder, _, _ = exported
+    serve = tf.saved_model.load(str(folder / "model" / "1")).signatures["serve_bytes"]
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        serve(image_bytes=tf.constant([b"nothing"]))
+    picture = io.BytesIO()
+    Image.fromarray(random_images(1, 32, 32)[0]).save(picture, "PNG")
+    assert serve(image_bytes=tf.constant([picture.getvalue()]))["class_map_bytes"].shape == (1,)

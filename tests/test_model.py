@@ -1,0 +1,153 @@
+import contextlib
+import io
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import random_images, tiny_model
+from keras import ops
+
+from alignseg_tf import AlignSeg, backbones
+
+
+def predict(model, images, **kwargs):
+    outputs = model(ops.convert_to_tensor(images.astype("float32")), **kwargs)
+    return {key: ops.convert_to_numpy(value) for key, value in outputs.items()}
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 96), (75, 101), (33, 47)])
+def test_logits_have_the_size_of_the_image(size):
+    outputs = predict(tiny_model(), random_images(2, *size))
+    assert set(outputs) == {"segmentation", "auxiliary"}
+    for logits in outputs.values():
+        assert logits.shape == (2, *size, 3)
+        assert logits.dtype == np.float32
+        assert np.isfinite(logits).all()
+
+
+def test_stride_4_logits_and_no_auxiliary_head():
+    outputs = predict(
+        tiny_model(upsample_logits=False, auxiliary_head=False), random_images(1, 64, 96)
+    )
+    assert {key: value.shape for key, value in outputs.items()} == {
+        "segmentation": (1, 17, 25, 3)  # ceil-mode pooling: one cell more than a quarter
+    }
+
+
+@pytest.mark.parametrize("aggregation", ["align", "align_coarse", "align_fine", "bilinear"])
+@pytest.mark.parametrize("context", ["align", "global", None])
+def test_every_variant_trains(aggregation, context):
+    model = tiny_model(aggregation=aggregation, context=context, auxiliary_head=False)
+    model.compile(keras.optimizers.SGD(0.01), loss="mse", run_eagerly=True)
+    images = random_images(2, 64, 64).astype("float32")
+    before = [ops.convert_to_numpy(w) for w in model.trainable_weights]
+    model.fit(images, {"segmentation": np.zeros((2, 64, 64, 3))}, verbose=0)
+    for weight, old in zip(model.trainable_weights, before, strict=True):
+        # Only a bias right before a batch norm has no gradient.
+        changed = np.abs(ops.convert_to_numpy(weight) - old).max() > 0
+        assert changed or weight.path.endswith("block/conv/bias"), weight.path
+
+
+def test_parameters_of_the_baselines_differ_by_the_offsets_only():
+    count = {a: tiny_model(aggregation=a).count_params() for a in ("align", "bilinear")}
+    # Four steps, two fields each: 1x1 from 2C, batch norm, 3x3 to 2; C = 8.
+    assert count["align"] - count["bilinear"] == 4 * 2 * (16 * 8 + 4 * 8 + 9 * 8 * 2)
+
+
+def test_summary_is_one_block_a_row():
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        tiny_model().summary(line_length=100)
+    names = [layer.name for layer in tiny_model().layers]
+    assert len(names) <= 22
+    assert {"backbone", "aggregation_p3", "context_modeling", "segmentation_head"} <= set(names)
+    assert "aggregation_p5" in text.getvalue()
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"dtype": "mixed_bfloat16"}, {"upsample_logits": False}])
+def test_round_trip_in_a_new_process(tmp_path, kwargs):
+    """A saved model needs `import alignseg_tf` and nothing else: no custom objects, safe mode."""
+    space = {"classes": ["a", "b", "c"], "palette": [[0, 0, 0], [9, 9, 9], [8, 8, 8]]}
+    model = tiny_model(label_space=space, **kwargs)
+    images = random_images(1, 64, 96)
+    np.save(tmp_path / "images.npy", images.astype("float32"))
+    expected = predict(model, images)["segmentation"]
+    model.save(tmp_path / "model.keras")
+    code = (
+        "import alignseg_tf, keras, numpy as np, sys\n"
+        "folder = sys.argv[1]\n"
+        "model = keras.saving.load_model(folder + '/model.keras', safe_mode=True)\n"
+        "assert model.label_space['classes'] == ['a', 'b', 'c']\n"
+        "logits = model(np.load(folder + '/images.npy'))['segmentation']\n"
+        "np.save(folder + '/logits.npy', keras.ops.convert_to_numpy(logits))\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), expected, atol=1e-5)
+
+
+def test_config_round_trip():
+    model = tiny_model(aggregation="align_fine", context="global", sampling="released")
+    config = model.get_config()
+    copy = AlignSeg.from_config(config)
+    assert copy.get_config() == config
+    copy.set_weights(model.get_weights())
+    images = random_images(1, 40, 56)
+    np.testing.assert_array_equal(
+        predict(copy, images)["segmentation"], predict(model, images)["segmentation"]
+    )
+
+
+def test_a_plain_keras_model_with_named_levels_is_a_backbone(tmp_path):
+    x = inputs = keras.Input((None, None, 3))
+    for level in range(1, 6):
+        x = keras.layers.Conv2D(4 * level, 3, 2, "same", name=f"down{level}")(x)
+    pyramid = {f"P{level}": f"down{level}" for level in range(2, 6)}
+    model = AlignSeg(keras.Model(inputs, x), 3, channels=8, pyramid=pyramid)
+    assert model.normalization is None
+    model.save(tmp_path / "model.keras")
+    reloaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert reloaded.pyramid == pyramid
+    images = random_images(1, 64, 64)
+    np.testing.assert_allclose(
+        predict(reloaded, images)["auxiliary"], predict(model, images)["auxiliary"], atol=1e-5
+    )
+
+
+def test_normalization_comes_from_the_backbone_and_is_saved(tmp_path):
+    model = tiny_model()
+    assert model.normalization["channel_order"] == "bgr"
+    assert AlignSeg.from_config(model.get_config()).normalization == model.normalization
+    raw = tiny_model(normalization=None)
+    raw.set_weights(model.get_weights())
+    images = random_images(1, 64, 64)
+    mean = np.array(model.normalization["mean"])
+    np.testing.assert_allclose(
+        predict(model, images)["segmentation"],
+        predict(raw, images[..., ::-1] - mean)["segmentation"],
+        atol=1e-4,
+    )
+
+
+def test_normalizing_twice_is_refused():
+    x = inputs = keras.Input((None, None, 3))
+    x = keras.layers.Rescaling(1 / 255)(x)
+    for level in range(1, 6):
+        x = keras.layers.Conv2D(4, 3, 2, "same", name=f"down{level}")(x)
+    backbone = keras.Model(inputs, x)
+    pyramid = {f"P{level}": f"down{level}" for level in range(2, 6)}
+    AlignSeg(backbone, 3, channels=8, pyramid=pyramid)
+    with pytest.raises(ValueError, match="rescales pixels by itself"):
+        AlignSeg(backbone, 3, channels=8, pyramid=pyramid, normalization={"mean": [0, 0, 0]})
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, None])
+def test_a_wrong_number_of_classes_is_refused(value):
+    with pytest.raises(ValueError, match="`num_classes` must be a positive int. Received"):
+        AlignSeg(backbones.resnet((1, 1, 1, 1), width=4), value)
+
+
+def test_a_small_image_is_refused():
+    with pytest.raises(ValueError, match=r"at least 32 x 32 pixels. Received: .*31"):
+        predict(tiny_model(), random_images(1, 31, 64))

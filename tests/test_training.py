@@ -1,0 +1,317 @@
+"""The training script end to end, on pictures of boxes and discs."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, write_folder
+from PIL import Image
+
+from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.metrics import mean_iou
+from training import callbacks, evaluate, train
+from training.recipe import Recipe, RecipeError, load_recipe, recipe_names
+
+OPTIONS = [
+    "--crop-size", "64", "64", "--channels", "8", "--batch-size", "2", "--epochs", "3",
+    "--backbone-weights", "none", "--scale", "0.8", "1.2",
+]  # fmt: skip
+
+
+def command(folder: Path, output: Path, *options: str) -> list[str]:
+    return [
+        sys.executable, "-m", "training.train", "--data", str(folder), "--output", str(output),
+        *OPTIONS, *options,
+    ]  # fmt: skip
+
+
+def run(*arguments, **kwargs) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, env=environment, **kwargs
+    )
+
+
+def rows(output: Path) -> list[dict[str, str]]:
+    with (output / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def state(output: Path) -> dict[str, np.ndarray]:
+    """Every number in `last.keras`: weights, batch statistics and the optimizer's state."""
+    arrays = {}
+    with (
+        zipfile.ZipFile(output / "last.keras") as archive,
+        archive.open("model.weights.h5") as file,
+        h5py.File(file) as h5,
+    ):
+        h5.visititems(
+            lambda name, item: (
+                arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
+    return arrays
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> tuple[Path, Path]:
+    """A data folder and a finished run on it."""
+    base = tmp_path_factory.mktemp("training")
+    folder = write_folder(base / "data", train=8, val=3, sizes=((64, 96), (72, 64)))
+    result = run(folder, base / "run")
+    assert result.returncode == 0, result.stderr
+    (base / "stdout").write_text(result.stdout)
+    (base / "stderr").write_text(result.stderr)
+    return folder, base / "run"
+
+
+def test_a_run_leaves_its_files(unbroken):
+    _, output = unbroken
+    assert {p.name for p in output.iterdir()} == {
+        "recipe.json", "metrics.csv", "best.keras", "last.keras", "evaluation.json", "tensorboard",
+    }  # fmt: skip
+    text = (output.parent / "stdout").read_text()
+    for expected in ("checking training pictures 8/8", "64 x 64 to 96 x 72", " left", "mean IoU"):
+        assert expected in text
+    assert (output.parent / "stderr").read_text() == ""
+    assert [row["epoch"] for row in rows(output)] == ["0", "1", "2"]
+    assert float(rows(output)[2]["learning_rate"]) == 0.0
+    assert list((output / "tensorboard").rglob("*tfevents*"))
+
+
+def test_best_is_for_use_and_repeats_its_figure(unbroken, capsys):
+    folder, output = unbroken
+    model = keras.saving.load_model(output / "best.keras")
+    assert getattr(model, "optimizer", None) is None
+    assert model.label_space["classes"] == ["ground", "box", "disc"]
+    arguments = [str(output / "best.keras"), "--data", str(folder), "--json"]
+    assert evaluate.main([*arguments, str(output.parent / "report.json")]) == 0
+    report = json.loads((output.parent / "report.json").read_text())
+    best = max(float(row[callbacks.VALIDATION_METRIC]) for row in rows(output))
+    assert report["mean_iou"] == pytest.approx(best, abs=2e-5)
+    assert mean_iou(np.array(report["confusion"])) == report["mean_iou"]
+    assert "disc" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(unbroken, tmp_path):
+    """SIGKILL in the middle of the second epoch, then the same command again."""
+    folder, expected = unbroken
+    output = tmp_path / "run"
+    process = subprocess.Popen(
+        command(folder, output), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not (output / "last.keras").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    interrupted = int(state(output)["optimizer/vars/0"])
+    assert interrupted in (4, 8), "the run was to be killed after its first epoch or its second"
+
+    result = run(folder, output)
+    assert result.returncode == 0, result.stderr
+    assert f"after epoch {interrupted // 4}/3" in result.stdout
+    ours, theirs = state(output), state(expected)
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_allclose(array, theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    for row, other in zip(rows(output), rows(expected), strict=True):
+        assert row["learning_rate"] == other["learning_rate"]
+        assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)
+
+
+def test_a_finished_run_is_evaluated_again(unbroken):
+    folder, output = unbroken
+    before = state(output)
+    result = run(folder, output)
+    assert result.returncode == 0, result.stderr
+    assert "after epoch 3/3" in result.stdout
+    for name, array in state(output).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_another_recipe_is_kept_out_of_the_folder(unbroken):
+    folder, output = unbroken
+    result = run(folder, output, "--learning-rate", "0.5")
+    assert result.returncode == 2
+    assert "another recipe (learning_rate: 0.001 there, 0.5 here)" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# Trains on 1 or 2 logical CPU devices with the functions of the script; argv: replicas, file.
+REPLICAS = """
+import sys
+import keras, numpy as np
+from alignseg_tf import AlignSeg, backbones
+from alignseg_tf.data.catalog import LabelSpace
+from training import train
+from training.callbacks import set_synchronized_batch_norm
+from training.recipe import Recipe
+replicas = int(sys.argv[1])
+strategy = train.distribution_strategy(replicas)
+assert strategy.num_replicas_in_sync == replicas
+recipe = Recipe(optimizer="sgd", learning_rate=0.05)
+space = LabelSpace(("a", "b", "c"))
+keras.utils.set_random_seed(0)
+with strategy.scope():
+    model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=8), 3, channels=8)
+    train.compile_model(model, recipe, space, np.ones(3), 8)
+    # Devices draw masks of their own, so only without dropout they can agree with one.
+    for head in ("segmentation_head", "auxiliary_head"):
+        model.get_layer(head).spatial_dropout.rate = 0.0
+    set_synchronized_batch_norm(model, replicas > 1)
+rng = np.random.default_rng(0)
+images = rng.uniform(0, 255, (16, 64, 64, 3)).astype("float32")
+labels = rng.integers(0, 3, (16, 64, 64)).astype("int32")
+labels[:, :8] = 255
+history = model.fit(
+    images, {"segmentation": labels, "auxiliary": labels}, batch_size=4, epochs=2, shuffle=False,
+    verbose=0,
+).history
+np.savez(sys.argv[2], *model.get_weights(), **{k: np.array(v) for k, v in history.items()})
+"""
+
+
+@pytest.mark.slow
+def test_two_replicas_train_as_one(tmp_path):
+    """MirroredStrategy with synchronised batch norm: the weights and losses of one device."""
+    results = []
+    for replicas in ("1", "2"):
+        path = tmp_path / f"{replicas}.npz"
+        arguments = [sys.executable, "-c", REPLICAS, replicas, path]
+        result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        results.append(np.load(path))
+    one, two = results
+    assert {"loss", "segmentation_mean_iou"} <= set(one.files)
+    for name in one.files:
+        # The classes of noise are near ties.
+        atol = 5e-3 if name.endswith("mean_iou") else 2e-4
+        np.testing.assert_allclose(two[name], one[name], rtol=2e-4, atol=atol, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_script_runs_on_two_replicas(tmp_path):
+    """Also with pictures of several sizes, whose validation batches are filled up."""
+    folder = write_folder(tmp_path / "data", train=4, val=3, sizes=((64, 96), (72, 64)))
+    result = run(folder, tmp_path / "run", "--cpu-replicas", "2", "--epochs", "1")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert float(rows(tmp_path / "run")[0][callbacks.VALIDATION_METRIC]) == pytest.approx(
+        report["mean_iou"], abs=2e-3
+    )
+    model = keras.saving.load_model(tmp_path / "run" / "best.keras")
+    norms = [x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
+    assert len(norms) > 10
+    assert not any(norm.synchronized for norm in norms)
+
+
+def broken_size(folder):
+    Image.fromarray(np.zeros((10, 10), np.uint8)).save(folder / "labels/val/001.png")
+
+
+def broken_picture(folder):
+    (folder / "images/train/003.png").write_bytes(b"cut off")
+
+
+def broken_classes(folder):
+    (folder / "classes.json").write_text(json.dumps({"classes": ["ground", "box"]}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "message"),
+    [
+        (broken_size, [], "labels/val/001.png: the label is 10 x 10 pixels"),
+        (broken_picture, [], "images/train/003.png: not readable as a picture"),
+        (broken_classes, [], "unknown label values [2]: the 2 classes have 0..1"),
+        (lambda folder: None, ["--batch-size", "99"], "a batch of 99 needs as many"),
+        (lambda folder: None, ["--crop-size", "32", "64"], "at least 64 x 64"),
+        (lambda folder: None, ["--recipe", "nothing"], "no recipe 'nothing'; there are: "),
+        (lambda folder: None, ["--backbone", "resnet50", "--backbone-weights", "imagenet"],
+         "comes without ImageNet weights"),
+        (lambda folder: None, ["--backbone", "resnet50", "--backbone-weights", "gone.npz"],
+         "gone.npz: no such file"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_found_before_training(tmp_path, damage, options, message, capsys):
+    folder = write_folder(tmp_path / "data")
+    damage(folder)
+    arguments = ["--data", str(folder), "--output", str(tmp_path / "run"), *OPTIONS, *options]
+    assert train.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "last.keras").exists()
+
+
+def test_evaluating_with_other_classes_is_refused(unbroken, tmp_path, capsys):
+    _, output = unbroken
+    other = write_folder(tmp_path / "data")
+    (other / "classes.json").write_text(json.dumps({"classes": list("abcd")}))
+    assert evaluate.main([str(output / "best.keras"), "--data", str(other)]) == 2
+    assert "has 3 classes, the data 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_build(name):
+    recipe = load_recipe(name)
+    assert recipe == Recipe(**json.loads(recipe.to_json(), object_hook=as_tuples))
+
+
+def as_tuples(content):
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+
+
+def test_class_weights_have_a_mean_pixel_of_one():
+    pixels = np.array([900, 90, 10, 0])
+    weights = train.class_weights(Recipe(class_weights="sqrt_inverse"), pixels)
+    assert weights[1] / weights[0] == pytest.approx(10**0.5)
+    assert weights[3] == 0
+    assert np.dot(weights, pixels / pixels.sum()) == pytest.approx(1.0)
+    assert train.class_weights(Recipe(), pixels) is None
+
+
+def test_stages_and_validation():
+    recipe = Recipe(epochs=10, small_crop_epochs=4, validate_every=4, crop_size=(352, 480))
+    assert train.stages(recipe) == [(0, 4, (256, 352)), (4, 10, (352, 480))]
+    assert train.validation_epochs(recipe) == [4, 8, 10]
+    assert train.stages(Recipe(epochs=3, small_crop_epochs=9)) == [(0, 3, (256, 352))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["ohem", "cross_entropy+lovasz"])
+def test_losses_and_sgd_compile(loss):
+    recipe = Recipe(
+        loss=loss, optimizer="sgd", channels=8, backbone_weights="none", auxiliary_weight=0.1
+    )
+    space = LabelSpace(("a", "b", "c"))
+    model = train.build_model(recipe, space)
+    train.compile_model(model, recipe, space, np.array([5, 5, 5]), 10)
+    labels = np.random.default_rng(0).integers(0, 3, (2, 64, 64))
+    logs = model.train_on_batch(
+        np.zeros((2, 64, 64, 3), "float32"),
+        {"segmentation": labels, "auxiliary": labels},
+        return_dict=True,
+    )
+    assert np.isfinite(logs["loss"])
+
+
+def test_unknown_values_are_refused():
+    with pytest.raises(RecipeError, match="optimizer must be one of .* Received: 'adam'"):
+        Recipe(optimizer="adam")
+    with pytest.raises(RecipeError, match="epochs must be positive"):
+        Recipe(epochs=0)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(5, "0:05"), (65, "1:05"), (3725, "1:02:05")])
+def test_duration(seconds, text):
+    assert callbacks.duration(seconds) == text

@@ -1,0 +1,135 @@
+"""From pictures to a served class map, in one go.
+
+    python -m training.demo                  # on drawn street scenes
+    python -m training.demo --data FOLDER    # on one's own pictures
+
+Trains, prints the IoU of each class on pictures that were held out, exports a SavedModel, loads
+it with `tf.saved_model.load` alone, and writes overlays of pictures that training has not seen.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from alignseg_tf import visualization
+from alignseg_tf.data import street_scenes
+from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.readers import (
+    DataError,
+    load_image,
+    read_image_sizes,
+    read_label_space,
+    read_samples,
+)
+from alignseg_tf.export import export_saved_model
+from alignseg_tf.files import atomic_path
+from alignseg_tf.prediction import load_model
+from training.callbacks import duration
+from training.recipe import Recipe, RecipeError, load_recipe
+from training.train import train
+
+# Crops are at most this large; on 2 cores a batch of 4 takes about 2 seconds.
+LARGEST_CROP = (352, 480)
+# What a run on one's own data may cost: pixels in crops, 20 to 30 minutes on 2 cores.
+PIXEL_BUDGET = 480e6
+PICTURES = 8
+# Scenes that neither training nor validation has seen.
+UNSEEN_SEED = 1
+
+
+def own_data_recipe(data: str) -> Recipe:
+    """Fit the recipe for one's own data to the size and number of the pictures."""
+    samples = read_samples(data, "train")
+    height, width = np.median(read_image_sizes([sample.image for sample in samples]), 0)
+
+    def crop_side(side: float, largest: int) -> int:
+        return max(64, min(largest, int(side) // 32 * 32))
+
+    crop = crop_side(height, LARGEST_CROP[0]), crop_side(width, LARGEST_CROP[1])
+    epochs = round(PIXEL_BUDGET / (len(samples) * crop[0] * crop[1]) / 0.75)
+    epochs = min(60, max(2, epochs))
+    recipe = load_recipe("own_data")
+    return dataclasses.replace(
+        recipe,
+        crop_size=crop,
+        batch_size=min(recipe.batch_size, len(samples)),
+        epochs=epochs,
+        small_crop_epochs=epochs // 2,
+        validate_every=max(1, epochs // 5),
+    )
+
+
+def unseen_pictures(data: str) -> list[np.ndarray]:
+    """Return pictures that training has not seen."""
+    if data == "street_scenes":
+        size = (288, 384)
+        return [street_scenes.draw_scene(i, UNSEEN_SEED, size)[0] for i in range(PICTURES)]
+    samples = read_samples(data, "val")
+    step = max(1, len(samples) // PICTURES)
+    return [load_image(sample.image) for sample in samples[::step][:PICTURES]]
+
+
+def write_overlays(
+    saved_model: Path, pictures: Sequence[np.ndarray], label_space: LabelSpace, folder: Path
+) -> None:
+    """Segment pictures with nothing but `tf.saved_model.load` and paint the classes over them."""
+    segment = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
+    for number, picture in enumerate(pictures):
+        class_map = segment(images=tf.constant(picture[None]))["class_map"].numpy()[0]
+        painted = visualization.overlay(picture, class_map, label_space.palette)
+        row = visualization.side_by_side(picture, painted)
+        row = np.concatenate([row, visualization.legend(label_space, row.shape[1])])
+        with atomic_path(folder / f"{number}.png") as temporary:
+            Image.fromarray(row).save(temporary)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.demo", description="Train, export and try AlignSeg in one go."
+    )
+    parser.add_argument(
+        "--data", default="street_scenes", help="a folder or CSV of one's own (%(default)s)"
+    )
+    parser.add_argument("--output", type=Path, help="folder of the results (runs/demo_NAME)")
+    parsed = parser.parse_args(arguments)
+    data = parsed.data
+    output = parsed.output or Path("runs") / f"demo_{Path(data).resolve().name.split('.')[0]}"
+    started = time.monotonic()
+    try:
+        recipe = load_recipe(data) if data == "street_scenes" else own_data_recipe(data)
+        report = train(recipe, data, output)
+        print(f"\nIoU on held-out pictures:\n\n{report.table()}\n")
+        pictures = unseen_pictures(data)
+        label_space = read_label_space(
+            output / "street_scenes" if data == "street_scenes" else data
+        )
+    except (DataError, RecipeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    saved_model = output / "savedmodel" / "1"
+    agreement = export_saved_model(load_model(output / "best.keras"), saved_model, pictures)
+    write_overlays(saved_model, pictures, label_space, output / "overlays")
+    print(
+        f"\nDone in {duration(time.monotonic() - started)}. In {output}:\n"
+        f"  best.keras        the model, for keras.saving.load_model after `import alignseg_tf`\n"
+        f"  savedmodel/1      the same for tf.saved_model.load; agrees with it on "
+        f"{100 * agreement:.2f} % of pixels\n"
+        f"  overlays/         {len(pictures)} pictures that training has not seen\n"
+        f"  evaluation.json   the table above, with the confusion matrix\n"
+        f"  metrics.csv       loss and mean IoU an epoch; also in tensorboard/\n"
+        f"\nTry it on a picture:\n"
+        f"  .venv/bin/python -m alignseg_tf predict {saved_model} PICTURE --output predictions"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

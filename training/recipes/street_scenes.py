@@ -1,0 +1,17 @@
+"""The embedded street scenes: a first run with nothing to download.
+
+Command:
+    make demo
+"""
+
+from training.recipe import Recipe
+
+RECIPE = Recipe(
+    crop_size=(192, 256),
+    scale=(0.75, 1.5),
+    batch_size=8,
+    epochs=10,
+    learning_rate=2e-3,
+    class_weights="sqrt_inverse",
+    validate_every=5,
+)
