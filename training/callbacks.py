@@ -200,21 +200,24 @@ class PredictionPictures(keras.callbacks.Callback):
 
     def __init__(self, folder: Path, samples: Sequence[Sample], label_space: LabelSpace):
         super().__init__()
-        self.folder = folder
         self.label_space = label_space
         self.pictures = [load_sample(sample, label_space) for sample in samples]
+        self.writer = tf.summary.create_file_writer(str(folder))
+        self.predictor: Predictor | None = None
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Write a row of pictures for each sample."""
-        predictor = Predictor(self.model)
+        if self.predictor is None:
+            self.predictor = Predictor(self.model)
         palette = self.label_space.palette
-        with tf.summary.create_file_writer(str(self.folder)).as_default():
+        with self.writer.as_default():
             for number, (image, label) in enumerate(self.pictures):
-                predicted = predictor.class_map(image)
-                predicted = np.where(label == IGNORE, IGNORE, predicted)
+                predicted = self.predictor.class_map(image)
+                predicted[label == IGNORE] = IGNORE
                 row = visualization.side_by_side(
                     image,
                     visualization.colorize(label, palette),
-                    visualization.colorize(predicted.astype(np.uint8), palette),
+                    visualization.colorize(predicted, palette),
                 )
                 tf.summary.image(f"picture, truth, prediction/{number}", row[None], step=epoch)
+        self.writer.flush()

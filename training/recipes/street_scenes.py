@@ -10,8 +10,8 @@ RECIPE = Recipe(
     crop_size=(192, 256),
     scale=(0.75, 1.5),
     batch_size=8,
-    epochs=10,
+    epochs=16,
     learning_rate=2e-3,
     class_weights="sqrt_inverse",
-    validate_every=5,
+    validate_every=4,
 )
