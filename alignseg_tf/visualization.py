@@ -72,7 +72,7 @@ def legend(label_space: LabelSpace, width: int, row_height: int = 22) -> np.ndar
         places, label_space.classes, label_space.palette, strict=True
     ):
         box = (left + 4, top + 4, left + row_height - 4, top + row_height - 4)
-        draw.rectangle(box, fill=tuple(color))
+        draw.rectangle(box, fill=tuple(color), outline="grey")
         draw.text((left + row_height, top + row_height // 2), name, "black", font, anchor="lm")
     return np.asarray(picture)
 
