@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from alignseg_tf.files import atomic_path
 from alignseg_tf.model import AlignSeg
-from alignseg_tf.prediction import LABEL_SPACE_FILE, Predictor, label_space_of
+from alignseg_tf.prediction import LABEL_SPACE_FILE, Predictor, label_space_of, segment
 
 DEFAULT_CHECK_SIZE = (192, 256)
 
@@ -44,17 +44,13 @@ def export_saved_model(
             f"Class maps are uint8: at most 256 classes. Received: {model.num_classes}"
         )
 
-    def segment(images: Any) -> Any:
-        logits = model(tf.cast(images, tf.float32), training=False)["segmentation"]
-        return tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
-
     def serve(images: Any) -> dict[str, Any]:
-        return {"class_map": segment(images)}
+        return {"class_map": segment(model, images)}
 
     def serve_one(image_bytes: Any) -> Any:
         image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
         image = tf.ensure_shape(image, [None, None, 3])
-        return tf.io.encode_png(segment(image[None])[0][..., None])
+        return tf.io.encode_png(segment(model, image[None])[0][..., None])
 
     def serve_bytes(image_bytes: Any) -> dict[str, Any]:
         return {"class_map_bytes": tf.map_fn(serve_one, image_bytes, parallel_iterations=1)}

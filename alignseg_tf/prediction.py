@@ -8,12 +8,15 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 from PIL import Image
 
 from alignseg_tf import visualization
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import MIN_SIDE
 from alignseg_tf.files import atomic_path
+from alignseg_tf.layers import resize_align_corners
+from alignseg_tf.model import AlignSeg
 
 # Where an exported SavedModel keeps its label space: beside the assets, as model servers want.
 LABEL_SPACE_FILE = Path("assets.extra") / "classes.json"
@@ -57,8 +60,6 @@ def load_model(path: str | Path) -> keras.Model:
     Raises:
         ValueError: the file is missing, unreadable or no AlignSeg.
     """
-    from alignseg_tf.model import AlignSeg
-
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file; expected a .keras model")
@@ -76,6 +77,21 @@ def label_space_of(model: Any) -> LabelSpace:
     if model.label_space:
         return LabelSpace.from_dict(model.label_space, "the model's label space")
     return LabelSpace(tuple(f"class {i}" for i in range(model.num_classes)))
+
+
+def segment(model: Any, images: Any) -> Any:
+    """Run a model inside of a graph and choose the likeliest class of each pixel.
+
+    Args:
+        model: an `AlignSeg`, whose logits may have stride 4.
+        images: RGB 0..255 [B, H, W, 3], any dtype.
+
+    Returns:
+        Class ids, uint8 [B, H, W].
+    """
+    logits = model(tf.cast(images, tf.float32), training=False)["segmentation"]
+    logits = resize_align_corners(logits, ops.shape(images)[1:3])
+    return tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
 
 
 class Predictor:
@@ -103,16 +119,10 @@ class Predictor:
         model = model_or_path
         self.label_space = label_space_of(model)
 
-        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
-        def segment(images: Any) -> Any:
-            logits = model(tf.cast(images, tf.float32), training=False)["segmentation"]
-            if not model.upsample_logits:
-                from alignseg_tf.layers import resize_align_corners
-
-                logits = resize_align_corners(logits, tuple(tf.unstack(tf.shape(images)[1:3])))
-            return tf.argmax(logits, -1, output_type=tf.int32)
-
-        self._segment = segment
+        self._segment = tf.function(
+            lambda images: segment(model, images),
+            input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
+        )
 
     def _load_saved_model(self, path: Path) -> None:
         try:
@@ -152,7 +162,7 @@ class Predictor:
                 f"The picture must be at least {MIN_SIDE} x {MIN_SIDE} pixels. "
                 f"Received: {image.shape[1]} x {image.shape[0]}"
             )
-        return np.asarray(self._segment(tf.constant(image[None])))[0].astype(np.uint8)
+        return self._segment(tf.constant(image[None])).numpy()[0]
 
     def __call__(self, image: np.ndarray) -> Prediction:
         """Segment a picture, uint8 RGB [H, W, 3]."""

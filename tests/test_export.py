@@ -62,6 +62,15 @@ def test_a_process_with_tensorflow_alone_serves_it(exported):
         assert same.mean() > 0.999
 
 
+def test_stride_4_logits_are_resized_before_the_classes_are_chosen(tmp_path, scene):
+    model = tiny_model(upsample_logits=False)
+    full = tiny_model()
+    full.set_weights(model.get_weights())
+    export_saved_model(model, tmp_path / "1")
+    served = Predictor(tmp_path / "1").class_map(scene)
+    assert (served == Predictor(full).class_map(scene)).mean() > 0.999
+
+
 def test_the_predictor_reads_it(exported, scene):
     folder, model, _ = exported
     predictor = Predictor(folder / "model" / "1")

@@ -228,10 +228,12 @@ def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path, monkeypat
         write(path, content[: len(content) // 2])
         raise OSError("No space left on device")
 
+    write_folder(tmp_path, **SMALL)
+    before = contents(tmp_path)
     monkeypatch.setattr(street_scenes.Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space"):
-        street_scenes._replace(tmp_path / "scene_00000.png", b"0123456789")
-    assert not (tmp_path / "scene_00000.png").exists()
+        write_folder(tmp_path, **{**SMALL, "seed": 1})
+    assert contents(tmp_path) == before
 
 
 def test_write_folder_leaves_other_peoples_pictures_alone(tmp_path):

@@ -5,7 +5,7 @@ import io
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +132,13 @@ def _learning_rate(model: keras.Model) -> float:
 class Progress(keras.callbacks.Callback):
     """Prints epoch, step, loss, learning rate and the time left of the whole run.
 
-    On a terminal one line is rewritten; elsewhere a line is added every `interval` seconds.
+    On a terminal one line is rewritten; elsewhere a line is added every half minute.
     """
 
-    def __init__(self, steps: int, initial_epoch: int, epochs: int, interval: float = 30.0):
+    def __init__(self, steps: int, work: Sequence[float], initial_epoch: int):
+        """`work` is what a step of each epoch costs, in any unit: the area of its crops."""
         super().__init__()
-        self.steps, self.epochs, self.interval = steps, epochs, interval
+        self.steps, self.work, self.epochs = steps, work, len(work)
         self.initial_epoch = self.epoch = initial_epoch
         self.terminal = sys.stdout.isatty()
         self.step_seconds: list[float] = []
@@ -150,6 +151,8 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Start an epoch."""
+        if self.work[epoch] != self.work[self.epoch]:
+            self.step_seconds.clear()
         self.epoch = epoch
         self.last_step = time.monotonic()
 
@@ -161,7 +164,7 @@ class Progress(keras.callbacks.Callback):
             self.step_seconds.append(now - self.last_step)
         self.last_step = now
         due = first or batch == self.steps - 1
-        if due or now - self.last_print >= (0.5 if self.terminal else self.interval):
+        if due or now - self.last_print >= (0.5 if self.terminal else 30.0):
             self.last_print = now
             self._print(batch + 1, logs or {})
 
@@ -171,8 +174,9 @@ class Progress(keras.callbacks.Callback):
         line += f"  learning rate {_learning_rate(self.model):.2g}"
         if self.step_seconds:
             step = float(np.median(self.step_seconds[-50:]))
-            epochs = self.epochs - self.epoch
-            left = step * (epochs * self.steps - done) + self.rest_seconds * epochs
+            later = sum(self.work[self.epoch + 1 :]) / self.work[self.epoch]
+            left = step * (self.steps - done + later * self.steps)
+            left += self.rest_seconds * (self.epochs - self.epoch)
             line += f"  {step:.2f} s/step  {duration(left)} left"
         if self.terminal:
             print(f"\r\x1b[K{line}", end="\n" if done == self.steps else "", flush=True)
@@ -186,6 +190,16 @@ class Progress(keras.callbacks.Callback):
         if VALIDATION_METRIC in logs:
             print(f"epoch {epoch + 1}/{self.epochs}  validation mean IoU "
                   f"{100 * logs[VALIDATION_METRIC]:.2f} %", flush=True)  # fmt: skip
+
+
+def counter(what: str) -> Callable[[int, int], None]:
+    """Return a progress function that rewrites one line: `what` done/total."""
+
+    def show(done: int, total: int) -> None:
+        if sys.stdout.isatty() or done == total:
+            print(f"\r{what} {done}/{total}", end="\n" if done == total else "", flush=True)
+
+    return show
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from alignseg_tf.data.readers import Sample, read_label_space, read_samples
 from alignseg_tf.evaluation import Report, evaluate
 from alignseg_tf.files import write_text
 from alignseg_tf.prediction import Predictor
+from training.callbacks import counter
 
 
 def evaluate_and_write(
@@ -31,11 +32,7 @@ def evaluate_and_write(
             f"{label_space.num_classes}"
         )
 
-    def show(done: int, total: int) -> None:
-        if sys.stdout.isatty() or done == total:
-            print(f"\revaluating {done}/{total}", end="\n" if done == total else "", flush=True)
-
-    report = evaluate(predictor.class_map, samples, label_space, show)
+    report = evaluate(predictor.class_map, samples, label_space, counter("evaluating"))
     if json_file is not None:
         write_text(json_file, json.dumps(report.to_dict(), indent=1))
     return report

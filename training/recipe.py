@@ -115,7 +115,8 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe", default="own_data", help=f"one of {', '.join(recipe_names())} (%(default)s)"
     )
     group = parser.add_argument_group(
-        "values of the recipe that are to be overridden", "defaults are the recipe's own"
+        "values of the recipe that are to be overridden",
+        "What stands in brackets holds unless the recipe says otherwise.",
     )
     for option in dataclasses.fields(Recipe):
         default: Any = option.default
@@ -126,9 +127,19 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
             type=type(default[0]) if kind is tuple else kind,
             nargs=len(default) if kind is tuple else None,
             choices=option.metadata["choices"],
-            metavar=None if option.metadata["choices"] else kind.__name__.upper(),
-            help=option.metadata["help"],
+            metavar=None if option.metadata["choices"] else _metavar(default),
+            help=f"{option.metadata['help']} [{_shown(default)}]",
         )
+
+
+def _metavar(default: Any) -> str | tuple[str, ...]:
+    if isinstance(default, tuple):
+        return tuple(type(value).__name__.upper() for value in default)
+    return type(default).__name__.upper()
+
+
+def _shown(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:

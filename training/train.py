@@ -9,7 +9,7 @@ where a killed run stopped.
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +37,13 @@ from training.callbacks import (
     Progress,
     RunFolder,
     SeedDropout,
+    counter,
     set_synchronized_batch_norm,
 )
 from training.evaluate import evaluate_and_write
 from training.recipe import Recipe, RecipeError, add_recipe_arguments, recipe_from_arguments
 
 IMAGENET_MEAN = (124.0, 117.0, 104.0)
-
-
-def counter(what: str) -> Callable[[int, int], None]:
-    """Return a progress function that rewrites one line: `what` done/total."""
-
-    def show(done: int, total: int) -> None:
-        if sys.stdout.isatty() or done == total:
-            print(f"\r{what} {done}/{total}", end="\n" if done == total else "", flush=True)
-
-    return show
 
 
 def build_backbone(recipe: Recipe) -> keras.Model:
@@ -222,12 +213,17 @@ def train(
 
     one_size = len(np.unique(val_summary.sizes, axis=0)) == 1
     val_batches = evaluation_dataset(validation, label_space, replicas, one_size)
+    work = [
+        float(np.prod(crop_size))
+        for first, last, crop_size in stages(recipe)
+        for _ in range(first, last)
+    ]
     callbacks = [
         SeedDropout(recipe.seed),
         metrics.RaiseOnInvalidLabels(),
-        Progress(steps, initial_epoch, recipe.epochs),
+        Progress(steps, work, initial_epoch),
         keras.callbacks.TerminateOnNaN(raise_error=True),
-        RunFolder(output),
+        run,
         keras.callbacks.TensorBoard(output / "tensorboard"),
         PredictionPictures(output / "tensorboard", validation[:4], label_space),
     ]

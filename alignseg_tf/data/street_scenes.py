@@ -18,7 +18,6 @@ import functools
 import io
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from alignseg_tf.files import write_bytes
 
 CLASSES: tuple[str, ...] = (
     "sky", "building", "tree", "road", "sidewalk", "pole", "sign", "car", "pedestrian",
@@ -843,7 +844,7 @@ def write_folder(
             f"`root` must be a new folder or one that write_folder wrote. Received: {root}"
         )
     root.mkdir(parents=True, exist_ok=True)
-    _replace(recorded, json.dumps({**record, "complete": False}).encode())
+    write_bytes(recorded, json.dumps({**record, "complete": False}).encode())
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
     for name in there - files:
@@ -852,17 +853,10 @@ def write_folder(
         for kind, pixels in zip(KINDS, draw_scene(index, seed, size), strict=True):
             png = io.BytesIO()
             Image.fromarray(pixels).save(png, "PNG")
-            _replace(root / kind / split / f"scene_{k:05d}.png", png.getvalue())
+            write_bytes(root / kind / split / f"scene_{k:05d}.png", png.getvalue())
         if progress is not None:
             progress(count, len(scenes))
     names = {"classes": CLASSES, "palette": PALETTE, "void": VOID}
-    _replace(root / "classes.json", json.dumps(names, indent=1).encode())
-    _replace(recorded, json.dumps({**record, "complete": True}).encode())
+    write_bytes(root / "classes.json", json.dumps(names, indent=1).encode())
+    write_bytes(recorded, json.dumps({**record, "complete": True}).encode())
     return root
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Writes a file that appears under its name only when it is whole."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_bytes(content)
-    part.replace(path)
