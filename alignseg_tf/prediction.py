@@ -13,10 +13,9 @@ from PIL import Image
 
 from alignseg_tf import visualization
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.data.readers import MIN_SIDE
 from alignseg_tf.files import atomic_path
 from alignseg_tf.layers import resize_align_corners
-from alignseg_tf.model import AlignSeg
+from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 
 # Where an exported SavedModel keeps its label space: beside the assets, as model servers want.
 LABEL_SPACE_FILE = Path("assets.extra") / "classes.json"
@@ -88,7 +87,15 @@ def segment(model: Any, images: Any) -> Any:
 
     Returns:
         Class ids, uint8 [B, H, W].
+
+    Raises:
+        tf.errors.InvalidArgumentError: a side is shorter than 32 pixels.
     """
+    tf.debugging.assert_greater_equal(
+        tf.reduce_min(tf.shape(images)[1:3]),
+        MIN_IMAGE_SIZE,
+        f"Images must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels.",
+    )
     logits = model(tf.cast(images, tf.float32), training=False)["segmentation"]
     logits = resize_align_corners(logits, ops.shape(images)[1:3])
     return tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
@@ -157,9 +164,9 @@ class Predictor:
                 "Expected a uint8 RGB picture [H, W, 3]. "
                 f"Received: {image.dtype} of shape {image.shape}"
             )
-        if min(image.shape[:2]) < MIN_SIDE:
+        if min(image.shape[:2]) < MIN_IMAGE_SIZE:
             raise ValueError(
-                f"The picture must be at least {MIN_SIDE} x {MIN_SIDE} pixels. "
+                f"The picture must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels. "
                 f"Received: {image.shape[1]} x {image.shape[0]}"
             )
         return self._segment(tf.constant(image[None])).numpy()[0]

@@ -97,11 +97,14 @@ def test_an_export_replaces_an_older_one_as_a_whole(exported, tmp_path):
     assert [p.name for p in target.parent.iterdir()] == ["1"]
 
 
-def test_a_picture_that_is_none_fails_alone(exported):
+def test_bytes_that_are_no_fit_picture_fail(exported):
     folder, _, _ = exported
     serve = tf.saved_model.load(str(folder / "model" / "1")).signatures["serve_bytes"]
     with pytest.raises(tf.errors.InvalidArgumentError):
         serve(image_bytes=tf.constant([b"nothing"]))
+    small = tf.io.encode_png(np.zeros((31, 40, 3), np.uint8))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="at least 32 x 32 pixels"):
+        serve(image_bytes=tf.stack([small]))
     picture = io.BytesIO()
     Image.fromarray(random_images(1, 32, 32)[0]).save(picture, "PNG")
     assert serve(image_bytes=tf.constant([picture.getvalue()]))["class_map_bytes"].shape == (1,)

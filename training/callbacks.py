@@ -139,14 +139,16 @@ class Progress(keras.callbacks.Callback):
         """`work` is what a step of each epoch costs, in any unit: the area of its crops."""
         super().__init__()
         self.steps, self.work, self.epochs = steps, work, len(work)
-        self.initial_epoch = self.epoch = initial_epoch
+        self.epoch = initial_epoch
         self.terminal = sys.stdout.isatty()
+        self.traced = False
         self.step_seconds: list[float] = []
         self.rest_seconds = 0.0  # of an epoch, outside of its steps: validation and saving
         self.last_step = self.last_print = self.epoch_end = time.monotonic()
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Say that the first step takes longer."""
+        self.traced = False
         print("Building the training graph (a minute or less) ...", flush=True)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
@@ -159,11 +161,11 @@ class Progress(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Print now and then."""
         now = time.monotonic()
-        first = self.epoch == self.initial_epoch and batch == 0
-        if not first:  # the first step traces the graph
+        if self.traced:
             self.step_seconds.append(now - self.last_step)
         self.last_step = now
-        due = first or batch == self.steps - 1
+        due = not self.traced or batch == self.steps - 1
+        self.traced = True
         if due or now - self.last_print >= (0.5 if self.terminal else 30.0):
             self.last_print = now
             self._print(batch + 1, logs or {})

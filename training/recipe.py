@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import importlib
-import json
 import pkgutil
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,19 +77,6 @@ class Recipe:
                 raise RecipeError(f"{option.name} must be one of {choices}. Received: {value!r}")
         if min(self.crop_size) < 64:
             raise RecipeError(f"crop_size must be at least 64 x 64. Received: {self.crop_size}")
-
-    def to_json(self) -> str:
-        """Return the values as JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=1)
-
-    def differences(self, stored: str) -> list[str]:
-        """Describe the values in which a stored recipe, as JSON, differs from this one."""
-        there, here = json.loads(stored), json.loads(self.to_json())
-        return [
-            f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
-            for name in sorted(there.keys() | here.keys())
-            if there.get(name) != here.get(name)
-        ]
 
 
 def recipe_names() -> list[str]:

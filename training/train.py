@@ -8,6 +8,8 @@ where a killed run stopped.
 """
 
 import argparse
+import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,15 +140,26 @@ def distribution_strategy(cpu_replicas: int) -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def check_run_folder(output: Path, recipe: Recipe) -> None:
-    """Refuse to mix two recipes in one folder; write the recipe into a new one."""
+def check_run_folder(output: Path, recipe: Recipe, pictures: int) -> None:
+    """Refuse to mix two runs in one folder; write what this one is into a new folder.
+
+    The number of pictures is part of it: epochs are counted in steps.
+    """
+    run = {**dataclasses.asdict(recipe), "training_pictures": pictures}
+    run = json.loads(json.dumps(run))
     stored = output / "recipe.json"
     if not stored.is_file():
-        write_text(stored, recipe.to_json())
-    elif differences := recipe.differences(stored.read_text(encoding="utf-8")):
+        write_text(stored, json.dumps(run, indent=1))
+        return
+    before = json.loads(stored.read_text(encoding="utf-8"))
+    differences = [
+        f"{name}: {before.get(name)!r} there, {run.get(name)!r} here"
+        for name in sorted(before.keys() | run.keys())
+        if before.get(name) != run.get(name)
+    ]
+    if differences:
         raise RecipeError(
-            f"{output} holds a run of another recipe ({'; '.join(differences)}); "
-            "give another --output"
+            f"{output} holds another run ({'; '.join(differences)}); give another --output"
         )
 
 
@@ -180,7 +193,7 @@ def train(
         RecipeError: the recipe does not fit the folder.
     """
     label_space, training, validation = open_data(data, output)
-    check_run_folder(output, recipe)
+    check_run_folder(output, recipe, len(training))
     steps = steps_per_epoch(len(training), recipe.batch_size)
     summary = check_samples(training, label_space, counter("checking training pictures"))
     val_summary = check_samples(validation, label_space, counter("checking validation pictures"))
@@ -224,7 +237,7 @@ def train(
         Progress(steps, work, initial_epoch),
         keras.callbacks.TerminateOnNaN(raise_error=True),
         run,
-        keras.callbacks.TensorBoard(output / "tensorboard"),
+        keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False),
         PredictionPictures(output / "tensorboard", validation[:4], label_space),
     ]
     for first, last, crop_size in stages(recipe):
