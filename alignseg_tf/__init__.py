@@ -15,7 +15,7 @@ from alignseg_tf.quiet import import_tensorflow_quietly
 if sys.argv[:1] == ["-m"]:
     import_tensorflow_quietly()
 
-from alignseg_tf import backbones, checkpoints, layers, losses, metrics
+from alignseg_tf import backbones, checkpoints, layers, losses, metrics, optimizers
 from alignseg_tf.model import AlignSeg
 from alignseg_tf.version import __version__
 
@@ -35,6 +35,7 @@ __all__ = [
     "layers",
     "losses",
     "metrics",
+    "optimizers",
     "prediction",
     "visualization",
 ]

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,10 +17,10 @@ def predict(arguments: argparse.Namespace) -> int:
     from alignseg_tf.prediction import Predictor
 
     pictures = find_pictures(arguments.pictures)
-    stems = [picture.stem for picture in pictures]
-    if twins := {stem for stem in stems if stems.count(stem) > 1}:
+    stem, count = Counter(picture.stem for picture in pictures).most_common(1)[0]
+    if count > 1:
         raise ValueError(
-            f"several pictures are called {sorted(twins)[0]!r} and would overwrite each other in "
+            f"several pictures are called {stem!r} and would overwrite each other in "
             f"{arguments.output}: predict them into folders of their own"
         )
     predictor = Predictor(arguments.model)

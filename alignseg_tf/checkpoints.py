@@ -306,8 +306,11 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return dict(archive)
+        except Exception as error:
+            raise ValueError(f"{path}: not a .npz file of plain arrays ({error})") from error
     try:
         import torch
     except ImportError as error:

@@ -9,11 +9,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from alignseg_tf.data.catalog import MAX_CLASSES
 from alignseg_tf.files import atomic_path
 from alignseg_tf.model import AlignSeg
 from alignseg_tf.prediction import LABEL_SPACE_FILE, Predictor, label_space_of, segment
 
 DEFAULT_CHECK_SIZE = (192, 256)
+# Rounding decides between classes of equal logits; anything more is a broken export.
+LEAST_AGREEMENT = 0.99
 
 
 def export_saved_model(
@@ -37,11 +40,12 @@ def export_saved_model(
         The share of pixels on which the SavedModel and the model agree.
 
     Raises:
-        ValueError: the model has more than 256 classes.
+        ValueError: the model has more than 255 classes, `path` is a file, or the SavedModel
+            does not agree with the model; what was at `path` stays then.
     """
-    if model.num_classes > 256:
+    if model.num_classes > MAX_CLASSES:
         raise ValueError(
-            f"Class maps are uint8: at most 256 classes. Received: {model.num_classes}"
+            f"Class maps are uint8: at most {MAX_CLASSES} classes. Received: {model.num_classes}"
         )
 
     def serve(images: Any) -> dict[str, Any]:
@@ -54,6 +58,9 @@ def export_saved_model(
 
     def serve_bytes(image_bytes: Any) -> dict[str, Any]:
         return {"class_map_bytes": tf.map_fn(serve_one, image_bytes, parallel_iterations=1)}
+
+    if Path(path).is_file():
+        raise ValueError(f"{path}: expected a folder to write. Received: a file")
 
     with atomic_path(path) as temporary:
         archive = keras.export.ExportArchive()
@@ -69,7 +76,13 @@ def export_saved_model(
         label_space_file.parent.mkdir()
         content = json.dumps(label_space_of(model).to_dict(), indent=1)
         label_space_file.write_text(content, encoding="utf-8")
-        return compare(model, temporary, check_images)
+        agreement = compare(model, temporary, check_images)
+        if agreement < LEAST_AGREEMENT:
+            raise ValueError(
+                f"{path}: the SavedModel gives the model's class to {100 * agreement:.2f} % of the "
+                f"pixels, {100 * LEAST_AGREEMENT} % expected; nothing was written"
+            )
+    return agreement
 
 
 def compare(model: AlignSeg, path: str | Path, images: Iterable[np.ndarray] | None = None) -> float:

@@ -19,18 +19,39 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
-        if temporary.is_dir() and path.is_dir():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
+        if temporary.is_dir():
+            _replace_folder(temporary, path)
         else:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())  # the name must not be on the disk before the content
             temporary.replace(path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files that killed processes left in a folder."""
+    for path in Path(folder).glob(".*.tmp*"):
+        pid = path.name.split(".tmp")[0].rpartition(".")[2]
+        if path.is_file() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            path.unlink()
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

@@ -48,6 +48,7 @@ class AlignSeg(keras.Model):
             for a backbone that does not tell them.
         label_space: names and colours of the classes, `{"classes": [...], "palette": [...]}`,
             saved with the model for those who read its output; without influence on it.
+            `LabelSpace.to_dict` makes one.
         name: the model's name.
         dtype: dtype policy of every layer of the decoder, the global one by default. Logits are
             float32 and coordinates are computed in float32 under any policy.
@@ -94,6 +95,11 @@ class AlignSeg(keras.Model):
             raise ValueError(
                 f"`num_classes` must be a positive int. Received: num_classes={num_classes!r}"
             )
+        if label_space is not None and len(label_space["classes"]) != num_classes:
+            raise ValueError(
+                f"`label_space` must name {num_classes} classes. "
+                f"Received: {len(label_space['classes'])} names"
+            )
         pyramid = backbones.pyramid_layers(backbone, pyramid)
         features = backbones.feature_pyramid(backbone, pyramid)
         if isinstance(normalization, str):
@@ -119,9 +125,10 @@ class AlignSeg(keras.Model):
         images = keras.Input((None, None, 3), name="images")
         pixels = images
         if normalization is not None:
-            pixels = PixelNormalization.from_normalization(
+            normalize = PixelNormalization.from_normalization(
                 normalization, dtype="float32", name="normalization"
-            )(images)
+            )
+            pixels, normalization = normalize(images), normalize.normalization()
         p2, p3, p4, p5 = features(pixels)
         d1 = refine(p2, "refinement_p2")
         d2 = refine(aggregate(d1, refine(p3, "refinement_p3"), "aggregation_p3"), "refinement_d2")
@@ -149,6 +156,8 @@ class AlignSeg(keras.Model):
                 outputs[key] = keras.layers.Activation("linear", dtype="float32", name=key)(logits)
 
         super().__init__(inputs=images, outputs=outputs, name=name, **kwargs)
+        if dtype is not None:
+            self.dtype_policy = dtype  # `compile` scales the loss where it is mixed_float16
         self.backbone = features
         self.num_classes = num_classes
         self.channels = channels
@@ -157,7 +166,7 @@ class AlignSeg(keras.Model):
         self.sampling = sampling
         self.auxiliary_head = auxiliary_head
         self.upsample_logits = upsample_logits
-        self.normalization = None if normalization is None else dict(normalization)
+        self.normalization = normalization
         self.pyramid = dict(pyramid)
         self.label_space = None if label_space is None else dict(label_space)
         self.decoder_dtype = dtype

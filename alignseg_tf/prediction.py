@@ -97,7 +97,8 @@ def segment(model: Any, images: Any) -> Any:
         f"Images must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels.",
     )
     logits = model(tf.cast(images, tf.float32), training=False)["segmentation"]
-    logits = resize_align_corners(logits, ops.shape(images)[1:3])
+    if not model.upsample_logits:
+        logits = resize_align_corners(logits, ops.shape(images)[1:3])
     return tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
 
 
@@ -112,9 +113,11 @@ class Predictor:
         ValueError: there is no model at that path.
 
     Example:
-        predictor = Predictor("savedmodels/camvid/1")
-        prediction = predictor(alignseg_tf.data.load_image("street.jpg"))
-        prediction.class_map, prediction.overlay()
+        >>> from alignseg_tf import backbones
+        >>> model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=4), num_classes=3, channels=8)
+        >>> prediction = Predictor(model)(np.zeros((48, 64, 3), np.uint8))
+        >>> prediction.class_map.shape, prediction.overlay().shape
+        ((48, 64), (48, 64, 3))
     """
 
     def __init__(self, model_or_path: Any):

@@ -70,6 +70,15 @@ def test_classes_json_is_checked(tmp_path, content, message):
     assert str(path) in str(error.value)
 
 
+def test_a_built_in_label_space_by_name(tmp_path):
+    path = tmp_path / "classes.json"
+    path.write_text('{"label_space": "cityscapes"}')
+    assert LabelSpace.from_file(path) is CITYSCAPES
+    path.write_text('{"label_space": "mars"}')
+    with pytest.raises(ValueError, match=r"one of \['street_scenes', .* Received: 'mars'"):
+        LabelSpace.from_file(path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nowhere.json: no such file"):
         LabelSpace.from_file(tmp_path / "nowhere.json")

@@ -4,11 +4,14 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shlex
 
 import pytest
 from conftest import ROOT
 
 import alignseg_tf
+from alignseg_tf import __main__
+from training import demo, evaluate, train
 
 MODULES = [
     module.name
@@ -42,11 +45,33 @@ def test_readme_examples(tmp_path, monkeypatch):
         exec(compile(block, "README.md", "exec"), namespace)
 
 
-def test_readme_commands_name_options_that_exist():
-    """Each option of a command in the README and the recipes is one of its parser's."""
-    from alignseg_tf.__main__ import build_parser
+def commands(text: str) -> list[list[str]]:
+    """The `python -m` commands in the indented lines of a text, as lists of words."""
+    text = text.replace("\\\n", " ")
+    lines = re.findall(r"^ {4,}python -m (.*)$", text, re.MULTILINE)
+    return [shlex.split(line.replace("...", ""), comments=True) for line in lines]
 
-    commands = set(build_parser()._subparsers._group_actions[0].choices)
-    named = set(re.findall(r"-m alignseg_tf (\w+)", (ROOT / "README.md").read_text()))
-    assert named
-    assert named <= commands
+
+PARSERS = {
+    "alignseg_tf": __main__.build_parser,
+    "training.train": train.build_parser,
+    "training.evaluate": evaluate.build_parser,
+    "training.demo": demo.build_parser,
+}
+TEXTS = [
+    ROOT / "README.md", ROOT / "savedmodels" / "README.md",
+    *sorted((ROOT / "training").glob("*.py")), *sorted((ROOT / "training").glob("recipes/*.py")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_commands_are_what_their_parsers_take(path):
+    for module, *arguments in commands(path.read_text()):
+        if module != "training.port_efficientnet_lite0":
+            PARSERS[module]().parse_args(arguments)
+
+
+def test_commands_are_found():
+    found = [command for path in TEXTS for command in commands(path.read_text())]
+    assert len(found) >= 10
+    assert {command[0] for command in found} >= set(PARSERS)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from conftest import CLASSES, random_images, tiny_model
 from PIL import Image
 
-from alignseg_tf import Predictor
+from alignseg_tf import Predictor, export
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.export import compare, export_saved_model
 
@@ -85,6 +85,18 @@ def test_the_comparison_sees_another_model(exported, scene):
     for weight in other.trainable_weights:
         weight.assign(weight.numpy() + rng.normal(0, 0.2, weight.shape))
     assert compare(other, folder / "model" / "1", [scene]) < 0.95
+
+
+def test_an_export_that_disagrees_is_not_written(exported, tmp_path, monkeypatch):
+    _, model, _ = exported
+    monkeypatch.setattr(export, "compare", lambda *arguments: 0.5)
+    (tmp_path / "1").mkdir()
+    with pytest.raises(ValueError, match=r"50\.00 % of the pixels, 99\.0 % expected"):
+        export_saved_model(model, tmp_path / "1")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "1"]
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="expected a folder to write. Received: a file"):
+        export_saved_model(model, tmp_path / "file")
 
 
 def test_an_export_replaces_an_older_one_as_a_whole(exported, tmp_path):

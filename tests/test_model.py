@@ -1,4 +1,5 @@
 import contextlib
+import importlib.util
 import io
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from conftest import random_images, tiny_model
 from keras import ops
 
 from alignseg_tf import AlignSeg, backbones
+
+BACKEND = keras.backend.backend()
 
 
 def predict(model, images, **kwargs):
@@ -140,6 +143,70 @@ def test_normalizing_twice_is_refused():
     AlignSeg(backbone, 3, channels=8, pyramid=pyramid)
     with pytest.raises(ValueError, match="rescales pixels by itself"):
         AlignSeg(backbone, 3, channels=8, pyramid=pyramid, normalization={"mean": [0, 0, 0]})
+
+
+def test_a_keras_cv_backbone_keeps_its_levels_when_reloaded(tmp_path):
+    """Found by attribute, stored by name: the reloaded graph has no such attribute."""
+    if importlib.util.find_spec("keras_cv") is None or BACKEND != "tensorflow":
+        pytest.skip("keras-cv needs TensorFlow")
+    import keras_cv
+
+    backbone = keras_cv.models.ResNetV2Backbone(
+        stackwise_filters=[8, 8, 16, 16], stackwise_blocks=[2, 2, 2, 2],
+        stackwise_strides=[1, 2, 2, 2], include_rescaling=True,
+    )  # fmt: skip
+    model = AlignSeg(backbone, 3, channels=8)
+    assert model.normalization is None
+    model.save(tmp_path / "model.keras")
+    reloaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert reloaded.pyramid == model.pyramid == backbones.pyramid_layers(backbone)
+    images = random_images(1, 64, 96)
+    np.testing.assert_allclose(
+        predict(reloaded, images)["segmentation"], predict(model, images)["segmentation"], atol=1e-5
+    )
+
+
+def test_a_keras_hub_backbone_keeps_its_levels_when_reloaded(tmp_path):
+    """keras-hub's name tensors: `pyramid_outputs`."""
+
+    class HubBackbone(keras.Model):
+        def __init__(self):
+            x = inputs = keras.Input((None, None, 3))
+            outputs = {}
+            for level in range(1, 6):
+                x = keras.layers.Conv2D(4 * level, 3, 2, "same", name=f"stage{level}")(x)
+                outputs[f"P{level}"] = x
+            super().__init__(inputs, x)
+            self.pyramid_outputs = outputs
+
+    model = AlignSeg(HubBackbone(), 3, channels=8)
+    assert model.pyramid == {f"P{level}": f"stage{level}" for level in range(2, 6)}
+    model.save(tmp_path / "model.keras")
+    assert keras.saving.load_model(tmp_path / "model.keras").pyramid == model.pyramid
+
+
+def test_arrays_as_normalization_are_saved_as_numbers(tmp_path):
+    mean = np.array([1.0, 2.0, 3.0], "float32")
+    tiny_model(normalization={"mean": mean, "std": mean}).save(tmp_path / "model.keras")
+    reloaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert reloaded.normalization == {
+        "mean": [1.0, 2.0, 3.0], "std": [1.0, 2.0, 3.0], "channel_order": "rgb",
+    }  # fmt: skip
+
+
+def test_float16_of_the_model_alone_scales_the_loss():
+    if BACKEND != "tensorflow":
+        pytest.skip("one backend is enough")
+    model = tiny_model(dtype="mixed_float16")
+    model.compile(keras.optimizers.SGD(0.01), loss="mse")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    outputs = predict(model, random_images(1, 64, 64))
+    assert outputs["segmentation"].dtype == np.float32
+
+
+def test_names_must_fit_the_classes():
+    with pytest.raises(ValueError, match="must name 3 classes. Received: 2 names"):
+        tiny_model(label_space={"classes": ["a", "b"], "palette": []})
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.5, None])

@@ -1,6 +1,10 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from alignseg_tf.optimizers import SGDWithL2
 
@@ -21,6 +25,16 @@ def test_equals_torch():
         optimizer.apply([keras.ops.convert_to_tensor(gradient)])
     result = keras.ops.convert_to_numpy(variable)
     np.testing.assert_allclose(result, expected.detach().numpy(), rtol=1e-5)
+
+
+def test_importing_the_package_registers_it():
+    """A saved run holds its optimizer and loads after `import alignseg_tf` alone."""
+    code = (
+        "import alignseg_tf, keras\n"
+        "name = 'alignseg_tf>SGDWithL2'\n"
+        "assert keras.saving.get_registered_object(name) is alignseg_tf.optimizers.SGDWithL2\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_config_round_trip():

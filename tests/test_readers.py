@@ -83,6 +83,23 @@ def test_csv_problems_are_named(folder):
         read_csv(path)
 
 
+def test_csv_rows_are_checked(folder):
+    path = write_csv(folder, [("images/train/000.png", "labels/train/000.png", " train ")])
+    assert len(read_csv(path, "train")) == 1
+    path = write_csv(folder, [("images/train/000.png",)], ("image", "label"))
+    with pytest.raises(DataError, match=r"list\.csv, line 2: image and label expected"):
+        read_csv(path)
+    path.write_bytes("image,label\nä.png,b.png\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"list\.csv: expected UTF-8"):
+        read_csv(path)
+
+
+def test_two_labels_of_one_picture_are_refused(folder):
+    shutil.copy(folder / "labels/val/000.png", folder / "labels/val/000.tif")
+    with pytest.raises(DataError, match=r"000\.tif: a second label beside 000\.png"):
+        read_folder(folder, "val")
+
+
 def test_exif_orientation_is_applied(tmp_path):
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[:, :30] = 255
@@ -100,6 +117,11 @@ def test_grey_and_16_bit_pictures_become_rgb(tmp_path):
     Image.fromarray(grey).save(tmp_path / "deep.png")
     loaded = load_image(tmp_path / "deep.png")
     np.testing.assert_array_equal(loaded, np.repeat((grey >> 8)[..., None], 3, -1))
+    Image.fromarray(grey.astype(np.int32)).save(tmp_path / "deep.tif")
+    np.testing.assert_array_equal(load_image(tmp_path / "deep.tif"), loaded)
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(DataError, match="8 or 16 bits a channel. Received: mode F"):
+        load_image(tmp_path / "float.tif")
     Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "flat.png")
     assert load_image(tmp_path / "flat.png").shape == (64, 64, 3)
 
@@ -129,7 +151,10 @@ def test_truncated_files_are_named(folder):
         (np.zeros((64, 97), np.uint8), r"label is 97 x 64 pixels, its picture .* is 96 x 64"),
         (np.full((64, 96), 7, np.uint8), r"unknown label values \[7\]"),
         (np.zeros((64, 96, 3), np.uint8), r"one channel of class ids.*one-hot masks"),
-        (np.full((64, 96), 300, np.uint16), r"must be 0\.\.255. Received: up to 300"),
+        (
+            np.full((64, 96), 300, np.uint16),
+            r"whole numbers 0\.\.255. Received: uint16, 300 to 300",
+        ),
     ],
 )
 def test_the_check_finds_bad_labels_and_goes_on(folder, label, message):

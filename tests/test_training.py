@@ -18,8 +18,9 @@ from conftest import ROOT, write_folder
 from PIL import Image
 
 from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.readers import read_folder
 from alignseg_tf.metrics import mean_iou
-from training import callbacks, evaluate, train
+from training import callbacks, demo, evaluate, train
 from training.recipe import Recipe, RecipeError, load_recipe, recipe_names
 
 OPTIONS = [
@@ -78,7 +79,7 @@ def unbroken(tmp_path_factory) -> tuple[Path, Path]:
 def test_a_run_leaves_its_files(unbroken):
     _, output = unbroken
     assert {p.name for p in output.iterdir()} == {
-        "recipe.json", "metrics.csv", "best.keras", "last.keras", "evaluation.json", "tensorboard",
+        "run.json", "metrics.csv", "best.keras", "last.keras", "evaluation.json", "tensorboard",
     }  # fmt: skip
     text = (output.parent / "stdout").read_text()
     for expected in ("checking training pictures 8/8", "64 x 64 to 96 x 72", " left", "mean IoU"):
@@ -104,31 +105,84 @@ def test_best_is_for_use_and_repeats_its_figure(unbroken, capsys):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(unbroken, tmp_path):
-    """SIGKILL in the middle of the second epoch, then the same command again."""
-    folder, expected = unbroken
-    output = tmp_path / "run"
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
+    """SIGKILL in the middle of an epoch, then the same command again."""
+    folder = write_folder(tmp_path / "data", train=24, val=1)
+    assert run(folder, tmp_path / "unbroken").returncode == 0
+    output = tmp_path / "killed"
     process = subprocess.Popen(
         command(folder, output), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 300
     while not (output / "last.keras").is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
+    time.sleep(1.0)  # an epoch has 12 steps of about 0.2 seconds
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    interrupted = int(state(output)["optimizer/vars/0"])
-    assert interrupted in (4, 8), "the run was to be killed after its first epoch or its second"
+    done = callbacks.RunFolder(output).epochs_done()
+    assert done in (1, 2), "the run was to be killed before its last epoch ended"
+    # What a kill while saving leaves behind, from a process that is gone.
+    (output / ".last.999999999.tmp.keras").write_bytes(b"half")
 
     result = run(folder, output)
     assert result.returncode == 0, result.stderr
-    assert f"after epoch {interrupted // 4}/3" in result.stdout
-    ours, theirs = state(output), state(expected)
+    assert f"after epoch {done}/3" in result.stdout
+    assert not list(output.glob(".*"))
+    ours, theirs = state(output), state(tmp_path / "unbroken")
     assert ours.keys() == theirs.keys()
+    assert any("optimizer" in name for name in ours)
     for name, array in ours.items():
         np.testing.assert_allclose(array, theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
-    for row, other in zip(rows(output), rows(expected), strict=True):
+    for row, other in zip(rows(output), rows(tmp_path / "unbroken"), strict=True):
         assert row["learning_rate"] == other["learning_rate"]
         assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_overflown_steps_of_float16_do_not_repeat_an_epoch(tmp_path):
+    """Steps that overflow are not in the optimizer's count, by which epochs must not be told."""
+    folder = write_folder(tmp_path / "data", train=4, val=1)
+    options = ["--dtype-policy", "mixed_float16", "--epochs", "1"]
+    for _ in range(2):
+        result = run(folder, tmp_path / "run", *options)
+        assert result.returncode == 0, result.stderr
+    assert "after epoch 1/1" in result.stdout
+    assert len(rows(tmp_path / "run")) == 1
+
+
+def test_a_failed_start_leaves_the_folder_free(tmp_path, capsys):
+    folder = write_folder(tmp_path / "data")
+    arguments = ["--data", str(folder), "--output", str(tmp_path / "run"), *OPTIONS]
+    assert train.main([*arguments, "--backbone", "resnet50", "--backbone-weights", "imagenet"]) == 2
+    assert "comes without ImageNet weights" in capsys.readouterr().err
+    assert not (tmp_path / "run" / train.RUN_FILE).exists()
+
+
+@pytest.mark.slow
+def test_the_demo_on_a_folder(tmp_path, monkeypatch, capsys):
+    folder = write_folder(tmp_path / "data", train=8, val=9, sizes=((64, 96), (96, 64)))
+    monkeypatch.setattr(demo, "PIXEL_BUDGET", 1e5)
+    output = tmp_path / "demo"
+    assert demo.main(["--data", str(folder), "--output", str(output)]) == 0
+    text = capsys.readouterr().out
+    for expected in ("disc", "mean IoU", "agrees with it on 100.00 %", "predict"):
+        assert expected in text
+    pictures = sorted((output / "overlays").iterdir())
+    assert len(pictures) == demo.PICTURES
+    with Image.open(pictures[0]) as picture:
+        width, height = picture.size
+    assert width == 2 * 96 + 4
+    assert height > 64 + 20  # the legend
+    report = json.loads((output / "evaluation.json").read_text())
+    assert report["pictures"] == 9
+
+
+def test_the_demo_fits_its_recipe_to_the_data(tmp_path):
+    folder = write_folder(tmp_path / "data", train=3, val=1, sizes=((70, 130),))
+    recipe = demo.own_data_recipe(str(folder))
+    assert recipe.crop_size == (64, 128)
+    assert recipe.batch_size == 3
+    assert recipe.epochs == 60
 
 
 def test_a_finished_run_is_evaluated_again(unbroken):
@@ -237,6 +291,10 @@ def broken_classes(folder):
         (broken_classes, [], "unknown label values [2]: the 2 classes have 0..1"),
         (lambda folder: None, ["--batch-size", "99"], "a batch of 99 needs as many"),
         (lambda folder: None, ["--crop-size", "32", "64"], "at least 64 x 64"),
+        (lambda folder: None, ["--channels", "6"], "channels must be a multiple of 4"),
+        (lambda folder: None, ["--scale", "2", "1"], "scale must be 0 < low <= high"),
+        (lambda folder: None, ["--color", "1.5"], "color must be in [0, 1)"),
+        (lambda folder: None, ["--context", "global", "--batch-size", "1"], "at least 2 crops"),
         (lambda folder: None, ["--recipe", "nothing"], "no recipe 'nothing'; there are: "),
         (lambda folder: None, ["--backbone", "resnet50", "--backbone-weights", "imagenet"],
          "comes without ImageNet weights"),
@@ -258,7 +316,7 @@ def test_evaluating_with_other_classes_is_refused(unbroken, tmp_path, capsys):
     other = write_folder(tmp_path / "data")
     (other / "classes.json").write_text(json.dumps({"classes": list("abcd")}))
     assert evaluate.main([str(output / "best.keras"), "--data", str(other)]) == 2
-    assert "has 3 classes, the data 4" in capsys.readouterr().err
+    assert "ground, box, disc in the model and a, b, c, d in the data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -268,11 +326,20 @@ def test_recipes_load(name):
     assert train.stages(recipe)[-1][1] == recipe.epochs
 
 
-def test_a_folder_with_more_pictures_is_another_run(tmp_path):
-    train.check_run_folder(tmp_path, Recipe(), 5)
-    train.check_run_folder(tmp_path, Recipe(), 5)
-    with pytest.raises(RecipeError, match="training_pictures: 5 there, 6 here"):
-        train.check_run_folder(tmp_path, Recipe(), 6)
+def test_a_folder_of_other_data_is_another_run(tmp_path):
+    samples = read_folder(write_folder(tmp_path / "data"), "train")
+    space = LabelSpace(("a", "b"))
+    run = train.describe_run(Recipe(), space, samples)
+    train.check_run_folder(tmp_path, run)
+    (tmp_path / train.RUN_FILE).write_text(json.dumps(run))
+    train.check_run_folder(tmp_path, train.describe_run(Recipe(), space, samples))
+    for other, message in (
+        (train.describe_run(Recipe(), space, samples[1:]), "training_pictures: 6 there, 5 here"),
+        (train.describe_run(Recipe(), LabelSpace(("a", "c")), samples), "classes: "),
+        (train.describe_run(Recipe(), space, [*samples[:5], samples[0]]), "picture_names: "),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            train.check_run_folder(tmp_path, other)
 
 
 def test_class_weights_have_a_mean_pixel_of_one():

@@ -5,6 +5,7 @@ import io
 import math
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ import tensorflow as tf
 from alignseg_tf import AlignSeg, visualization
 from alignseg_tf.data.catalog import IGNORE, LabelSpace
 from alignseg_tf.data.readers import Sample, load_sample
-from alignseg_tf.files import atomic_path, write_text
+from alignseg_tf.files import atomic_path, remove_leftovers, write_text
 from alignseg_tf.prediction import Predictor
 
 Logs = dict[str, Any] | None
 
 # The column of `metrics.csv` by which the best model is chosen.
 VALIDATION_METRIC = "val_mean_iou"
+# The member of `last.keras` that holds a number of epochs.
+EPOCHS_DONE = "epochs_done.txt"
 
 
 def short_names(logs: Logs) -> dict[str, Any]:
@@ -34,12 +37,6 @@ def short_names(logs: Logs) -> dict[str, Any]:
         name.replace("segmentation_mean_iou", "mean_iou"): value
         for name, value in (logs or {}).items()
     }
-
-
-def save_model(model: keras.Model, path: Path) -> None:
-    """Save a model, replacing an older file only when the new one is whole."""
-    with atomic_path(path) as temporary:
-        model.save(temporary)
 
 
 def set_synchronized_batch_norm(model: keras.Model, synchronized: bool) -> None:
@@ -76,8 +73,8 @@ class SeedDropout(keras.callbacks.Callback):
 class RunFolder(keras.callbacks.Callback):
     """Keeps a run's `metrics.csv`, `best.keras` and `last.keras`, in this order.
 
-    `last.keras` holds the optimizer too; its step count says which epochs are done, and what the
-    other two say of later epochs is written again.
+    `last.keras` holds the optimizer too, and beside it in the same file how many epochs are done;
+    what the other two say of later epochs is written again.
     """
 
     def __init__(self, folder: Path):
@@ -85,6 +82,7 @@ class RunFolder(keras.callbacks.Callback):
         self.metrics_file = folder / "metrics.csv"
         self.best_file = folder / "best.keras"
         self.last_file = folder / "last.keras"
+        remove_leftovers(folder)
         self.started = time.monotonic()
 
     def rows_before(self, epoch: int) -> list[dict[str, str]]:
@@ -121,8 +119,18 @@ class RunFolder(keras.callbacks.Callback):
         writer.writerows(rows)
         write_text(self.metrics_file, text.getvalue())
         if logs.get(VALIDATION_METRIC, -1.0) > best:
-            save_model(for_inference(self.model), self.best_file)
-        save_model(self.model, self.last_file)
+            with atomic_path(self.best_file) as temporary:
+                for_inference(self.model).save(temporary)
+        with atomic_path(self.last_file) as temporary:
+            self.model.save(temporary)
+            # Not the optimizer's step count: under float16 it leaves out steps that overflow.
+            with zipfile.ZipFile(temporary, "a") as archive:
+                archive.writestr(EPOCHS_DONE, str(epoch + 1))
+
+    def epochs_done(self) -> int:
+        """Return the number of epochs after which `last.keras` was written."""
+        with zipfile.ZipFile(self.last_file) as archive:
+            return int(archive.read(EPOCHS_DONE))
 
 
 def _learning_rate(model: keras.Model) -> float:

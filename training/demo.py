@@ -90,8 +90,8 @@ def write_overlays(
             Image.fromarray(row).save(temporary)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.demo", description="Train, export and try AlignSeg in one go."
     )
@@ -99,7 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--data", default="street_scenes", help="a folder or CSV of one's own (%(default)s)"
     )
     parser.add_argument("--output", type=Path, help="folder of the results (runs/demo_NAME)")
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parsed = build_parser().parse_args(arguments)
     data = parsed.data
     output = parsed.output or Path("runs") / f"demo_{Path(data).resolve().name.split('.')[0]}"
     started = time.monotonic()

@@ -23,13 +23,14 @@ def evaluate_and_write(
     """Evaluate a saved model and write the report as JSON.
 
     Raises:
-        ValueError: the model cannot be read, or has another number of classes than the data.
+        ValueError: the model cannot be read, or has other classes than the data.
     """
     predictor = Predictor(model)
-    if predictor.label_space.num_classes != label_space.num_classes:
+    if predictor.label_space.classes != label_space.classes:
         raise ValueError(
-            f"{model} has {predictor.label_space.num_classes} classes, the data "
-            f"{label_space.num_classes}"
+            f"{model} and the data must have the same classes. Received: "
+            f"{', '.join(predictor.label_space.classes)} in the model and "
+            f"{', '.join(label_space.classes)} in the data"
         )
 
     report = evaluate(predictor.class_map, samples, label_space, counter("evaluating"))
@@ -38,8 +39,8 @@ def evaluate_and_write(
     return report
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.evaluate", description=__doc__.splitlines()[0]
     )
@@ -47,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="a folder or a CSV list, as for training")
     parser.add_argument("--split", default="val", help="which part of the data (%(default)s)")
     parser.add_argument("--json", type=Path, help="file to write the report to")
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parsed = build_parser().parse_args(arguments)
     try:
         label_space = read_label_space(parsed.data)
         samples = read_samples(parsed.data, parsed.split)

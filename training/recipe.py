@@ -65,7 +65,8 @@ class Recipe:
     seed: int = _option(0, "of initial weights, order and augmentation")
 
     def __post_init__(self) -> None:
-        for name in ("channels", "batch_size", "epochs", "learning_rate", "validate_every"):
+        positive = ("channels", "batch_size", "epochs", "learning_rate", "poly_power")
+        for name in (*positive, "validate_every"):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"{name} must be positive. Received: {getattr(self, name)}")
         for name in ("weight_decay", "auxiliary_weight", "small_crop_epochs"):
@@ -75,6 +76,13 @@ class Recipe:
             value, choices = getattr(self, option.name), option.metadata["choices"]
             if choices and value not in choices:
                 raise RecipeError(f"{option.name} must be one of {choices}. Received: {value!r}")
+        if self.channels % 4:
+            raise RecipeError(f"channels must be a multiple of 4. Received: {self.channels}")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise RecipeError(f"scale must be 0 < low <= high. Received: {self.scale}")
+        for name in ("color", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RecipeError(f"{name} must be in [0, 1). Received: {getattr(self, name)}")
         if min(self.crop_size) < 64:
             raise RecipeError(f"crop_size must be at least 64 x 64. Received: {self.crop_size}")
 

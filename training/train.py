@@ -2,15 +2,16 @@
 
     python -m training.train --data FOLDER --output runs/mine
 
-The output folder holds `recipe.json`, `metrics.csv` (a row an epoch), `best.keras` (for use),
-`last.keras` (with the optimizer), `evaluation.json` and `tensorboard/`. The same command goes on
-where a killed run stopped.
+The output folder holds `run.json` (what the run is), `metrics.csv` (a row an epoch), `best.keras`
+(for use), `last.keras` (with the optimizer), `evaluation.json` and `tensorboard/`. The same command
+goes on where a killed run stopped.
 """
 
 import argparse
 import dataclasses
 import json
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,10 @@ from training.callbacks import (
 from training.evaluate import evaluate_and_write
 from training.recipe import Recipe, RecipeError, add_recipe_arguments, recipe_from_arguments
 
+# Of RGB pixels, for a backbone that does not say what it was trained with.
 IMAGENET_MEAN = (124.0, 117.0, 104.0)
+# What a run is made of, to be compared when it goes on.
+RUN_FILE = "run.json"
 
 
 def build_backbone(recipe: Recipe) -> keras.Model:
@@ -116,7 +120,10 @@ def compile_model(
     if model.auxiliary_head:
         loss["auxiliary"] = losses.CrossEntropy(IGNORE, weights)
         loss_weights["auxiliary"] = recipe.auxiliary_weight
-    model.compile(optimizer, loss, loss_weights, metrics={"segmentation": [miou]})
+    # Without XLA: validation reads whole pictures, and it would compile for each of their sizes.
+    model.compile(
+        optimizer, loss, loss_weights, metrics={"segmentation": [miou]}, jit_compile=False
+    )
 
 
 def mean_color(model: AlignSeg) -> tuple[float, float, float]:
@@ -140,18 +147,22 @@ def distribution_strategy(cpu_replicas: int) -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def check_run_folder(output: Path, recipe: Recipe, pictures: int) -> None:
-    """Refuse to mix two runs in one folder; write what this one is into a new folder.
+def describe_run(recipe: Recipe, label_space: LabelSpace, samples: Sequence[Sample]) -> dict:
+    """Return what makes a run this one: its recipe and its data."""
+    names = "\n".join(sample.image.name for sample in samples)
+    run = dataclasses.asdict(recipe) | {
+        "classes": label_space.classes,
+        "training_pictures": len(samples),
+        "training_picture_names": f"{zlib.crc32(names.encode()):08x}",
+    }
+    return json.loads(json.dumps(run))
 
-    The number of pictures is part of it: epochs are counted in steps.
-    """
-    run = {**dataclasses.asdict(recipe), "training_pictures": pictures}
-    run = json.loads(json.dumps(run))
-    stored = output / "recipe.json"
-    if not stored.is_file():
-        write_text(stored, json.dumps(run, indent=1))
+
+def check_run_folder(output: Path, run: dict) -> None:
+    """Refuse to mix two runs in one folder."""
+    if not (output / RUN_FILE).is_file():
         return
-    before = json.loads(stored.read_text(encoding="utf-8"))
+    before = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
     differences = [
         f"{name}: {before.get(name)!r} there, {run.get(name)!r} here"
         for name in sorted(before.keys() | run.keys())
@@ -161,6 +172,16 @@ def check_run_folder(output: Path, recipe: Recipe, pictures: int) -> None:
         raise RecipeError(
             f"{output} holds another run ({'; '.join(differences)}); give another --output"
         )
+
+
+def load_last(run_folder: RunFolder) -> tuple[AlignSeg, int]:
+    """Return the model of an interrupted run and the number of epochs that it has done."""
+    try:
+        return keras.saving.load_model(run_folder.last_file), run_folder.epochs_done()
+    except Exception as error:
+        raise RecipeError(
+            f"{run_folder.last_file}: not readable ({error}); remove it to start anew"
+        ) from error
 
 
 def open_data(data: str, output: Path) -> tuple[LabelSpace, list[Sample], list[Sample]]:
@@ -193,7 +214,8 @@ def train(
         RecipeError: the recipe does not fit the folder.
     """
     label_space, training, validation = open_data(data, output)
-    check_run_folder(output, recipe, len(training))
+    run = describe_run(recipe, label_space, training)
+    check_run_folder(output, run)
     steps = steps_per_epoch(len(training), recipe.batch_size)
     summary = check_samples(training, label_space, counter("checking training pictures"))
     val_summary = check_samples(validation, label_space, counter("checking validation pictures"))
@@ -207,18 +229,30 @@ def train(
         raise RecipeError(
             f"batch_size {recipe.batch_size} must be a multiple of the {replicas} replicas"
         )
-    run = RunFolder(output)
+    if recipe.context == "global" and recipe.batch_size == replicas:
+        raise RecipeError(
+            "context 'global' needs at least 2 crops on each device: batch norm over the one value "
+            f"of a map pooled to 1x1 is undefined. Received: batch_size {recipe.batch_size} on "
+            f"{replicas} devices"
+        )
+    run_folder = RunFolder(output)
     with strategy.scope():
-        if run.last_file.is_file():
-            model = keras.saving.load_model(run.last_file)
-            initial_epoch = int(model.optimizer.iterations) // steps
-            print(f"Going on with {run.last_file} after epoch {initial_epoch}/{recipe.epochs}")
+        if run_folder.last_file.is_file():
+            model, initial_epoch = load_last(run_folder)
+            print(
+                f"Going on with {run_folder.last_file} after epoch {initial_epoch}/{recipe.epochs}"
+            )
         else:
             model = build_model(recipe, label_space)
             compile_model(model, recipe, label_space, summary.pixels, steps * recipe.epochs)
             initial_epoch = 0
-            print(f"{recipe.backbone}, {model.count_params() / 1e6:.2f} M parameters")
+        devices = tf.config.list_physical_devices("GPU") or ["CPU"]
+        print(
+            f"{recipe.backbone}, {model.count_params() / 1e6:.2f} M parameters, on "
+            + (f"{replicas} devices" if replicas > 1 else getattr(devices[0], "name", "the CPU"))
+        )
         set_synchronized_batch_norm(model, replicas > 1)
+    write_text(output / RUN_FILE, json.dumps(run, indent=1))
 
     def for_outputs(dataset: tf.data.Dataset) -> tf.data.Dataset:
         names = list(model.output)
@@ -236,7 +270,7 @@ def train(
         metrics.RaiseOnInvalidLabels(),
         Progress(steps, work, initial_epoch),
         keras.callbacks.TerminateOnNaN(raise_error=True),
-        run,
+        run_folder,
         keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False),
         PredictionPictures(output / "tensorboard", validation[:4], label_space),
     ]
@@ -261,7 +295,9 @@ def train(
             shuffle=False,  # the pipeline does
             verbose=0,
         )
-    return evaluate_and_write(run.best_file, validation, label_space, output / "evaluation.json")
+    return evaluate_and_write(
+        run_folder.best_file, validation, label_space, output / "evaluation.json"
+    )
 
 
 def stages(recipe: Recipe) -> list[tuple[int, int, tuple[int, int]]]:
@@ -292,8 +328,8 @@ def describe(label_space: LabelSpace, training: DataSummary, validation: DataSum
             print(f"Warning: no {name} picture has the classes: {', '.join(absent)}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.train",
         description="Train AlignSeg. The same command goes on where a killed run stopped.",
@@ -309,7 +345,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="mirror over so many logical CPU devices, to try distribution without GPUs",
     )  # fmt: skip
     add_recipe_arguments(parser)
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parsed = build_parser().parse_args(arguments)
     try:
         recipe = recipe_from_arguments(parsed)
         report = train(recipe, parsed.data, parsed.output, parsed.cpu_replicas)

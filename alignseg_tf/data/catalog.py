@@ -110,11 +110,19 @@ class LabelSpace:
     def from_dict(cls, content: Mapping[str, Any], source: str = "label space") -> "LabelSpace":
         """Build from the content of a `classes.json`; `source` is named in errors.
 
-        Keys: `classes` (required), `palette`, `void`, `ids`; others are ignored.
+        Keys: `classes` (required), `palette`, `void`, `ids`; others are ignored. Or
+        `label_space`: one of `LABEL_SPACES`.
 
         Raises:
             ValueError: a key is missing or holds something else than expected.
         """
+        if isinstance(content, Mapping) and "label_space" in content:
+            if content["label_space"] not in LABEL_SPACES:
+                raise ValueError(
+                    f"{source}: 'label_space' must be one of {list(LABEL_SPACES)}. "
+                    f"Received: {content['label_space']!r}"
+                )
+            return LABEL_SPACES[content["label_space"]]
         if not isinstance(content, Mapping) or not _is_list_of(content.get("classes"), str):
             raise ValueError(f"{source}: expected an object with a list of names under 'classes'")
         try:

@@ -6,6 +6,7 @@ relative to the list, optionally `split`, and `classes.json` beside it.
 """
 
 import csv
+import io
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from alignseg_tf.data.catalog import LabelSpace
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
+# Pillow's modes of more than 8 bits a channel.
+DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 # The network's coarsest stride.
 MIN_SIDE = 32
 
@@ -51,11 +54,12 @@ def read_folder(root: str | Path, split: str) -> list[Sample]:
     pictures = sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not pictures:
         raise DataError(f"{images}: no pictures ({', '.join(IMAGE_SUFFIXES)}) in this folder")
-    found = {
-        p.relative_to(labels).with_suffix(""): p
-        for p in labels.rglob("*")
-        if p.suffix.lower() in LABEL_SUFFIXES
-    }
+    found: dict[Path, Path] = {}
+    for path in sorted(p for p in labels.rglob("*") if p.suffix.lower() in LABEL_SUFFIXES):
+        key = path.relative_to(labels).with_suffix("")
+        if key in found:
+            raise DataError(f"{path}: a second label beside {found[key].name}; remove one")
+        found[key] = path
     keys = {picture: picture.relative_to(images).with_suffix("") for picture in pictures}
     missing = [picture for picture in pictures if keys[picture] not in found]
     if missing:
@@ -81,15 +85,21 @@ def read_csv(path: str | Path, split: str | None = None) -> list[Sample]:
         raise DataError(f"{path}: no such file")
     expected = {"image", "label"} if split is None else {"image", "label", "split"}
     samples = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected UTF-8 text ({error})") from error
+    with io.StringIO(text, newline="") as file:
+        rows = csv.DictReader(file, restval="")
         if not expected <= set(rows.fieldnames or ()):
             raise DataError(
                 f"{path}: expected the columns {sorted(expected)}. Received: {rows.fieldnames}"
             )
         for row in rows:
-            if split is not None and row["split"] != split:
+            if split is not None and row["split"].strip() != split:
                 continue
+            if not row["image"] or not row["label"]:
+                raise DataError(f"{path}, line {rows.line_num}: image and label expected")
             sample = Sample(path.parent / row["image"], path.parent / row["label"])
             for file_path in (sample.image, sample.label):
                 if not file_path.is_file():
@@ -134,11 +144,18 @@ def load_image(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             upright = ImageOps.exif_transpose(picture)
-            if upright.mode.startswith("I;16"):  # 16-bit grey: Pillow's own conversion clips
-                return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[..., None], 3, -1)
-            return np.asarray(upright.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            mode, values = upright.mode, np.asarray(upright)
+            if mode not in DEEP_MODES:
+                return np.asarray(upright.convert("RGB"))
+    except Exception as error:  # Pillow raises many kinds on broken files
         raise DataError(f"{path}: not readable as a picture ({error})") from error
+    # 16-bit grey, which Pillow's own conversion would clip at 255.
+    if mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise DataError(
+            f"{path}: expected 8 or 16 bits a channel. Received: mode {mode}, values "
+            f"{values.min()} to {values.max()}"
+        )
+    return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, -1)
 
 
 def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
@@ -152,7 +169,7 @@ def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             mode, values = picture.mode, np.asarray(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises many kinds on broken files
         raise DataError(f"{path}: not readable as a label ({error})") from error
     if values.ndim != 2:
         raise DataError(
@@ -160,8 +177,11 @@ def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
             f"shape {values.shape}; colours and one-hot masks must be turned into ids first"
         )
     if values.dtype != np.uint8:
-        if values.min() < 0 or values.max() > 255:
-            raise DataError(f"{path}: label values must be 0..255. Received: up to {values.max()}")
+        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 255:
+            raise DataError(
+                f"{path}: label values must be whole numbers 0..255. Received: "
+                f"{values.dtype}, {values.min()} to {values.max()}"
+            )
         values = values.astype(np.uint8)
     try:
         return label_space.encode(values)
