@@ -2,7 +2,8 @@
 
 Command:
     make demo
-Measured on 2 cores of an AMD EPYC: 72.9 % mIoU on the 40 held-out scenes, 4 minutes 30 of training.
+Measured on 2 cores of an AMD EPYC: 72.9 % mIoU on the 40 held-out scenes, 5 minutes of training,
+6 with checks, evaluation and export.
 """
 
 from training.recipe import Recipe
