@@ -215,7 +215,7 @@ from training.recipe import Recipe
 replicas = int(sys.argv[1])
 strategy = train.distribution_strategy(replicas)
 assert strategy.num_replicas_in_sync == replicas
-recipe = Recipe(optimizer="sgd", learning_rate=0.05)
+recipe = Recipe(optimizer="sgd", learning_rate=0.01)
 space = LabelSpace(("a", "b", "c"))
 keras.utils.set_random_seed(0)
 with strategy.scope():
@@ -226,11 +226,11 @@ with strategy.scope():
         model.get_layer(head).spatial_dropout.rate = 0.0
     set_synchronized_batch_norm(model, replicas > 1)
 rng = np.random.default_rng(0)
-images = rng.uniform(0, 255, (16, 64, 64, 3)).astype("float32")
-labels = rng.integers(0, 3, (16, 64, 64)).astype("int32")
+images = rng.uniform(0, 255, (8, 64, 64, 3)).astype("float32")
+labels = rng.integers(0, 3, (8, 64, 64)).astype("int32")
 labels[:, :8] = 255
 history = model.fit(
-    images, {"segmentation": labels, "auxiliary": labels}, batch_size=4, epochs=2, shuffle=False,
+    images, {"segmentation": labels, "auxiliary": labels}, batch_size=4, epochs=1, shuffle=False,
     verbose=0,
 ).history
 np.savez(sys.argv[2], *model.get_weights(), **{k: np.array(v) for k, v in history.items()})
@@ -250,9 +250,8 @@ def test_two_replicas_train_as_one(tmp_path):
     one, two = results
     assert {"loss", "segmentation_mean_iou"} <= set(one.files)
     for name in one.files:
-        # The classes of noise are near ties.
-        atol = 5e-3 if name.endswith("mean_iou") else 2e-4
-        np.testing.assert_allclose(two[name], one[name], rtol=2e-4, atol=atol, err_msg=name)
+        # Measured: 1e-7 relative. Batch norms that are not synchronised differ by 1e-2.
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.slow
