@@ -119,17 +119,20 @@ def test_a_plain_keras_model_with_named_levels_is_a_backbone(tmp_path):
 
 
 def test_normalization_comes_from_the_backbone_and_is_saved(tmp_path):
-    model = tiny_model()
+    # Without sampling, which would enlarge the rounding of the pixels.
+    plain = {"aggregation": "bilinear", "context": None}
+    model = tiny_model(**plain)
     assert model.normalization["channel_order"] == "bgr"
     assert AlignSeg.from_config(model.get_config()).normalization == model.normalization
-    raw = tiny_model(normalization=None)
+    raw = tiny_model(normalization=None, **plain)
     raw.set_weights(model.get_weights())
     images = random_images(1, 64, 64)
     mean = np.array(model.normalization["mean"])
     np.testing.assert_allclose(
         predict(model, images)["segmentation"],
         predict(raw, images[..., ::-1] - mean)["segmentation"],
-        atol=1e-4,
+        rtol=1e-4,
+        atol=1e-3,  # of logits in the hundreds
     )
 
 
