@@ -46,8 +46,6 @@ from training.callbacks import (
 from training.evaluate import evaluate_and_write
 from training.recipe import Recipe, RecipeError, add_recipe_arguments, recipe_from_arguments
 
-# Of RGB pixels, for a backbone that does not say what it was trained with.
-IMAGENET_MEAN = (124.0, 117.0, 104.0)
 # What a run is made of, to be compared when it goes on.
 RUN_FILE = "run.json"
 
@@ -127,9 +125,9 @@ def compile_model(
 
 
 def mean_color(model: AlignSeg) -> tuple[float, float, float]:
-    """Return the RGB colour that the model's normalization turns into zero."""
+    """Return the RGB colour that the model's normalization turns into zero, or the usual one."""
     if model.normalization is None:
-        return IMAGENET_MEAN
+        return Augmentation.fill
     mean = tuple(model.normalization["mean"])
     return mean[::-1] if model.normalization.get("channel_order") == "bgr" else mean  # type: ignore[return-value]
 

@@ -144,9 +144,9 @@ def load_image(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as picture:
             upright = ImageOps.exif_transpose(picture)
-            mode, values = upright.mode, np.asarray(upright)
-            if mode not in DEEP_MODES:
+            if upright.mode not in DEEP_MODES:
                 return np.asarray(upright.convert("RGB"))
+            mode, values = upright.mode, np.asarray(upright)
     except Exception as error:  # Pillow raises many kinds on broken files
         raise DataError(f"{path}: not readable as a picture ({error})") from error
     # 16-bit grey, which Pillow's own conversion would clip at 255.
