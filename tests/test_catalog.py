@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -86,3 +87,35 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_round_trip():
     assert LabelSpace.from_dict(CAMVID.to_dict()) == CAMVID
+
+
+def test_colours_become_ids():
+    space = LabelSpace(
+        ("a", "b"), colors=(((255, 0, 0), (250, 0, 0)), ((0, 0, 255),)), void_colors=((0, 0, 0),)
+    )
+    assert space.palette == ((255, 0, 0), (0, 0, 255))
+    image = np.array([[[250, 0, 0], [255, 0, 0]], [[0, 0, 255], [0, 0, 0]]], np.uint8)
+    assert space.encode(image).tolist() == [[0, 0], [1, IGNORE]]
+    image[1, 0] = (0, 1, 255)
+    with pytest.raises(ValueError, match=r"unknown label colours \[\(0, 1, 255\)\], in 1 pixels"):
+        space.encode(image)
+    lenient = dataclasses.replace(space, ignore_unlisted=True)
+    assert lenient.encode(image).tolist() == [[0, 0], [IGNORE, IGNORE]]
+
+
+def test_bad_colours_are_refused():
+    with pytest.raises(ValueError, match="one or more colours for each of the 2 classes"):
+        LabelSpace(("a", "b"), colors=(((1, 2, 3),),))
+    with pytest.raises(ValueError, match=r"Received twice: \[\(1, 2, 3\)\]"):
+        LabelSpace(("a",), colors=(((1, 2, 3),),), void_colors=((1, 2, 3),))
+    with pytest.raises(ValueError, match="must be \\[r, g, b\\] of 0..255"):
+        LabelSpace(("a",), colors=(((1, 2, 300),),))
+
+
+def test_colours_in_a_file(tmp_path):
+    (tmp_path / "classes.json").write_text(
+        '{"classes": ["a", "b"], "colors": [[9, 0, 0], [[0, 9, 0], [0, 8, 0]]],'
+        ' "void_colors": [[0, 0, 0]]}'
+    )
+    space = LabelSpace.from_file(tmp_path / "classes.json")
+    assert space.colors == (((9, 0, 0),), ((0, 9, 0), (0, 8, 0)))

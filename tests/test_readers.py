@@ -18,9 +18,8 @@ from alignseg_tf.data.readers import (
     read_csv,
     read_folder,
     read_image_sizes,
-    read_label_space,
-    read_samples,
 )
+from alignseg_tf.data.sources import open_data
 
 SPACE = LabelSpace(CLASSES)
 
@@ -29,7 +28,7 @@ def test_folder_pairs_pictures_with_labels(folder):
     samples = read_folder(folder, "train")
     assert [s.image.name for s in samples] == [f"{i:03d}.png" for i in range(6)]
     assert all(s.label == folder / "labels" / "train" / s.image.name for s in samples)
-    assert read_label_space(folder).classes == CLASSES
+    assert open_data(folder).label_space.classes == CLASSES
 
 
 def test_folder_searches_subfolders_and_other_suffixes(folder):
@@ -63,10 +62,12 @@ def test_csv_is_relative_to_its_folder(folder):
     rows.append(("images/val/000.png", "labels/val/000.png", "val"))
     path = write_csv(folder, rows)
     assert len(read_csv(path)) == 4
-    assert read_samples(path, "val") == [
+    data = open_data(path)
+    assert data.layout.name == "csv"
+    assert data.label_space.classes == CLASSES
+    assert data.samples("val") == [
         Sample(folder / "images/val/000.png", folder / "labels/val/000.png")
     ]
-    assert read_label_space(path).classes == CLASSES
 
 
 def test_csv_problems_are_named(folder):

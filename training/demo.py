@@ -21,17 +21,12 @@ from PIL import Image
 from alignseg_tf import visualization
 from alignseg_tf.data import street_scenes
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.data.readers import (
-    DataError,
-    load_image,
-    read_image_sizes,
-    read_label_space,
-    read_samples,
-)
+from alignseg_tf.data.readers import DataError, load_image, read_image_sizes
+from alignseg_tf.data.sources import DataSource, open_data
 from alignseg_tf.export import export_saved_model
 from alignseg_tf.files import atomic_path
 from alignseg_tf.prediction import load_model
-from training.callbacks import duration
+from training.callbacks import counter, duration
 from training.recipe import Recipe, RecipeError, load_recipe
 from training.train import train
 
@@ -40,13 +35,13 @@ LARGEST_CROP = (352, 480)
 # What a run on one's own data may cost: pixels in crops, 20 to 30 minutes on 2 cores.
 PIXEL_BUDGET = 480e6
 PICTURES = 8
-# Scenes that neither training nor validation has seen.
+# Another seed than that of the data set.
 UNSEEN_SEED = 1
 
 
-def own_data_recipe(data: str) -> Recipe:
+def own_data_recipe(data: DataSource) -> Recipe:
     """Fit the recipe for one's own data to the size and number of the pictures."""
-    samples = read_samples(data, "train")
+    samples = data.samples("train")
     height, width = np.median(read_image_sizes([sample.image for sample in samples]), 0)
 
     def crop_side(side: float, largest: int) -> int:
@@ -66,12 +61,15 @@ def own_data_recipe(data: str) -> Recipe:
     )
 
 
-def unseen_pictures(data: str) -> list[np.ndarray]:
-    """Return pictures that training has not seen."""
-    if data == "street_scenes":
-        size = (288, 384)
-        return [street_scenes.draw_scene(i, UNSEEN_SEED, size)[0] for i in range(PICTURES)]
-    samples = read_samples(data, "val")
+def unseen_scenes() -> list[np.ndarray]:
+    """Draw street scenes that neither training nor validation has seen."""
+    size = (288, 384)
+    return [street_scenes.draw_scene(i, UNSEEN_SEED, size)[0] for i in range(PICTURES)]
+
+
+def validation_pictures(data: DataSource) -> list[np.ndarray]:
+    """Return pictures of one's own that training has not seen."""
+    samples = data.samples("val")
     step = max(1, len(samples) // PICTURES)
     return [load_image(sample.image) for sample in samples[::step][:PICTURES]]
 
@@ -105,23 +103,22 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
-    data = parsed.data
-    output = parsed.output or Path("runs") / f"demo_{Path(data).resolve().name.split('.')[0]}"
+    drawn = parsed.data == "street_scenes"
+    name = Path(parsed.data).resolve().name.split(".")[0]
+    output = parsed.output or Path("runs") / f"demo_{name}"
     started = time.monotonic()
     try:
-        recipe = load_recipe(data) if data == "street_scenes" else own_data_recipe(data)
+        data = open_data(parsed.data, progress=counter("drawing street scenes"))
+        recipe = load_recipe("street_scenes") if drawn else own_data_recipe(data)
         report = train(recipe, data, output)
         print(f"\nIoU on held-out pictures:\n\n{report.table()}\n")
-        pictures = unseen_pictures(data)
-        label_space = read_label_space(
-            output / "street_scenes" if data == "street_scenes" else data
-        )
+        pictures = unseen_scenes() if drawn else validation_pictures(data)
     except (DataError, RecipeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     saved_model = output / "savedmodel" / "1"
     agreement = export_saved_model(load_model(output / "best.keras"), saved_model, pictures)
-    write_overlays(saved_model, pictures, label_space, output / "overlays")
+    write_overlays(saved_model, pictures, data.label_space, output / "overlays")
     print(
         f"\nDone in {duration(time.monotonic() - started)}. In {output}:\n"
         f"  best.keras        the model, for keras.saving.load_model after `import alignseg_tf`\n"

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.data.readers import Sample, read_label_space, read_samples
+from alignseg_tf.data.readers import Sample
+from alignseg_tf.data.sources import add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation import Report, evaluate
 from alignseg_tf.files import write_text
 from alignseg_tf.prediction import Predictor
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m training.evaluate", description=__doc__.splitlines()[0]
     )
     parser.add_argument("model", type=Path, help="a .keras file or the folder of a SavedModel")
-    parser.add_argument("--data", required=True, help="a folder or a CSV list, as for training")
+    add_data_arguments(parser)
     parser.add_argument("--split", default="val", help="which part of the data (%(default)s)")
     parser.add_argument("--json", type=Path, help="file to write the report to")
     return parser
@@ -55,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
     try:
-        label_space = read_label_space(parsed.data)
-        samples = read_samples(parsed.data, parsed.split)
-        report = evaluate_and_write(parsed.model, samples, label_space, parsed.json)
+        data = data_from_arguments(parsed)
+        samples = data.samples(parsed.split)
+        report = evaluate_and_write(parsed.model, samples, data.label_space, parsed.json)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -21,7 +21,6 @@ import numpy as np
 import tensorflow as tf
 
 from alignseg_tf import AlignSeg, backbones, checkpoints, losses, metrics, optimizers
-from alignseg_tf.data import street_scenes
 from alignseg_tf.data.augmentation import Augmentation
 from alignseg_tf.data.catalog import IGNORE, LabelSpace
 from alignseg_tf.data.pipeline import evaluation_dataset, steps_per_epoch, training_dataset
@@ -30,9 +29,8 @@ from alignseg_tf.data.readers import (
     DataSummary,
     Sample,
     check_samples,
-    read_label_space,
-    read_samples,
 )
+from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation import Report
 from alignseg_tf.files import write_text
 from training.callbacks import (
@@ -182,17 +180,9 @@ def load_last(run_folder: RunFolder) -> tuple[AlignSeg, int]:
         ) from error
 
 
-def open_data(data: str, output: Path) -> tuple[LabelSpace, list[Sample], list[Sample]]:
-    """Return label space, training and validation samples of a folder, a CSV or the scenes."""
-    if data == "street_scenes":
-        folder = output / "street_scenes"
-        data = str(street_scenes.write_folder(folder, progress=counter("drawing street scenes")))
-    return read_label_space(data), read_samples(data, "train"), read_samples(data, "val")
-
-
 def train(
     recipe: Recipe,
-    data: str,
+    data: DataSource,
     output: Path,
     cpu_replicas: int = 1,
 ) -> Report:
@@ -200,7 +190,7 @@ def train(
 
     Args:
         recipe: what to do.
-        data: a folder, a CSV list, or `street_scenes`.
+        data: pictures with labels, with the splits train and val.
         output: the run's folder.
         cpu_replicas: logical CPU devices to mirror over, to try distribution without GPUs.
 
@@ -211,7 +201,8 @@ def train(
         DataError: something is wrong with the data; nothing was trained.
         RecipeError: the recipe does not fit the folder.
     """
-    label_space, training, validation = open_data(data, output)
+    label_space = data.label_space
+    training, validation = data.samples("train"), data.samples("val")
     run = describe_run(recipe, label_space, training)
     check_run_folder(output, run)
     steps = steps_per_epoch(len(training), recipe.batch_size)
@@ -332,11 +323,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m training.train",
         description="Train AlignSeg. The same command goes on where a killed run stopped.",
     )
-    parser.add_argument(
-        "--data", required=True,
-        help="a folder (images/{train,val}, labels/{train,val}, classes.json), a CSV list "
-        "(columns image, label, split; classes.json beside it), or street_scenes",
-    )  # fmt: skip
+    add_data_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="folder of this run")
     parser.add_argument(
         "--cpu-replicas", type=int, default=1,
@@ -351,7 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     try:
         recipe = recipe_from_arguments(parsed)
-        report = train(recipe, parsed.data, parsed.output, parsed.cpu_replicas)
+        data = data_from_arguments(parsed, counter("drawing street scenes"))
+        report = train(recipe, data, parsed.output, parsed.cpu_replicas)
     except (DataError, RecipeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -42,6 +42,9 @@ class LabelSpace:
         void: file value of pixels without a class, which are ignored.
         ids: file value of each class; 0..n-1 when empty.
         ignore_unlisted: other file values mean "no class" instead of being an error.
+        colors: where label files hold RGB colours instead of values, those of each class, one or
+            several a class; `void` and `ids` have no meaning then.
+        void_colors: colours of pixels without a class.
     """
 
     classes: tuple[str, ...]
@@ -49,10 +52,15 @@ class LabelSpace:
     void: int = IGNORE
     ids: tuple[int, ...] = ()
     ignore_unlisted: bool = False
+    colors: tuple[tuple[Color, ...], ...] = ()
+    void_colors: tuple[Color, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.classes)
-        object.__setattr__(self, "palette", self.palette or default_palette(count))
+        if self.colors:
+            self._check_colors()
+        first = tuple(colors[0] for colors in self.colors)
+        object.__setattr__(self, "palette", self.palette or first or default_palette(count))
         object.__setattr__(self, "ids", self.ids or tuple(range(count)))
         if not 1 <= count <= MAX_CLASSES:
             raise ValueError(f"`classes` must have 1 to {MAX_CLASSES} names. Received: {count}")
@@ -76,17 +84,38 @@ class LabelSpace:
                 f"File values must be 0..255. Received: ids={self.ids}, void={self.void}"
             )
 
+    def _check_colors(self) -> None:
+        if len(self.colors) != len(self.classes) or not all(self.colors):
+            raise ValueError(
+                f"`colors` must have one or more colours for each of the {len(self.classes)} "
+                f"classes. Received: {[len(colors) for colors in self.colors]} colours"
+            )
+        flat = [*(color for colors in self.colors for color in colors), *self.void_colors]
+        twice = sorted({color for color in flat if flat.count(color) > 1})
+        if twice:
+            raise ValueError(f"`colors` and `void_colors` must differ. Received twice: {twice}")
+        if any(len(color) != 3 or not all(0 <= x <= 255 for x in color) for color in flat):
+            raise ValueError(f"`colors` must be [r, g, b] of 0..255. Received: {flat}")
+
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.classes)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Turn uint8 file values into class ids and `IGNORE`.
+        """Turn what a label file holds into class ids and `IGNORE`.
+
+        Args:
+            values: uint8 [H, W], or [H, W, 3] where the label space has `colors`.
+
+        Returns:
+            uint8 [H, W].
 
         Raises:
             ValueError: values that are neither a class nor void; they are named.
         """
+        if self.colors:
+            return self._encode_colors(values)
         table = np.full(256, IGNORE, np.uint8)
         table[list(self.ids)] = np.arange(self.num_classes)
         if not self.ignore_unlisted:
@@ -99,6 +128,26 @@ class LabelSpace:
                 )
         return table[values]
 
+    def _encode_colors(self, values: np.ndarray) -> np.ndarray:
+        class_of = {color: i for i, colors in enumerate(self.colors) for color in colors}
+        class_of |= dict.fromkeys(self.void_colors, IGNORE)
+        known = sorted(class_of)  # as their 24-bit numbers
+        numbers = np.array([_color_number(np.array(color)) for color in known])
+        ids = np.array([class_of[color] for color in known], np.uint8)
+        found = _color_number(values)
+        place = np.minimum(np.searchsorted(numbers, found), len(known) - 1)
+        unknown = numbers[place] != found
+        if unknown.any() and not self.ignore_unlisted:
+            colors = np.unique(values[unknown], axis=0)
+            shown = [tuple(color) for color in colors[:5].tolist()]
+            raise ValueError(
+                f"unknown label colours {shown}"
+                + (f" and {len(colors) - 5} more" if len(colors) > 5 else "")
+                + f", in {int(unknown.sum())} pixels: the {self.num_classes} classes have "
+                f"{len(known)} colours, void ones included"
+            )
+        return np.where(unknown, np.uint8(IGNORE), ids[place])
+
     def to_dict(self) -> dict[str, Any]:
         """Return `classes` and `palette` as plain lists: what a trained model keeps."""
         return {
@@ -110,8 +159,9 @@ class LabelSpace:
     def from_dict(cls, content: Mapping[str, Any], source: str = "label space") -> "LabelSpace":
         """Build from the content of a `classes.json`; `source` is named in errors.
 
-        Keys: `classes` (required), `palette`, `void`, `ids`; others are ignored. Or
-        `label_space`: one of `LABEL_SPACES`.
+        Keys: `classes` (required), `palette`, `void`, `ids`, or `colors` (one colour a class, or
+        a list of colours) and `void_colors`; others are ignored. Or `label_space`: one of
+        `LABEL_SPACES`.
 
         Raises:
             ValueError: a key is missing or holds something else than expected.
@@ -131,6 +181,8 @@ class LabelSpace:
                 palette=tuple(_color(color) for color in content.get("palette", ())),
                 void=int(content.get("void", IGNORE)),
                 ids=tuple(int(value) for value in content.get("ids", ())),
+                colors=tuple(_colors(colors) for colors in content.get("colors", ())),
+                void_colors=tuple(_color(color) for color in content.get("void_colors", ())),
             )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source}: {error}") from error
@@ -155,6 +207,19 @@ class LabelSpace:
 def _color(values: Sequence[Any]) -> Color:
     red, green, blue = (int(value) for value in values)
     return red, green, blue
+
+
+def _colors(values: Sequence[Any]) -> tuple[Color, ...]:
+    """One colour, or a list of colours."""
+    if values and not isinstance(values[0], Sequence):
+        return (_color(values),)
+    return tuple(_color(color) for color in values)
+
+
+def _color_number(values: np.ndarray) -> np.ndarray:
+    """[..., 3] -> [...]: a colour as a number of 24 bits."""
+    red, green, blue = np.moveaxis(values.astype(np.int32), -1, 0)
+    return (red << 16) + (green << 8) + blue
 
 
 def _is_list_of(value: Any, kind: type) -> bool:

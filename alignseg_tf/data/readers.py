@@ -110,31 +110,6 @@ def read_csv(path: str | Path, split: str | None = None) -> list[Sample]:
     return samples
 
 
-def read_samples(data: str | Path, split: str) -> list[Sample]:
-    """List the samples of one split of a folder or of a CSV file.
-
-    Raises:
-        DataError: as `read_folder` and `read_csv`.
-    """
-    if Path(data).suffix.lower() == ".csv":
-        return read_csv(data, split)
-    return read_folder(data, split)
-
-
-def read_label_space(data: str | Path) -> LabelSpace:
-    """Read the `classes.json` of a folder, or the one beside a CSV file.
-
-    Raises:
-        DataError: there is none, or it is not as expected.
-    """
-    path = Path(data)
-    folder = path.parent if path.suffix.lower() == ".csv" else path
-    try:
-        return LabelSpace.from_file(folder / "classes.json")
-    except ValueError as error:
-        raise DataError(str(error)) from error
-
-
 def load_image(path: str | Path) -> np.ndarray:
     """Decode a picture to uint8 RGB [H, W, 3], turned as its EXIF orientation says.
 
@@ -168,13 +143,14 @@ def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
     """
     try:
         with Image.open(path) as picture:
-            mode, values = picture.mode, np.asarray(picture)
+            mode = picture.mode
+            values = np.asarray(picture.convert("RGB") if label_space.colors else picture)
     except Exception as error:  # Pillow raises many kinds on broken files
         raise DataError(f"{path}: not readable as a label ({error})") from error
-    if values.ndim != 2:
+    if values.ndim != 2 and not label_space.colors:
         raise DataError(
             f"{path}: expected one channel of class ids, or a palette. Received: {mode} with "
-            f"shape {values.shape}; colours and one-hot masks must be turned into ids first"
+            f"shape {values.shape}; for colours, list them as 'colors' in classes.json"
         )
     if values.dtype != np.uint8:
         if values.dtype.kind == "f" or values.min() < 0 or values.max() > 255:
@@ -214,14 +190,19 @@ class DataSummary:
     """What a check of a data set found.
 
     Attributes:
-        pixels: valid pixels of each class, int64 [n].
+        counts: pixels of each class in each picture, int64 [pictures, n].
         sizes: (height, width) of each picture, int64 [pictures, 2].
-        ignored: number of pixels without a class.
+        ignored: pixels without a class in each picture, int64 [pictures].
     """
 
-    pixels: np.ndarray
+    counts: np.ndarray
     sizes: np.ndarray
-    ignored: int = 0
+    ignored: np.ndarray
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """Pixels of each class over all pictures, int64 [n]."""
+        return self.counts.sum(0)
 
 
 def check_samples(
@@ -239,8 +220,8 @@ def check_samples(
     Raises:
         DataError: something is wrong; the first files are named with what is wrong with them.
     """
-    pixels = np.zeros(label_space.num_classes, np.int64)
-    sizes, problems, ignored = [], [], 0
+    classes = label_space.num_classes
+    counts, sizes, problems, ignored = [], [], [], []
 
     def check(sample: Sample) -> tuple[tuple[int, int], np.ndarray] | str:
         try:
@@ -254,19 +235,19 @@ def check_samples(
             if isinstance(result, str):
                 problems.append(result)
             else:
-                shape, counts = result
+                shape, histogram = result
                 sizes.append(shape)
-                pixels += counts[: label_space.num_classes]
-                ignored += int(counts[label_space.num_classes :].sum())
+                counts.append(histogram[:classes])
+                ignored.append(histogram[classes:].sum())
             if progress is not None:
                 progress(done, len(samples))
     if problems:
         listed = "\n  ".join(problems[:5])
         more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise DataError(f"{len(problems)} of {len(samples)} samples are unfit:\n  {listed}{more}")
-    if not pixels.any():
+    if not np.any(counts):
         raise DataError(f"{samples[0].label} and all others: no pixel has a class")
-    return DataSummary(pixels, np.array(sizes, np.int64), ignored)
+    return DataSummary(np.array(counts), np.array(sizes, np.int64), np.array(ignored))
 
 
 def read_image_sizes(paths: Iterable[str | Path]) -> np.ndarray:
