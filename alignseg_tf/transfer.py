@@ -1,0 +1,80 @@
+"""Starting from a trained model of another task: what fits is kept, the rest is new."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from alignseg_tf.model import AlignSeg
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What `transfer_weights` did; names are those of the model's blocks.
+
+    Attributes:
+        kept: blocks all of whose values came from the source.
+        new: blocks of which some or all values stayed as they were, with the number of those.
+        unused: blocks of the source that the target has no place for.
+    """
+
+    kept: tuple[str, ...]
+    new: Mapping[str, int]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        new = ", ".join(f"{name} ({count} values)" for name, count in self.new.items())
+        text = f"kept: {', '.join(self.kept) or 'nothing'}; new: {new or 'nothing'}"
+        return text + (f"; left out: {', '.join(self.unused)}" if self.unused else "")
+
+
+def transfer_weights(source: AlignSeg, target: AlignSeg) -> Transfer:
+    """Copy into a model what fits of another one, to fine-tune it on other classes.
+
+    A value fits where the target has one of the same name and shape. The classifiers, the last
+    layers of the heads, are copied only if both models have the same classes.
+
+    Raises:
+        ValueError: the backbone does not fit, so that nothing would be gained, or the pixels
+            are normalised differently; nothing was changed.
+    """
+    if source.normalization != target.normalization:
+        raise ValueError(
+            "Both models must normalise pixels alike. "
+            f"Received: {source.normalization} and {target.normalization}"
+        )
+    values = {weight.path: weight for weight in source.weights}
+    same_classes = source.num_classes == target.num_classes and (
+        None in (source.label_space, target.label_space)
+        or source.label_space["classes"] == target.label_space["classes"]
+    )
+    in_backbone = {weight.path for weight in target.backbone.weights}
+
+    def block(path: str) -> str:
+        return "backbone" if path in in_backbone else path.partition("/")[0]
+
+    copies: list[tuple[Any, Any]] = []
+    new: dict[str, int] = {}
+    for weight in target.weights:
+        value = values.get(weight.path)
+        fits = value is not None and value.shape == weight.shape
+        if fits and (same_classes or "/classifier/" not in weight.path):
+            copies.append((weight, value))
+        else:
+            new[block(weight.path)] = new.get(block(weight.path), 0) + math.prod(weight.shape)
+    if "backbone" in new or len(source.backbone.weights) != len(in_backbone):
+        raise ValueError(
+            "Both models must have the same backbone. Received: one of "
+            f"{source.backbone.count_params()} and one of {target.backbone.count_params()} "
+            f"parameters; {new.get('backbone', 0)} of the latter have no counterpart"
+        )
+    for weight, value in copies:
+        weight.assign(value)
+    used = {weight.path for weight, _ in copies}
+    blocks = {block(path) for path in used}
+    left = {path.partition("/")[0] for path in values if path not in used}
+    return Transfer(
+        kept=tuple(sorted(blocks - set(new))),
+        new=dict(sorted(new.items())),
+        unused=tuple(sorted(left - blocks - set(new))),
+    )
