@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from alignseg_tf import checkpoints
+from alignseg_tf.data.importing import add_import_arguments
+from alignseg_tf.data.sources import add_data_arguments
 from alignseg_tf.files import atomic_path
 from alignseg_tf.layers import SAMPLING_CONVENTIONS
 
@@ -80,6 +82,28 @@ def summary(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def inspect(arguments: argparse.Namespace) -> int:
+    """Say what a data set holds and what is wrong with it."""
+    from alignseg_tf.data.inspection import inspect_data
+    from alignseg_tf.data.sources import data_from_arguments
+    from alignseg_tf.progress import counter
+
+    data = data_from_arguments(arguments, counter("making the data set"))
+    report = inspect_data(data, arguments.output, arguments.split, counter)
+    print(f"{report.text()}\n")
+    print(f"{arguments.output}: contact_sheet.png, inspection.json, pictures.csv")
+    return 1 if report.problems else 0
+
+
+def import_annotations(arguments: argparse.Namespace) -> int:
+    """Write the annotations of another tool as a folder that trains."""
+    from alignseg_tf.data.importing import import_from_arguments
+    from alignseg_tf.progress import counter
+
+    print(import_from_arguments(arguments, counter("importing")).text())
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
@@ -119,6 +143,18 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("summary", summary, "print the blocks of a model with shapes and sizes")
     command.add_argument("model", type=Path, help="a .keras file")
+
+    command = add("inspect", inspect, "say what a data set holds and what is wrong with it")
+    add_data_arguments(command, positional=True)
+    command.add_argument(
+        "--split", nargs="+", default=["train", "val"], help="which parts (train val)"
+    )
+    command.add_argument(
+        "--output", type=Path, required=True, help="folder for a contact sheet and all numbers"
+    )
+
+    command = add("import", import_annotations, "write the annotations of another tool as a folder")
+    add_import_arguments(command)
     return parser
 
 

@@ -44,9 +44,9 @@ def transfer_weights(source: AlignSeg, target: AlignSeg) -> Transfer:
             f"Received: {source.normalization} and {target.normalization}"
         )
     values = {weight.path: weight for weight in source.weights}
+    names = [model.label_space and model.label_space["classes"] for model in (source, target)]
     same_classes = source.num_classes == target.num_classes and (
-        None in (source.label_space, target.label_space)
-        or source.label_space["classes"] == target.label_space["classes"]
+        None in names or names[0] == names[1]
     )
     in_backbone = {weight.path for weight in target.backbone.weights}
 

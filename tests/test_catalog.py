@@ -1,10 +1,27 @@
 import dataclasses
 import json
+import zlib
 
 import numpy as np
 import pytest
 
-from alignseg_tf.data.catalog import CAMVID, CITYSCAPES, IGNORE, LabelSpace, default_palette
+from alignseg_tf.data.catalog import (
+    ADE20K,
+    CAMVID,
+    CAMVID_COLOR,
+    CITYSCAPES,
+    CITYSCAPES_TRAIN_IDS,
+    IGNORE,
+    LABEL_SPACES,
+    OXFORD_IIIT_PET,
+    PASCAL_CONTEXT,
+    PASCAL_VOC,
+    SEGNET_CAMVID,
+    LabelSpace,
+    default_palette,
+    voc_palette,
+)
+from alignseg_tf.data.label_spaces import CAMVID_ORIGINAL
 
 
 def test_encode_maps_file_values_to_ids():
@@ -28,6 +45,111 @@ def test_cityscapes_ids_are_the_evaluated_classes():
     )
     assert CITYSCAPES.classes[13] == "car"
     assert CITYSCAPES.num_classes == 19
+
+
+def test_cityscapes_train_ids_number_the_classes_by_ids():
+    """As cityscapesscripts makes them: trainId 0, 1, ... in the order of the ids, else 255."""
+    ids = np.arange(34, dtype=np.uint8)
+    train_ids = np.full(34, 255, np.uint8)
+    train_ids[[7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]] = range(19)
+    np.testing.assert_array_equal(CITYSCAPES.encode(ids), CITYSCAPES_TRAIN_IDS.encode(train_ids))
+    assert CITYSCAPES.classes == CITYSCAPES_TRAIN_IDS.classes
+    with pytest.raises(ValueError, match=r"unknown label values \[19\]"):
+        CITYSCAPES_TRAIN_IDS.encode(np.array([[19]], np.uint8))
+
+
+@pytest.mark.parametrize("name", LABEL_SPACES)
+def test_decode_writes_what_encode_reads(name):
+    space = LABEL_SPACES[name]
+    ids = np.array([[*range(space.num_classes), IGNORE, 0]], np.uint8)
+    values = space.decode(ids)
+    assert values.dtype == np.uint8
+    assert values.shape == ((*ids.shape, 3) if space.colors else ids.shape)
+    np.testing.assert_array_equal(space.encode(values), ids)
+
+
+def test_decode_gives_file_values():
+    ids = np.array([[0, 13, 18, IGNORE]], np.uint8)
+    assert CITYSCAPES.decode(ids).tolist() == [[7, 26, 33, 0]]
+    assert CITYSCAPES_TRAIN_IDS.decode(ids).tolist() == [[0, 13, 18, 255]]
+    assert CAMVID_COLOR.decode(np.array([[4, IGNORE]])).tolist() == [[[0, 0, 192], [0, 0, 0]]]
+
+
+def test_decode_names_unknown_ids():
+    with pytest.raises(ValueError, match=r"must hold 0\.\.18 and 255. Received: \[19, 200\]"):
+        CITYSCAPES.decode(np.array([[0, 19, 200]], np.uint8))
+    space = LabelSpace(("a",), colors=(((9, 9, 9),),))
+    assert space.decode(np.array([[0]])).tolist() == [[[9, 9, 9]]]
+    with pytest.raises(ValueError, match="holds 255, but there are no `void_colors`"):
+        space.decode(np.array([[255]]))
+    space = dataclasses.replace(space, void_colors=((1, 2, 3),))
+    assert space.decode(np.array([[255]])).tolist() == [[[1, 2, 3]]]
+
+
+def test_ade20k_has_its_150_classes():
+    """File values as in the data set's objectInfo150.txt; colours as in its color150."""
+    assert ADE20K.num_classes == 150
+    assert ADE20K.ids == tuple(range(1, 151))
+    values = {
+        1: "wall", 2: "building", 3: "sky", 4: "floor", 5: "tree", 7: "road", 13: "person",
+        21: "car", 46: "counter", 67: "flower", 90: "television receiver", 91: "airplane",
+        103: "van", 126: "pot", 128: "bicycle", 137: "traffic light", 150: "flag",
+    }  # fmt: skip
+    assert {value: ADE20K.classes[value - 1] for value in values} == values
+    colors = {1: (120, 120, 120), 3: (6, 230, 230), 13: (150, 5, 61), 150: (92, 0, 255)}
+    assert {value: ADE20K.palette[value - 1] for value in colors} == colors
+    # Road and skyscraper, which the data set's own palette does not tell apart.
+    twice = {color for color in ADE20K.palette if ADE20K.palette.count(color) > 1}
+    assert twice == {(140, 140, 140)}
+    assert len(set(ADE20K.palette)) == 149
+    assert ADE20K.encode(np.array([[0, 1, 150]], np.uint8)).tolist() == [[IGNORE, 0, 149]]
+    # All of them, as GluonCV 0.10.5 has them; the sums are of its lists.
+    assert zlib.crc32(",".join(ADE20K.classes).encode()) == 3338853938
+    assert zlib.crc32(np.array(ADE20K.palette, np.uint8).tobytes()) == 3620555175
+
+
+def test_voc_palette_is_the_development_kits():
+    """The colours that its documentation shows: person, train, and the border of 255."""
+    palette = voc_palette(256)
+    assert palette[:5] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128))
+    assert palette[8] == (64, 0, 0)
+    assert (palette[15], palette[19]) == ((192, 128, 128), (128, 192, 0))
+    assert palette[20] == (0, 64, 128)
+    assert palette[255] == (224, 224, 192)
+    assert len(set(palette)) == 256
+
+
+def test_pascal_classes():
+    assert PASCAL_VOC.num_classes == 21
+    assert PASCAL_VOC.classes[0] == "background"
+    assert list(PASCAL_VOC.classes[1:]) == sorted(PASCAL_VOC.classes[1:])
+    assert (PASCAL_VOC.classes[15], PASCAL_VOC.classes[20]) == ("person", "tvmonitor")
+    assert PASCAL_VOC.void == 255
+    # The 59 stand in the order of their numbers among all 459, which is that of the alphabet,
+    # and VOC's own are among them, the dining table as a table.
+    assert PASCAL_CONTEXT.num_classes == 59
+    assert list(PASCAL_CONTEXT.classes) == sorted(PASCAL_CONTEXT.classes)
+    assert set(PASCAL_VOC.classes) - set(PASCAL_CONTEXT.classes) == {"background", "diningtable"}
+    assert PASCAL_CONTEXT.encode(np.array([[0, 1, 59]], np.uint8)).tolist() == [[IGNORE, 0, 58]]
+
+
+def test_camvid_original_has_32_colours():
+    """Each of a pixel's channels is 0, 64, 128 or 192, and no two classes share a colour."""
+    assert tuple(CAMVID_ORIGINAL) == CAMVID.classes
+    colors = [color for group in CAMVID_ORIGINAL.values() for color in group.values()]
+    assert len(colors) == 31
+    assert len({*colors, (0, 0, 0)}) == 32
+    assert {value for color in colors for value in color} == {0, 64, 128, 192}
+    # Where SegNet's legend has the colours of the original, they are the first of the class.
+    differ = [i for i, c in enumerate(CAMVID_COLOR.colors) if c[0] != CAMVID.palette[i]]
+    assert [CAMVID.classes[i] for i in differ] == ["pavement"]
+    assert CAMVID_COLOR.palette == CAMVID.palette
+
+
+def test_ids_of_small_data_sets():
+    assert SEGNET_CAMVID.encode(np.array([[0, 10, 11]], np.uint8)).tolist() == [[0, 10, IGNORE]]
+    assert OXFORD_IIIT_PET.classes == ("pet", "background")
+    assert OXFORD_IIIT_PET.encode(np.array([[1, 2, 3]], np.uint8)).tolist() == [[0, 1, IGNORE]]
 
 
 def test_camvid_agrees_with_its_files():

@@ -1,17 +1,27 @@
 import csv
 import shutil
+import struct
+import warnings
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import CLASSES, write_folder
-from PIL import Image
+from PIL import Image, ImageFile
 
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import (
+    MIN_SIDE,
     DataError,
+    ListingError,
     Sample,
+    check_sample,
     check_samples,
     find_pictures,
+    in_parallel,
+    is_turned,
+    labels_without_picture,
     load_image,
     load_label,
     load_sample,
@@ -20,6 +30,7 @@ from alignseg_tf.data.readers import (
     read_image_sizes,
 )
 from alignseg_tf.data.sources import open_data
+from alignseg_tf.model import MIN_IMAGE_SIZE
 
 SPACE = LabelSpace(CLASSES)
 
@@ -43,8 +54,20 @@ def test_folder_problems_are_named(folder):
     with pytest.raises(DataError, match=r"images/test: no such folder; expected images/\{train"):
         read_folder(folder, "test")
     (folder / "labels/train/003.png").unlink()
-    with pytest.raises(DataError, match=r"train/003\.png: no label .*labels/train/003\.png"):
+    for kind in ("images", "labels"):  # a similar name, but that of another picture
+        shutil.copy(folder / kind / "train/000.png", folder / kind / "train/0031.png")
+    with pytest.raises(ListingError, match=r"train/003\.png: no label .*labels/train/003\.png$"):
         read_folder(folder, "train")
+    (folder / "labels/train/005.png").rename(folder / "labels/train/mask_005.png")
+    shutil.copy(folder / "images/train/000.png", folder / "images/train/000.tif")
+    with pytest.raises(ListingError, match=r"3 problems:") as error:
+        read_folder(folder, "train")
+    assert [sample.image.name for sample in error.value.samples] == [
+        "000.png", "001.png", "002.png", "0031.png", "004.png"
+    ]  # fmt: skip
+    assert "000.tif: a second picture beside 000.png" in error.value.problems[0]
+    assert "there is" not in error.value.problems[1]
+    assert "labels/train/mask_005.png, but" in error.value.problems[2]
     for picture in (folder / "images/val").iterdir():
         picture.unlink()
     with pytest.raises(DataError, match=r"images/val: no pictures"):
@@ -95,22 +118,183 @@ def test_csv_rows_are_checked(folder):
         read_csv(path)
 
 
+def test_hidden_files_are_no_data(folder):
+    for kind in ("images", "labels"):
+        (folder / kind / "val/._000.png").write_bytes(b"rubbish")
+        (folder / kind / "val/.ipynb_checkpoints").mkdir()
+        shutil.copy(folder / kind / "val/000.png", folder / kind / "val/.ipynb_checkpoints/x.png")
+    assert [sample.image.name for sample in read_folder(folder, "val")] == ["000.png", "001.png"]
+    assert labels_without_picture(folder, "val") == []
+    assert len(find_pictures([folder / "images/val"])) == 2
+
+
+def test_labels_without_picture(folder):
+    (folder / "images/train/002.png").unlink()
+    assert labels_without_picture(folder, "train") == [folder / "labels/train/002.png"]
+    assert len(read_folder(folder, "train")) == 5
+
+
 def test_two_labels_of_one_picture_are_refused(folder):
     shutil.copy(folder / "labels/val/000.png", folder / "labels/val/000.tif")
     with pytest.raises(DataError, match=r"000\.tif: a second label beside 000\.png"):
         read_folder(folder, "val")
 
 
-def test_exif_orientation_is_applied(tmp_path):
-    pixels = np.zeros((40, 60, 3), np.uint8)
-    pixels[:, :30] = 255
+# What the EXIF orientations 1 to 8 ask for, by NumPy.
+UPRIGHT = (
+    lambda x: x,
+    lambda x: x[:, ::-1],
+    lambda x: np.rot90(x, 2),
+    lambda x: x[::-1],
+    lambda x: x.swapaxes(0, 1),
+    lambda x: np.rot90(x, -1),
+    lambda x: np.rot90(x, 2).swapaxes(0, 1),
+    lambda x: np.rot90(x),
+)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
+def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
+    rng = np.random.default_rng(0)
     exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to view
-    Image.fromarray(pixels).save(tmp_path / "x.png", exif=exif)
-    loaded = load_image(tmp_path / "x.png")
-    assert loaded.shape == (60, 40, 3)
-    assert loaded[:30].min() == 255
-    assert loaded[30:].max() == 0
+    exif[0x0112] = orientation
+    path = tmp_path / f"x{suffix}"
+    pixels = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif, lossless=True)
+    expected = UPRIGHT[orientation - 1](pixels)
+    assert read_image_sizes([path]).tolist() == [list(expected.shape[:2])]
+    assert is_turned(path) == (orientation > 1)
+    if suffix == ".jpg":
+        assert load_image(path).shape == expected.shape
+        return
+    np.testing.assert_array_equal(load_image(path), expected)
+    if suffix != ".webp":
+        ids = rng.integers(0, 3, (40, 60), np.uint8)  # Pillow maps such a TIFF into memory
+        Image.fromarray(ids).save(path, exif=exif)
+        np.testing.assert_array_equal(load_label(path, SPACE), UPRIGHT[orientation - 1](ids))
+
+
+def test_sizes_are_read_without_decoding(folder, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *args: pytest.fail("decoded"))
+    assert read_image_sizes([folder / "images/val/000.png"]).tolist() == [[64, 96]]
+
+
+def write_deep_png(path, values):
+    """Write uint16 [H, W, channels] as PNG, which Pillow cannot."""
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[values.shape[-1]]
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            for name, data in chunks
+        )
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_of_16_bits_the_upper_8_are_kept_and_alpha_is_dropped(channels, tmp_path):
+    values = np.random.default_rng(0).integers(0, 1 << 16, (40, 60, channels), np.uint16)
+    write_deep_png(tmp_path / "x.png", values)
+    colors = values[..., :3] if channels > 2 else np.repeat(values[..., :1], 3, -1)
+    np.testing.assert_array_equal(load_image(tmp_path / "x.png"), colors >> 8)
+
+
+def test_transparent_pixels_show_the_color_that_is_stored(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 4, (40, 60), np.uint8)
+    palette = np.array([[9, 8, 7], [200, 100, 0], [0, 50, 99], [1, 2, 3]], np.uint8)
+    for transparency in (1, bytes([0, 100, 255, 3])):
+        picture = Image.fromarray(ids)
+        picture.putpalette(palette.ravel().tolist())
+        picture.save(tmp_path / "x.png", transparency=transparency)
+        np.testing.assert_array_equal(load_image(tmp_path / "x.png"), palette[ids])
+    with_alpha = np.dstack([palette[ids], ids * 0])
+    Image.fromarray(with_alpha).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "x.png"), palette[ids])
+
+
+def test_cmyk_and_1_bit_pictures(tmp_path):
+    color = Image.new("RGB", (64, 64), (200, 100, 50))
+    color.convert("CMYK").save(tmp_path / "x.jpg")
+    assert np.abs(load_image(tmp_path / "x.jpg").astype(int) - (200, 100, 50)).max() < 5
+    mask = np.random.default_rng(0).random((64, 64)) < 0.5
+    Image.fromarray(mask).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "x.png")[..., 0], 255 * mask)
+    np.testing.assert_array_equal(load_label(tmp_path / "x.png", SPACE), mask)
+
+
+def test_a_photograph_with_a_preview_is_one_picture(tmp_path):
+    photograph, preview = Image.new("RGB", (80, 64), "red"), Image.new("RGB", (40, 32))
+    with (tmp_path / "x.jpg").open("wb") as file:
+        photograph.save(file, "MPO", save_all=True, append_images=[preview])
+    assert load_image(tmp_path / "x.jpg").shape == (64, 80, 3)
+    assert read_image_sizes([tmp_path / "x.jpg"]).tolist() == [[64, 80]]
+
+
+def test_an_opaque_alpha_channel_of_a_label_is_dropped(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 3, (40, 60), np.uint8)
+    opaque = np.full_like(ids, 255)
+    Image.fromarray(np.dstack([ids, opaque])).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(load_label(tmp_path / "x.png", SPACE), ids)
+    colors = LabelSpace(CLASSES, colors=(((5, 0, 0),), ((6, 0, 0),), ((7, 0, 0),)))
+    Image.fromarray(np.dstack([ids + 5, ids * 0, ids * 0, opaque])).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(load_label(tmp_path / "x.png", colors), ids)
+
+
+@pytest.mark.parametrize("read", [load_image, lambda p: load_label(p, SPACE),
+                                  lambda p: read_image_sizes([p])])  # fmt: skip
+def test_all_readers_say_what_is_wrong_with_a_file(read, tmp_path, monkeypatch):
+    path = tmp_path / "x.png"
+    with pytest.raises(DataError, match=r"x\.png: not readable as a \w+ \(no such file\)"):
+        read(path)
+    path.symlink_to("gone.png")
+    with pytest.raises(DataError, match=r"\(a link to gone\.png, which is not there\)"):
+        read(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=r"x\.png: not readable as a \w+ \(a folder\)"):
+        read(path)
+    path.rmdir()
+    path.touch()
+    with pytest.raises(DataError, match=r"\(the file is empty\)"):
+        read(path)
+    path.write_text("<html>")
+    with pytest.raises(DataError, match=r"the file starts with b'<html>'"):
+        read(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3999)
+    for size in ((40, 100), (80, 100)):  # above it, and above the double, where Pillow raises
+        Image.new("L", size).save(path)
+        for action in ("error", "ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter(action)
+                with pytest.raises(DataError, match=r"\(more than 3999 pixels; cut it into tiles"):
+                    read(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    read(path)
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="no permission to read"):
+        patch.setattr(Path, "open", lambda *args: (_ for _ in ()).throw(PermissionError()))
+        read(path)
+
+
+def test_the_smallest_side_is_that_of_the_model():
+    assert MIN_SIDE == MIN_IMAGE_SIZE
+
+
+def test_results_come_in_order_and_are_not_far_ahead():
+    asked = []
+
+    def items():
+        for number in range(100):
+            asked.append(number)
+            yield number
+
+    results = in_parallel(lambda number: 2 * number, items(), ahead=8)
+    assert [next(results) for _ in range(3)] == [0, 2, 4]
+    assert len(asked) <= 3 + 8
+    assert list(results) == list(range(6, 200, 2))
 
 
 def test_grey_and_16_bit_pictures_become_rgb(tmp_path):
@@ -138,6 +322,15 @@ def test_palette_labels_keep_their_indices(tmp_path):
     np.testing.assert_array_equal(load_label(tmp_path / "label.png", SPACE), ids)
 
 
+def test_changed_bytes_of_a_png_are_found(folder):
+    sample = read_folder(folder, "val")[0]
+    content = bytearray(sample.image.read_bytes())
+    content[-20] ^= 1  # the last pixels, and what decoding does not look at
+    sample.image.write_bytes(content)
+    with pytest.raises(DataError, match=r"000\.png: not readable .*broken PNG file"):
+        check_sample(sample, SPACE)
+
+
 def test_truncated_files_are_named(folder):
     for kind, message in (("images", "as a picture"), ("labels", "as a label")):
         path = folder / kind / "train" / "000.png"
@@ -151,7 +344,8 @@ def test_truncated_files_are_named(folder):
     [
         (np.zeros((64, 97), np.uint8), r"label is 97 x 64 pixels, its picture .* is 96 x 64"),
         (np.full((64, 96), 7, np.uint8), r"unknown label values \[7\]"),
-        (np.zeros((64, 96, 3), np.uint8), r"one channel of class ids.*one-hot masks"),
+        (np.zeros((64, 96, 3), np.uint8), r"one channel of class ids.*save one of them"),
+        (np.full((64, 96, 3), (1, 2, 3), np.uint8), r"one channel.*'colors' in classes\.json"),
         (
             np.full((64, 96), 300, np.uint16),
             r"whole numbers 0\.\.255. Received: uint16, 300 to 300",
@@ -175,8 +369,10 @@ def test_the_check_counts(folder):
     samples = read_folder(folder, "val")
     summary = check_samples(samples, SPACE)
     labels = np.stack([np.asarray(Image.open(s.label)) for s in samples])
-    np.testing.assert_array_equal(summary.pixels, [(labels == c).sum() for c in range(3)])
-    assert summary.ignored == (labels == 255).sum() == 2 * 96
+    expected = np.stack([(labels == value).sum((1, 2)) for value in (0, 1, 2)], -1)
+    np.testing.assert_array_equal(summary.counts, expected)
+    np.testing.assert_array_equal(summary.pixels, expected.sum(0))
+    np.testing.assert_array_equal(summary.ignored, [96, 96])
     np.testing.assert_array_equal(summary.sizes, [[64, 96]] * 2)
 
 

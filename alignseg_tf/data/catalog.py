@@ -6,6 +6,7 @@ and coloured.
 """
 
 import colorsys
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from alignseg_tf.data import street_scenes
+from alignseg_tf.data import label_spaces, street_scenes
 
 IGNORE = 255
 MAX_CLASSES = 255
@@ -128,6 +129,36 @@ class LabelSpace:
                 )
         return table[values]
 
+    def decode(self, class_map: np.ndarray) -> np.ndarray:
+        """Turn class ids into what a label file holds: what `encode` takes.
+
+        Args:
+            class_map: uint8 [H, W], classes 0..n-1 and `IGNORE`.
+
+        Returns:
+            uint8 [H, W]; where the label space has `colors`, [H, W, 3], the first of each class.
+
+        Raises:
+            ValueError: there are other ids, or `IGNORE` where nothing in a file stands for it.
+        """
+        count = self.num_classes
+        found = set(np.unique(class_map).tolist())
+        if unknown := sorted(found - {*range(count), IGNORE}):
+            raise ValueError(
+                f"`class_map` must hold 0..{count - 1} and {IGNORE}. Received: {unknown}"
+            )
+        if not self.colors:
+            table = np.full(256, self.void, np.uint8)
+            table[:count] = self.ids
+            return table[class_map]
+        if IGNORE in found and not self.void_colors:
+            raise ValueError(f"`class_map` holds {IGNORE}, but there are no `void_colors`")
+        table = np.zeros((256, 3), np.uint8)
+        table[:count] = [colors[0] for colors in self.colors]
+        if self.void_colors:
+            table[IGNORE] = self.void_colors[0]
+        return table[class_map]
+
     def _encode_colors(self, values: np.ndarray) -> np.ndarray:
         class_of = {color: i for i, colors in enumerate(self.colors) for color in colors}
         class_of |= dict.fromkeys(self.void_colors, IGNORE)
@@ -196,7 +227,7 @@ class LabelSpace:
         """
         path = Path(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
         except FileNotFoundError as error:
             raise ValueError(f"{path}: no such file; it lists the names of the classes") from error
         except (OSError, ValueError) as error:
@@ -237,36 +268,69 @@ def _ranges(ids: tuple[int, ...]) -> str:
     return str(list(ids))
 
 
+def voc_palette(num_colors: int) -> tuple[Color, ...]:
+    """Return the colours of the PASCAL VOC development kit.
+
+    The bits of a number are dealt out to red, green and blue in turn, lowest first; what a
+    channel gets fills it from its highest bit down. 0 is black, 1 (128, 0, 0), 2 (0, 128, 0).
+    """
+    colors = []
+    for number in range(num_colors):
+        channels = [0, 0, 0]
+        for bit in range(24):
+            channels[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
+        colors.append((channels[0], channels[1], channels[2]))
+    return tuple(colors)
+
+
 STREET_SCENES = LabelSpace(street_scenes.CLASSES, street_scenes.PALETTE, void=street_scenes.VOID)
 
-# The SegNet split's 11 classes; colours of the original 32-class labels.
-CAMVID = LabelSpace(
-    classes=(
-        "sky", "building", "pole", "road", "pavement", "tree",
-        "sign_symbol", "fence", "car", "pedestrian", "bicyclist",
+CAMVID = LabelSpace(label_spaces.CAMVID_CLASSES, label_spaces.CAMVID_PALETTE)
+SEGNET_CAMVID = dataclasses.replace(CAMVID, void=11)
+# A label of the original, Seq05VD_f02610_L.png, has blended colours along some edges.
+CAMVID_COLOR = LabelSpace(
+    label_spaces.CAMVID_CLASSES,
+    label_spaces.CAMVID_PALETTE,
+    colors=tuple(
+        tuple(label_spaces.CAMVID_ORIGINAL[name].values()) for name in label_spaces.CAMVID_CLASSES
     ),
-    palette=(
-        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222),
-        (128, 128, 0), (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-    ),
-)  # fmt: skip
+    void_colors=tuple(label_spaces.CAMVID_VOID.values()),
+    ignore_unlisted=True,
+)
 
 # Files hold the data set's labelIds; those outside the 19 evaluated classes are ignored.
 CITYSCAPES = LabelSpace(
-    classes=(
-        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign",
-        "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train",
-        "motorcycle", "bicycle",
-    ),
-    palette=(
-        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153),
-        (153, 153, 153), (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152),
-        (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100),
-        (0, 80, 100), (0, 0, 230), (119, 11, 32),
-    ),
+    label_spaces.CITYSCAPES_CLASSES,
+    label_spaces.CITYSCAPES_PALETTE,
     void=0,
-    ids=(7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33),
+    ids=label_spaces.CITYSCAPES_IDS,
     ignore_unlisted=True,
-)  # fmt: skip
+)
+CITYSCAPES_TRAIN_IDS = LabelSpace(label_spaces.CITYSCAPES_CLASSES, label_spaces.CITYSCAPES_PALETTE)
 
-LABEL_SPACES = {"street_scenes": STREET_SCENES, "camvid": CAMVID, "cityscapes": CITYSCAPES}
+ADE20K = LabelSpace(
+    label_spaces.ADE20K_CLASSES, label_spaces.ADE20K_PALETTE, void=0, ids=tuple(range(1, 151))
+)
+
+PASCAL_VOC = LabelSpace(label_spaces.PASCAL_VOC_CLASSES, voc_palette(21))
+# The data set names no colours.
+PASCAL_CONTEXT = LabelSpace(
+    label_spaces.PASCAL_CONTEXT_CLASSES, voc_palette(60)[1:], void=0, ids=tuple(range(1, 60))
+)
+
+OXFORD_IIIT_PET = LabelSpace(
+    label_spaces.OXFORD_IIIT_PET_CLASSES, label_spaces.OXFORD_IIIT_PET_PALETTE, void=3, ids=(1, 2)
+)
+
+LABEL_SPACES = {
+    "street_scenes": STREET_SCENES,
+    "camvid": CAMVID,
+    "camvid_color": CAMVID_COLOR,
+    "segnet_camvid": SEGNET_CAMVID,
+    "cityscapes": CITYSCAPES,
+    "cityscapes_train_ids": CITYSCAPES_TRAIN_IDS,
+    "ade20k": ADE20K,
+    "pascal_voc": PASCAL_VOC,
+    "pascal_context": PASCAL_CONTEXT,
+    "oxford_iiit_pet": OXFORD_IIIT_PET,
+}

@@ -3,17 +3,23 @@
 A folder holds `images/{train,val}`, `labels/{train,val}` and `classes.json`; a label has its
 picture's name, up to the suffix. A CSV list has the columns `image` and `label` with paths
 relative to the list, optionally `split`, and `classes.json` beside it.
+
+Hidden files and folders, such as `._a.png` or `.ipynb_checkpoints`, are no data.
 """
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from alignseg_tf.data.catalog import LabelSpace
 
@@ -21,12 +27,40 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
 # Pillow's modes of more than 8 bits a channel.
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-# The network's coarsest stride.
+# The network's coarsest stride: what is smaller leaves nothing there. The model refuses it too, as
+# its `MIN_IMAGE_SIZE`; data and model know nothing of each other, so a test holds both equal.
 MIN_SIDE = 32
+# So many problems are listed in one message.
+LISTED = 5
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class DataError(ValueError):
     """Something is wrong with the data; the message names the file."""
+
+
+class ListingError(DataError):
+    """Some samples of a split cannot be listed.
+
+    Attributes:
+        problems: what is wrong, each with its file.
+        samples: those that can.
+    """
+
+    def __init__(self, source: str, problems: Sequence[str], samples: Sequence["Sample"]):
+        text = problems[0]
+        if len(problems) > 1:
+            text = f"{source}: {len(problems)} problems:{_listed(problems)}"
+        super().__init__(text)
+        self.problems = list(problems)
+        self.samples = list(samples)
+
+
+def _listed(problems: Sequence[str]) -> str:
+    more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+    return "".join(f"\n  {line}" for line in [*problems[:LISTED], *more])
 
 
 @dataclass(frozen=True)
@@ -41,33 +75,110 @@ def read_folder(root: str | Path, split: str) -> list[Sample]:
     """List the pictures of `root/images/split` with their labels, sorted by name.
 
     Raises:
-        DataError: a folder is missing or empty, or pictures have no label.
+        ListingError: pictures have no label, or two files have one name.
+        DataError: a folder is missing or empty.
     """
-    root = Path(root)
-    images, labels = root / "images" / split, root / "labels" / split
+    images, labels = Path(root) / "images" / split, Path(root) / "labels" / split
     for folder in (images, labels):
         if not folder.is_dir():
+            there = sorted(p.name for p in folder.parent.glob("[!.]*") if p.is_dir())
             raise DataError(
                 f"{folder}: no such folder; expected images/{{train,val}}, labels/{{train,val}} "
-                f"and classes.json under {root}"
+                f"and classes.json under {root}. Received: {', '.join(there) or 'no folders'}"
             )
-    pictures = sorted(p for p in images.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not pictures:
-        raise DataError(f"{images}: no pictures ({', '.join(IMAGE_SUFFIXES)}) in this folder")
+    pictures, problems = _files_by_key(images, IMAGE_SUFFIXES, "picture")
+    if not pictures and not problems:
+        raise _no_pictures(images)
+    label_of, more_problems = _files_by_key(labels, LABEL_SUFFIXES, "label")
+    problems += more_problems
+    unlabelled = [key for key in pictures if key not in label_of]
+    if unlabelled:
+        used = {label_of[key] for key in pictures if key in label_of}
+        others = [path for path in _files(labels) if path not in used]
+        for key in unlabelled[:LISTED]:
+            problems.append(_no_label(pictures[key], labels / key, others))
+        for key in unlabelled[LISTED:]:
+            problems.append(_no_label(pictures[key], labels / key, ()))
+    samples = [Sample(pictures[key], label_of[key]) for key in pictures if key in label_of]
+    if problems:
+        raise ListingError(str(images), problems, samples)
+    return samples
+
+
+def labels_without_picture(root: str | Path, split: str) -> list[Path]:
+    """List the files of `root/labels/split` that `read_folder` has no use for."""
+    images, labels = Path(root) / "images" / split, Path(root) / "labels" / split
+    pictures, _ = _files_by_key(images, IMAGE_SUFFIXES, "picture")
+    label_of, _ = _files_by_key(labels, LABEL_SUFFIXES, "label")
+    return [path for key, path in label_of.items() if key not in pictures]
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the files below a folder at all depths, sorted, without hidden ones."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise DataError(f"{error.filename}: not readable as a folder ({error.strerror})") from error
+
+    found: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _key(path: Path, folder: Path) -> Path:
+    """What a picture and its label have in common."""
+    return path.relative_to(folder).with_suffix("")
+
+
+def _files_by_key(
+    folder: Path, suffixes: Sequence[str], what: str
+) -> tuple[dict[Path, Path], list[str]]:
+    """Return the files with one of the suffixes by `_key`, and what is wrong with others."""
     found: dict[Path, Path] = {}
-    for path in sorted(p for p in labels.rglob("*") if p.suffix.lower() in LABEL_SUFFIXES):
-        key = path.relative_to(labels).with_suffix("")
-        if key in found:
-            raise DataError(f"{path}: a second label beside {found[key].name}; remove one")
-        found[key] = path
-    keys = {picture: picture.relative_to(images).with_suffix("") for picture in pictures}
-    missing = [picture for picture in pictures if keys[picture] not in found]
-    if missing:
-        raise DataError(
-            f"{missing[0]}: no label {labels / keys[missing[0]]}.png"
-            + (f", and {len(missing) - 1} more pictures without a label" if missing[1:] else "")
-        )
-    return [Sample(picture, found[keys[picture]]) for picture in pictures]
+    problems = []
+    for path in _files(folder):
+        key = _key(path, folder)
+        if path.suffix.lower() not in suffixes:
+            continue
+        if not _is_utf8(path.name):
+            name = os.fsencode(path.name)
+            problems.append(f"{path.parent}: the name {name!r} is not UTF-8; rename the file")
+        elif key in found:
+            problems.append(f"{path}: a second {what} beside {found[key].name}; remove one")
+        else:
+            found[key] = path
+    return found, problems
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # what Python makes of other bytes in a name
+        return False
+    return True
+
+
+def _no_pictures(folder: Path) -> DataError:
+    suffixes = Counter(path.suffix or path.name for path in _files(folder))
+    there = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(LISTED))
+    return DataError(
+        f"{folder}: no pictures ({', '.join(IMAGE_SUFFIXES)}) in this folder. "
+        f"Received: {there or 'no files'}"
+    )
+
+
+def _no_label(picture: Path, expected: Path, others: Iterable[Path]) -> str:
+    """Say that a label is missing, and which of other files may be meant."""
+    text = f"{picture}: no label {expected}.png"
+    stem = picture.stem.casefold()
+    near = next((path for path in others if stem in path.stem.casefold()), None)
+    if near is None:
+        return text
+    return (
+        f"{text}; there is {near}, but a label has its picture's name and one of the suffixes "
+        f"{', '.join(LABEL_SUFFIXES)}"
+    )
 
 
 def read_csv(path: str | Path, split: str | None = None) -> list[Sample]:
@@ -78,17 +189,18 @@ def read_csv(path: str | Path, split: str | None = None) -> list[Sample]:
         split: keep the rows with this value in the column `split`; None keeps all rows.
 
     Raises:
-        DataError: no such file, no such columns, no rows, or a file that is not there.
+        ListingError: rows are incomplete, or name files that are not there.
+        DataError: no such file, no such columns, or no rows.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     expected = {"image", "label"} if split is None else {"image", "label", "split"}
-    samples = []
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected UTF-8 text ({error})") from error
+    samples, problems, splits = [], [], Counter[str]()
     with io.StringIO(text, newline="") as file:
         rows = csv.DictReader(file, restval="")
         if not expected <= set(rows.fieldnames or ()):
@@ -96,34 +208,106 @@ def read_csv(path: str | Path, split: str | None = None) -> list[Sample]:
                 f"{path}: expected the columns {sorted(expected)}. Received: {rows.fieldnames}"
             )
         for row in rows:
-            if split is not None and row["split"].strip() != split:
-                continue
-            if not row["image"] or not row["label"]:
-                raise DataError(f"{path}, line {rows.line_num}: image and label expected")
-            sample = Sample(path.parent / row["image"], path.parent / row["label"])
-            for file_path in (sample.image, sample.label):
-                if not file_path.is_file():
-                    raise DataError(f"{path}, line {rows.line_num}: {file_path} is not there")
-            samples.append(sample)
+            if split is not None:
+                splits[row["split"].strip()] += 1
+                if row["split"].strip() != split:
+                    continue
+            problem = _row_problem(path.parent, row["image"], row["label"])
+            if problem:
+                problems.append(f"{path}, line {rows.line_num}: {problem}")
+            else:
+                samples.append(Sample(path.parent / row["image"], path.parent / row["label"]))
+    if problems:
+        raise ListingError(str(path), problems, samples)
     if not samples:
-        raise DataError(f"{path}: no rows" + (f" of the split {split!r}" if split else ""))
+        there = ", ".join(f"{count} of {name!r}" for name, count in splits.most_common(LISTED))
+        of_split = f" of the split {split!r}. Received: {there or 'no rows'}" if split else ""
+        raise DataError(f"{path}: no rows{of_split}")
     return samples
+
+
+def _row_problem(folder: Path, *names: str) -> str | None:
+    if not all(names):
+        return "image and label expected"
+    for name in names:
+        if not (folder / name).is_file():
+            hint = "; folders are separated by /" if "\\" in name else ""
+            return f"{folder / name} is not there{hint}"
+    return None
+
+
+@contextmanager
+def opened(path: str | Path, what: str = "a picture") -> Iterator[Image.Image]:
+    """Open a picture file with Pillow; the pixels are decoded when they are asked for.
+
+    Whatever Pillow raises, here or in the body, becomes a DataError that names the file.
+
+    Args:
+        path: the file.
+        what: what it should be, for messages.
+
+    Raises:
+        DataError: the file is missing, unreadable or damaged, holds several pictures, or has more
+            pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million), above which Pillow warns.
+    """
+    try:
+        # Given a path, Pillow 13 maps a TIFF into memory, and garbles one that is to be turned.
+        with Path(path).open("rb") as file, Image.open(file) as picture:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and picture.width * picture.height > limit:
+                raise Image.DecompressionBombError
+            # Photographs as MPO carry a preview behind the picture.
+            if getattr(picture, "is_animated", False) and picture.format != "MPO":
+                frames = getattr(picture, "n_frames", 0)
+                raise DataError(f"{path}: expected one picture. Received: {frames} in this file")
+            yield picture
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises many kinds on broken files
+        reason = _why_unreadable(Path(path), error)
+        raise DataError(f"{path}: not readable as {what} ({reason})") from error
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, PermissionError):
+        return "no permission to read this file"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"more than {Image.MAX_IMAGE_PIXELS} pixels; cut it into tiles"
+    if path.is_symlink() and not path.exists():
+        return f"a link to {path.readlink()}, which is not there"
+    if not path.exists():
+        return "no such file"
+    if path.is_dir():
+        return "a folder"
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        with path.open("rb") as file:
+            return f"in no known format; the file starts with {file.read(16)!r}"
+    return f"truncated: {error}" if "truncated" in str(error).lower() else str(error)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Turn to RGB; transparent pixels show the colour that is stored for them."""
+    if "transparency" in picture.info:  # Pillow warns of a palette with several such colours
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
 
 
 def load_image(path: str | Path) -> np.ndarray:
     """Decode a picture to uint8 RGB [H, W, 3], turned as its EXIF orientation says.
 
+    Grey, palette, CMYK and 1-bit pictures become RGB; of 16 bits a channel the upper 8 are kept.
+    Transparency is dropped, as `tf.io.decode_image(channels=3)` in a served model does.
+
     Raises:
-        DataError: the file is missing, truncated or no picture.
+        DataError: as `opened`, or the values are not 8 or 16 bits a channel.
     """
-    try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode not in DEEP_MODES:
-                return np.asarray(upright.convert("RGB"))
-            mode, values = upright.mode, np.asarray(upright)
-    except Exception as error:  # Pillow raises many kinds on broken files
-        raise DataError(f"{path}: not readable as a picture ({error})") from error
+    with opened(path) as picture:
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode not in DEEP_MODES:
+            return np.asarray(_to_rgb(upright))
+        mode, values = upright.mode, np.asarray(upright)
     # 16-bit grey, which Pillow's own conversion would clip at 255.
     if mode == "F" or values.min() < 0 or values.max() > 65535:
         raise DataError(
@@ -136,21 +320,27 @@ def load_image(path: str | Path) -> np.ndarray:
 def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
     """Decode a label file to class ids, uint8 [H, W], with `IGNORE` where there is none.
 
-    Palette files give their indices, not their colours.
+    Palette files give their indices, not their colours; the pixels of a 1-bit file are 0 and 1.
+    As a picture, a label is turned as its EXIF orientation says.
 
     Raises:
-        DataError: the file is unreadable, has colours, or holds unknown values.
+        DataError: as `opened`, or the file is a JPEG, has transparent pixels, several channels
+            where no colours are expected, or unknown values.
     """
-    try:
-        with Image.open(path) as picture:
-            mode = picture.mode
-            values = np.asarray(picture.convert("RGB") if label_space.colors else picture)
-    except Exception as error:  # Pillow raises many kinds on broken files
-        raise DataError(f"{path}: not readable as a label ({error})") from error
+    with opened(path, "a label") as picture:
+        if picture.format in ("JPEG", "MPO"):
+            raise DataError(f"{path}: a JPEG, which changes class ids; expected a PNG")
+        upright = ImageOps.exif_transpose(picture)
+        mode = upright.mode
+        if mode in ("LA", "RGBA"):
+            if upright.getchannel("A").getextrema() != (255, 255):
+                raise DataError(f"{path}: a label must not have transparent pixels")
+            upright = upright.convert(mode[:-1])
+        values = np.asarray(_to_rgb(upright) if label_space.colors else upright)
     if values.ndim != 2 and not label_space.colors:
         raise DataError(
             f"{path}: expected one channel of class ids, or a palette. Received: {mode} with "
-            f"shape {values.shape}; for colours, list them as 'colors' in classes.json"
+            f"shape {values.shape}{_channels_hint(values)}"
         )
     if values.dtype != np.uint8:
         if values.dtype.kind == "f" or values.min() < 0 or values.max() > 255:
@@ -165,6 +355,12 @@ def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
         raise DataError(f"{path}: {error}") from error
 
 
+def _channels_hint(values: np.ndarray) -> str:
+    if (values == values[..., :1]).all():
+        return "; its channels are all equal, so save one of them"
+    return "; for colours, list them as 'colors' in classes.json"
+
+
 def load_sample(sample: Sample, label_space: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
     """Decode a picture, uint8 [H, W, 3], and its label, uint8 [H, W].
 
@@ -173,9 +369,11 @@ def load_sample(sample: Sample, label_space: LabelSpace) -> tuple[np.ndarray, np
     """
     image, label = load_image(sample.image), load_label(sample.label, label_space)
     if image.shape[:2] != label.shape:
+        turned = image.shape[1::-1] == label.shape and is_turned(sample.image)
         raise DataError(
             f"{sample.label}: the label is {label.shape[1]} x {label.shape[0]} pixels, its "
             f"picture {sample.image} is {image.shape[1]} x {image.shape[0]}"
+            + (", turned as its EXIF orientation says; turn the label too" if turned else "")
         )
     if min(label.shape) < MIN_SIDE:
         raise DataError(
@@ -183,6 +381,20 @@ def load_sample(sample: Sample, label_space: LabelSpace) -> tuple[np.ndarray, np
             f"network needs at least {MIN_SIDE} x {MIN_SIDE}"
         )
     return image, label
+
+
+def check_sample(sample: Sample, label_space: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
+    """Decode a picture and its label as `load_sample` does, and see to the checksums of PNG files.
+
+    Decoding goes by them in part only, and may return other pixels than were written.
+
+    Raises:
+        DataError: as `load_sample`, or bytes of a file have changed.
+    """
+    for path, what in ((sample.image, "a picture"), (sample.label, "a label")):
+        with opened(path, what) as picture:
+            picture.verify()
+    return load_sample(sample, label_space)
 
 
 @dataclass
@@ -225,46 +437,75 @@ def check_samples(
 
     def check(sample: Sample) -> tuple[tuple[int, int], np.ndarray] | str:
         try:
-            _, label = load_sample(sample, label_space)
+            _, label = check_sample(sample, label_space)
         except DataError as error:
             return str(error)
         return label.shape, np.bincount(label.ravel(), minlength=256)
 
-    with ThreadPoolExecutor() as pool:
-        for done, result in enumerate(pool.map(check, samples), start=1):
-            if isinstance(result, str):
-                problems.append(result)
-            else:
-                shape, histogram = result
-                sizes.append(shape)
-                counts.append(histogram[:classes])
-                ignored.append(histogram[classes:].sum())
-            if progress is not None:
-                progress(done, len(samples))
+    for done, result in enumerate(in_parallel(check, samples), start=1):
+        if isinstance(result, str):
+            problems.append(result)
+        else:
+            shape, histogram = result
+            sizes.append(shape)
+            counts.append(histogram[:classes])
+            ignored.append(histogram[classes:].sum())
+        if progress is not None:
+            progress(done, len(samples))
     if problems:
-        listed = "\n  ".join(problems[:5])
-        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise DataError(f"{len(problems)} of {len(samples)} samples are unfit:\n  {listed}{more}")
+        raise DataError(f"{len(problems)} of {len(samples)} samples are unfit:{_listed(problems)}")
     if not np.any(counts):
         raise DataError(f"{samples[0].label} and all others: no pixel has a class")
     return DataSummary(np.array(counts), np.array(sizes, np.int64), np.array(ignored))
 
 
+def in_parallel(
+    function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 64
+) -> Iterator[Result]:
+    """Yield the results for all items in order, from threads that are at most `ahead` in front.
+
+    Pillow decodes without holding Python's lock, so threads do.
+    """
+    with ThreadPoolExecutor() as pool:
+        pending: deque = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
 def read_image_sizes(paths: Iterable[str | Path]) -> np.ndarray:
-    """Read (height, width) of pictures from their headers, int64 [n, 2].
+    """Read (height, width) of upright pictures from their headers, int64 [n, 2].
 
     Raises:
-        DataError: a file is missing or no picture.
+        DataError: as `opened`.
     """
     sizes = []
     for path in paths:
-        try:
-            with Image.open(path) as picture:
-                width, height = picture.size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: not readable as a picture ({error})") from error
-        sizes.append((height, width))
+        with opened(path) as picture:
+            width, height = picture.size
+            # Pillow has turned the size of a TIFF already.
+            turned = picture.format != "TIFF" and _orientation(picture) >= 5  # 5 to 8: on its side
+        sizes.append((width, height) if turned else (height, width))
     return np.array(sizes, np.int64)
+
+
+def is_turned(path: str | Path) -> bool:
+    """Return whether the EXIF orientation says that a picture is to be turned or mirrored.
+
+    Raises:
+        DataError: as `opened`.
+    """
+    with opened(path) as picture:
+        return _orientation(picture) != 1
+
+
+def _orientation(picture: Image.Image) -> int:
+    # The base class reads the header; the class for PNG would decode all to look behind the pixels.
+    value = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
+    return value if value in range(1, 9) else 1
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
@@ -276,9 +517,9 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     pictures: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = [p for p in _files(path) if p.suffix.lower() in IMAGE_SUFFIXES]
             if not inside:
-                raise DataError(f"{path}: no pictures ({', '.join(IMAGE_SUFFIXES)}) in this folder")
+                raise _no_pictures(path)
             pictures += inside
         elif path.is_file():
             pictures.append(path)

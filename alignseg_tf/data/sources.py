@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignseg_tf.data import street_scenes
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data import street_scenes, tfds_folder
+from alignseg_tf.data.catalog import LABEL_SPACES, LabelSpace
 from alignseg_tf.data.layouts import LAYOUTS, Layout, find_layout
 from alignseg_tf.data.readers import DataError, Sample
+from alignseg_tf.data.tfds_folder import TfdsOptions
 
 Progress = Callable[[int, int], None]
 
@@ -53,7 +54,11 @@ def cache_folder() -> Path:
 
 
 def open_data(
-    data: str | Path, layout: str | None = None, progress: Progress | None = None
+    data: str | Path,
+    layout: str | None = None,
+    progress: Progress | None = None,
+    label_space: str | Path | None = None,
+    tfds_options: TfdsOptions | None = None,
 ) -> DataSource:
     """Return what stands behind `--data`.
 
@@ -61,10 +66,27 @@ def open_data(
         data: a path, `tfds:NAME` or `street_scenes`.
         layout: one of `LAYOUTS`, or None to tell it from the files.
         progress: called with (done, total) while a data set is drawn or unpacked.
+        label_space: what the labels mean, one of `LABEL_SPACES` or a file like `classes.json`;
+            None for what the layout or TFDS says.
+        tfds_options: features and splits of `tfds:NAME`.
 
     Raises:
         DataError: there is no such data, or its layout or classes are not as expected.
     """
+    given = None if label_space is None else _named_label_space(label_space)
+    if str(data).startswith("tfds:"):
+        if layout not in (None, "folder"):
+            raise DataError(f"{data} becomes a folder: it takes no --layout. Received: {layout!r}")
+        name = str(data).removeprefix("tfds:")
+        root, found_space = tfds_folder.write_folder(
+            name, cache_folder() / "tfds", tfds_options, given, progress
+        )
+        return DataSource(root, LAYOUTS["folder"], found_space)
+    if tfds_options not in (None, TfdsOptions()):
+        raise DataError(
+            "--image-key, --label-key, --train-split and --val-split belong to data tfds:NAME. "
+            f"Received: {data}"
+        )
     if str(data) == "street_scenes":
         data = street_scenes.write_folder(cache_folder() / "street_scenes", progress=progress)
     path = Path(data)
@@ -74,17 +96,45 @@ def open_data(
         found = LAYOUTS[layout]
     else:
         raise DataError(f"the layout must be one of {', '.join(LAYOUTS)}. Received: {layout!r}")
-    return DataSource(path, found, found.label_space(path))
+    return DataSource(path, found, given or found.label_space(path))
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--data` and what belongs to it."""
-    parser.add_argument(
-        "--data", required=True,
-        help="a folder, a CSV list, tfds:NAME or street_scenes; docs/datasets has all forms",
-    )  # fmt: skip
+def _named_label_space(name: str | Path) -> LabelSpace:
+    if str(name) in LABEL_SPACES:
+        return LABEL_SPACES[str(name)]
+    if not Path(name).is_file():
+        raise DataError(
+            f"--label-space must be one of {', '.join(LABEL_SPACES)}, or a file like "
+            f"classes.json. Received: {str(name)!r}"
+        )
+    try:
+        return LabelSpace.from_file(name)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    """Add `--data`, or `data` where it is the first word of a command, and what belongs to it."""
+    help = "a folder, a CSV list, tfds:NAME or street_scenes; docs/datasets has all forms"
+    if positional:
+        parser.add_argument("data", help=help)
+    else:
+        parser.add_argument("--data", required=True, help=help)
     parser.add_argument(
         "--layout", choices=tuple(LAYOUTS), help="how its files lie (told from the files)"
+    )
+    parser.add_argument(
+        "--label-space", metavar="NAME|FILE",
+        help="what the labels mean: a name, as cityscapes, or a classes.json (told from the data)",
+    )  # fmt: skip
+    tfds = parser.add_argument_group("for --data tfds:NAME[/CONFIG][:VERSION]")
+    tfds.add_argument("--image-key", help="feature with the pictures (told from the features)")
+    tfds.add_argument("--label-key", help="feature with the labels (told from the features)")
+    tfds.add_argument(
+        "--train-split", help="TFDS split of the training pictures, as train[:80%%] (train)"
+    )
+    tfds.add_argument(
+        "--val-split", help="of the validation pictures (the first of validation, val, test)"
     )
 
 
@@ -96,4 +146,7 @@ def data_from_arguments(
     Raises:
         DataError: as `open_data`.
     """
-    return open_data(arguments.data, arguments.layout, progress)
+    options = TfdsOptions(
+        arguments.image_key, arguments.label_key, arguments.train_split, arguments.val_split
+    )
+    return open_data(arguments.data, arguments.layout, progress, arguments.label_space, options)

@@ -1,0 +1,211 @@
+"""Tiny data sets that lie as the real ones do, encodings, odd files and all.
+
+Each function fills a folder with a few pictures of 64 x 96 pixels, at least two to train on and
+one to validate on, and returns what `--data` takes.
+"""
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from conftest import write_folder
+from PIL import Image
+
+from alignseg_tf.data.catalog import voc_palette
+from alignseg_tf.data.label_spaces import CAMVID_ORIGINAL, CAMVID_VOID
+
+SIZE = (64, 96)
+
+
+def _stripes(values: Sequence[int], seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """Upright stripes, one a value, uint8 [H, W]; the first is `values[seed % len(values)]`."""
+    height, width = size
+    stripe = np.arange(width) * len(values) // width
+    values = np.roll(np.array(values, np.uint8), -seed)
+    return np.tile(values[stripe], (height, 1))
+
+
+def _photograph(label: np.ndarray, seed: int = 0) -> Image.Image:
+    """A noisy picture whose colours tell the values of a label apart."""
+    colors = np.random.default_rng(7).integers(0, 256, (256, 3))
+    noise = np.random.default_rng(seed).normal(0, 8, (*label.shape, 3))
+    return Image.fromarray(np.clip(colors[label] + noise, 0, 255).astype(np.uint8))
+
+
+def _save(image: Image.Image | np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    image.save(path)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def folder(root: Path) -> Path:
+    return write_folder(root, train=3, val=1)
+
+
+def csv_list(root: Path) -> Path:
+    write_folder(root, train=3, val=1)
+    with (root / "samples.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "label", "split"])
+        for split in ("train", "val"):
+            for image in sorted((root / "images" / split).iterdir()):
+                name = image.relative_to(root / "images").as_posix()
+                writer.writerow([f"images/{name}", f"labels/{name}", split])
+    return root / "samples.csv"
+
+
+CITYSCAPES_VALUES = (7, 8, 11, 23, 26, 33, 0, 1, 4, 29)
+
+
+def cityscapes(root: Path, encoding: str = "labelIds") -> Path:
+    """LabelIds, of which 0, 1, 4 and 29 have no class; beside them what else gtFine holds."""
+    train_ids = np.full(256, 255, np.uint8)
+    train_ids[[7, 8, 11, 23, 26, 33]] = (0, 1, 2, 10, 13, 18)
+    for seed, (split, name) in enumerate(
+        (
+            ("train", "aachen/aachen_000000_000019"),
+            ("train", "aachen/aachen_000001_000019"),
+            ("train", "ulm/ulm_000000_000019"),
+            ("val", "munster/munster_000000_000019"),
+            ("test", "berlin/berlin_000000_000019"),
+        )
+    ):
+        label = _stripes(CITYSCAPES_VALUES, seed)
+        _save(_photograph(label, seed), root / "leftImg8bit" / split / f"{name}_leftImg8bit.png")
+        if split == "test":
+            label = np.zeros_like(label)
+        beside = root / "gtFine" / split
+        values = label if encoding == "labelIds" else train_ids[label]
+        _save(values, beside / f"{name}_gtFine_{encoding}.png")
+        _save(label.astype(np.uint16) * 1000, beside / f"{name}_gtFine_instanceIds.png")
+        _save(_photograph(label).convert("RGBA"), beside / f"{name}_gtFine_color.png")
+        (beside / f"{name}_gtFine_polygons.json").write_text("{}")
+    return root
+
+
+def ade20k(root: Path) -> Path:
+    """1..150 and 0; pictures of several sizes, as there are."""
+    for seed, (split, name) in enumerate(
+        (
+            ("training", "ADE_train_00000001"),
+            ("training", "ADE_train_00000002"),
+            ("training", "ADE_train_00000003"),
+            ("validation", "ADE_val_00000001"),
+        )
+    ):
+        label = _stripes((1, 2, 3, 0, 150), seed, size=(SIZE, (72, 88))[seed % 2])
+        _save(_photograph(label, seed), root / "images" / split / f"{name}.jpg")
+        _save(label, root / "annotations" / split / f"{name}.png")
+    (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n")
+    (root / "sceneCategories.txt").write_text("ADE_train_00000001 airport_terminal\n")
+    return root
+
+
+def _save_palette(label: np.ndarray, path: Path) -> None:
+    """As VOC's labels are: indices into a palette, which has the borders' 255 as well."""
+    image = Image.fromarray(label).convert("P")
+    image.putdata(label.ravel().tolist())
+    image.putpalette([value for color in voc_palette(256) for value in color])
+    _save(image, path)
+
+
+def pascal_voc(root: Path, augmented: bool = True) -> Path:
+    """Two pictures of VOC's own train list and, where augmented, one of SBD's."""
+    voc = root / "VOCdevkit" / "VOC2012"
+    names = ["2007_000032", "2007_000039", "2007_000033", "2008_000002", "2008_000003"]
+    train, val, more = names[:2], names[2:3], names[3:4]
+    for seed, name in enumerate(names):
+        label = _stripes((0, 1, 255, 15, 20), seed)
+        _save(_photograph(label, seed), voc / "JPEGImages" / f"{name}.jpg")
+        (voc / "Annotations").mkdir(exist_ok=True)
+        (voc / "Annotations" / f"{name}.xml").write_text("<annotation/>\n")
+        if name in (*train, *val):
+            _save_palette(label, voc / "SegmentationClass" / f"{name}.png")
+            _save_palette(label, voc / "SegmentationObject" / f"{name}.png")
+        if augmented and name in (*train, *more):
+            _save(np.where(label == 255, 0, label), voc / "SegmentationClassAug" / f"{name}.png")
+    lists = voc / "ImageSets" / "Segmentation"
+    _write_lines(lists / "train.txt", train)
+    _write_lines(lists / "val.txt", val)
+    _write_lines(lists / "trainval.txt", sorted(train + val))
+    if augmented:
+        _write_lines(lists / "trainaug.txt", train + more)
+    return root / "VOCdevkit"
+
+
+def pascal_context(root: Path) -> Path:
+    """0..59 in grey, in a VOC2010 folder, which has VOC's own labels as well."""
+    voc = root / "VOCdevkit" / "VOC2010"
+    names = ["2008_000002", "2008_000003", "2008_000008", "2008_000026"]
+    for seed, name in enumerate(names):
+        label = _stripes((0, 1, 59, 46), seed)
+        _save(_photograph(label, seed), voc / "JPEGImages" / f"{name}.jpg")
+        _save(label, voc / "SegmentationClassContext" / f"{name}.png")
+        _save_palette(np.minimum(label, 20), voc / "SegmentationClass" / f"{name}.png")
+    for folder_name in ("SegmentationContext", "Segmentation"):
+        _write_lines(voc / "ImageSets" / folder_name / "train.txt", names[:3])
+        _write_lines(voc / "ImageSets" / folder_name / "val.txt", names[3:])
+    return voc
+
+
+CAMVID_NAMES = {
+    "0001TP_006690": "train",
+    "0006R0_f00930": "train",
+    "0016E5_08640": "train",
+    "0016E5_07959": "val",
+    "Seq05VD_f00000": "test",
+    "0001TP_008550": "test",
+}
+CAMVID_STRIPES = ("Sky", "Archway", "Truck_Bus", "Sidewalk", "LaneMkgsDriv", "Void")
+
+
+def camvid_color(root: Path, form: str = "original") -> Path:
+    """Colours of the 32 classes; `form` is original, or split: a folder a split."""
+    colors = {name: color for group in CAMVID_ORIGINAL.values() for name, color in group.items()}
+    colors |= CAMVID_VOID
+    table = np.array([colors[name] for name in CAMVID_STRIPES], np.uint8)
+    for seed, (name, split) in enumerate(CAMVID_NAMES.items()):
+        images, labels = "701_StillsRaw_full", "LabeledApproved_full"
+        if form == "split":
+            images, labels = split, f"{split}_labels"
+        label = _stripes(range(len(table)), seed)
+        colored = table[label]
+        colored[-1, -1] = (128, 128, 102)  # blended, as along some edges of one real label
+        _save(_photograph(label, seed), root / images / f"{name}.png")
+        _save(colored, root / labels / f"{name}_L.png")
+    if form == "split":
+        rows = [f"{name},{r},{g},{b}" for name, (r, g, b) in colors.items()]
+        _write_lines(root / "class_dict.csv", ["name,r,g,b", *rows])
+    return root
+
+
+def segnet_camvid(root: Path) -> Path:
+    """0..10 and 11 for void, in grey."""
+    for seed, (name, split) in enumerate(CAMVID_NAMES.items()):
+        label = _stripes((0, 3, 10, 11), seed)
+        _save(_photograph(label, seed), root / split / f"{name}.png")
+        _save(label, root / f"{split}annot" / f"{name}.png")
+        with (root / f"{split}.txt").open("a") as file:
+            file.write(
+                f"/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png\n"
+            )
+    return root
+
+
+FIXTURES: dict[str, Callable[[Path], Path]] = {
+    "csv": csv_list,
+    "folder": folder,
+    "cityscapes": cityscapes,
+    "ade20k": ade20k,
+    "pascal_voc": pascal_voc,
+    "pascal_context": pascal_context,
+    "camvid_color": camvid_color,
+    "segnet_camvid": segnet_camvid,
+}
