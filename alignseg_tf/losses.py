@@ -93,6 +93,19 @@ def _cross_entropy(ids: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
     return ops.where(valid, loss, 0.0)
 
 
+def _smoothing_loss(logits: Tensor, valid: Tensor, class_weights: Tensor | None) -> Tensor:
+    """Mean over the classes of weight times -log(probability) for each pixel, [B, H, W].
+
+    Written as logits against their log-sum-exp, which needs no second map of N * C values.
+    """
+    classes = logits.shape[-1]
+    if class_weights is None:
+        class_weights = ops.ones((classes,), "float32")
+    weighted = ops.squeeze(ops.matmul(logits, ops.expand_dims(class_weights, 1)), axis=-1)
+    loss = ops.sum(class_weights) * ops.logsumexp(logits, axis=-1) - weighted
+    return ops.where(valid, loss / classes, 0.0)
+
+
 def _pixel_weights(sample_weight: Tensor) -> Tensor:
     """Return sample weights in a shape that broadcasts with [B, H, W]."""
     shape = tuple(sample_weight.shape)
@@ -105,15 +118,17 @@ def _pixel_weights(sample_weight: Tensor) -> Tensor:
     raise ValueError(f"`sample_weight` must be a scalar, [B] or [B, H, W]. Received: shape {shape}")
 
 
-def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+def _weighted_mean(values: Tensor, weights: Tensor, total: Tensor | None = None) -> Tensor:
     """Mean of `values` under `weights`, shape [1]; 0, with no gradient, where no weight is left.
+
+    Another `total` than the sum of the weights may be what the weighted sum is divided by.
 
     The result is one value and not a scalar because Keras divides a loss by the number of
     replicas under `tf.distribute` only if the loss is no scalar.
     """
-    total = ops.sum(weights)
+    total = ops.sum(weights) if total is None else total
     mean = ops.sum(values * weights) / ops.where(total > 0, total, 1.0)
-    return ops.reshape(mean, (1,))
+    return ops.reshape(ops.where(total > 0, mean, 0.0), (1,))
 
 
 class _SegmentationLoss(keras.losses.Loss):
@@ -150,13 +165,19 @@ class CrossEntropy(_SegmentationLoss):
     """Cross-entropy, averaged over the valid pixels of the batch.
 
     With weights w it is sum(w * cross-entropy) / sum(w), as
-    `torch.nn.functional.cross_entropy(weight=..., ignore_index=...)`; w is the class weight times
-    the sample weight of a pixel. Hence one `sample_weight` for all pixels changes nothing.
+    `torch.nn.functional.cross_entropy(weight=..., ignore_index=..., label_smoothing=...)`; w is
+    the class weight times the sample weight of a pixel. Hence one `sample_weight` for all pixels
+    changes nothing.
+
+    Label smoothing e replaces a pixel's term by (1 - e) times itself plus e times the mean over
+    all classes c of class weight c times the cross-entropy for c, times the sample weight; what
+    it is divided by stays.
 
     Args:
         ignore_class: id or ids of pixels to leave out, within or outside of the classes; None
             for no such id.
         class_weights: one weight a class, or None for 1.
+        label_smoothing: share of the target, in 0 .. 1, that is spread evenly over all classes.
         name: name of the loss.
 
     Example:
@@ -172,11 +193,21 @@ class CrossEntropy(_SegmentationLoss):
         self,
         ignore_class: IgnoreClass = 255,
         class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
         name: str | None = "cross_entropy",
     ) -> None:
         super().__init__(name=name)
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(
+                f"`label_smoothing` must be in 0 .. 1. Received: label_smoothing={label_smoothing}"
+            )
         self.ignore_class = ignore_class
         self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
+
+    def weights_of_pixels(self, ids: Tensor, valid: Tensor) -> Tensor:
+        """Return what pixels weigh before class and sample weights, float32 [B, H, W]."""
+        return ops.cast(valid, "float32")
 
     def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
         """Return the weighted mean cross-entropy, shape [1]."""
@@ -184,7 +215,10 @@ class CrossEntropy(_SegmentationLoss):
         valid = ops.logical_and(
             is_class(ids, classes), ops.logical_not(is_ignored(ids, self.ignore_class))
         )
-        weights = ops.cast(valid, "float32")
+        weights = self.weights_of_pixels(ids, valid)
+        if sample_weight is not None:
+            weights = weights * _pixel_weights(sample_weight)
+        unweighted, class_weights = weights, None
         if self.class_weights is not None:
             if len(self.class_weights) != classes:
                 raise ValueError(
@@ -193,9 +227,12 @@ class CrossEntropy(_SegmentationLoss):
                 )
             class_weights = ops.convert_to_tensor(self.class_weights, dtype="float32")
             weights = weights * ops.take(class_weights, ops.clip(ids, 0, classes - 1), axis=0)
-        if sample_weight is not None:
-            weights = weights * _pixel_weights(sample_weight)
-        return _weighted_mean(_cross_entropy(ids, logits, valid), weights)
+        loss = _weighted_mean(_cross_entropy(ids, logits, valid), weights)
+        if self.label_smoothing:
+            smooth = _smoothing_loss(logits, valid, class_weights)
+            smooth = _weighted_mean(smooth, unweighted, ops.sum(weights))
+            loss = (1.0 - self.label_smoothing) * loss + self.label_smoothing * smooth
+        return loss
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
@@ -203,7 +240,97 @@ class CrossEntropy(_SegmentationLoss):
             **super().get_config(),
             "ignore_class": self.ignore_class,
             "class_weights": self.class_weights,
+            "label_smoothing": self.label_smoothing,
         }
+
+
+@keras.saving.register_keras_serializable(package="alignseg_tf")
+class BoundaryCrossEntropy(CrossEntropy):
+    """Cross-entropy in which pixels near a boundary between classes weigh more.
+
+    A valid pixel is near a boundary if a valid pixel of another class lies within `radius` pixels
+    along both axes, that is in the square of side 2 * radius + 1 around it. It then weighs
+    `boundary_weight`, and any other valid pixel 1, before class and sample weights; the loss is
+    the weighted mean of `CrossEntropy`. Ignored pixels make no boundary: two classes on both
+    sides of an ignored strip meet only where the square reaches across.
+
+    Args:
+        radius: how far from another class a pixel is still near the boundary, in pixels of the
+            labels, at least 1.
+        boundary_weight: what a pixel near a boundary weighs, at least 0.
+        ignore_class: id or ids of pixels to leave out; None for no such id.
+        class_weights: one weight a class, or None for 1.
+        label_smoothing: as in `CrossEntropy`.
+        name: name of the loss.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = BoundaryCrossEntropy(radius=1, boundary_weight=3.0)
+        >>> labels = np.array([[[0, 0, 1]]])  # the first pixel is two away from the other class
+        >>> logits = np.array([[[[9.0, 9.0], [99.0, 0.0], [0.0, 99.0]]]], "float32")
+        >>> round(float(loss(labels, logits)), 4)  # log(2) / (1 + 3 + 3)
+        0.099
+
+    Reference:
+        Weight maps that grow towards borders are those of Ronneberger et al., "U-Net", MICCAI
+        2015, equation 2. Here the weight is a step and not a Gaussian, of the distance to the
+        nearest other class and not to the two nearest cells: that takes two poolings of the ids
+        and no distance transform.
+    """
+
+    def __init__(
+        self,
+        radius: int = 3,
+        boundary_weight: float = 3.0,
+        ignore_class: IgnoreClass = 255,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        name: str | None = "boundary_cross_entropy",
+    ) -> None:
+        super().__init__(ignore_class, class_weights, label_smoothing, name=name)
+        if radius < 1:
+            raise ValueError(f"`radius` must be at least 1. Received: radius={radius}")
+        if boundary_weight < 0:
+            raise ValueError(
+                "`boundary_weight` must not be negative. "
+                f"Received: boundary_weight={boundary_weight}"
+            )
+        self.radius = radius
+        self.boundary_weight = boundary_weight
+
+    def weights_of_pixels(self, ids: Tensor, valid: Tensor) -> Tensor:
+        """Return the boundary weight of each pixel, float32 [B, H, W]; 0 where not valid."""
+        near = near_boundary(ids, valid, self.radius)
+        return ops.cast(valid, "float32") * ops.where(near, self.boundary_weight, 1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {
+            **super().get_config(),
+            "radius": self.radius,
+            "boundary_weight": self.boundary_weight,
+        }
+
+
+def near_boundary(ids: Tensor, valid: Tensor, radius: int) -> Tensor:
+    """Say which pixels have a valid pixel of another class within `radius` along both axes.
+
+    Args:
+        ids: int32 [B, H, W].
+        valid: boolean [B, H, W], the pixels whose ids count.
+        radius: in pixels, at least 0.
+
+    Returns:
+        Boolean [B, H, W]; without meaning where not `valid`.
+    """
+    values = ops.cast(ids, "float32")
+    # The largest id of the square, and of the negated ids the largest; of the valid ones alone.
+    both = ops.where(
+        ops.expand_dims(valid, -1), ops.stack([values, -values], axis=-1), -float("inf")
+    )
+    for pool in ((1, 2 * radius + 1), (2 * radius + 1, 1)):
+        both = ops.max_pool(both, pool, 1, padding="same", data_format="channels_last")
+    return ops.logical_or(both[..., 0] > values, both[..., 1] > -values)
 
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
@@ -369,6 +496,63 @@ class LovaszSoftmax(_SegmentationLoss):
         )
         present = ops.sum(ops.cast(ops.any(truth > 0, axis=1), "float32"))
         loss = ops.sum(ops.stop_gradient(weights) * errors) / ops.maximum(present, 1.0)
+        return ops.reshape(loss, (1,))
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {**super().get_config(), "ignore_class": self.ignore_class}
+
+
+@keras.saving.register_keras_serializable(package="alignseg_tf")
+class DiceLoss(_SegmentationLoss):
+    """Soft Dice loss: 1 - Dice coefficient, averaged over the classes present.
+
+    For one class, with p the probability and t = 1 or 0 the truth of each valid pixel of the
+    batch, it is 1 - 2 sum(p t) / (sum(p p) + sum(t t)). The pixels of the whole batch are taken
+    as one image. A class without a valid pixel in the labels has no share. Sample weights weigh
+    the terms of the three sums; a class whose weights are all 0 is not present.
+
+    Args:
+        ignore_class: id or ids of pixels to leave out; None for no such id.
+        name: name of the loss.
+
+    Example:
+        >>> import numpy as np
+        >>> loss = DiceLoss(ignore_class=255)
+        >>> labels = np.array([[[0, 0]]])
+        >>> logits = np.array([[[[0.0, 0.0], [99.0, 0.0]]]], "float32")  # probabilities 0.5, 1
+        >>> round(float(loss(labels, logits)), 4)  # 1 - 2 * 1.5 / (1.25 + 2)
+        0.0769
+
+    Reference:
+        Milletari et al., "V-Net", 3DV 2016, section 3, for each class instead of one foreground.
+    """
+
+    def __init__(self, ignore_class: IgnoreClass = 255, name: str | None = "dice_loss") -> None:
+        super().__init__(name=name)
+        self.ignore_class = ignore_class
+
+    def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
+        """Return the mean over present classes, shape [1]."""
+        classes = logits.shape[-1]
+        valid = ops.logical_and(
+            is_class(ids, classes), ops.logical_not(is_ignored(ids, self.ignore_class))
+        )
+        weights = ops.cast(valid, "float32")
+        if sample_weight is not None:
+            weights = weights * _pixel_weights(sample_weight)
+        ids = ops.clip(ops.reshape(ids, (-1,)), 0, classes - 1)
+        weights = ops.reshape(weights, (1, -1))
+        probabilities = ops.reshape(ops.softmax(logits), (-1, classes))
+        truth = ops.expand_dims(ids, 1) == ops.arange(classes, dtype="int32")
+        # Sums over the pixels as products with their weights.
+        overlap = ops.matmul(weights, ops.where(truth, probabilities, 0.0))[0]
+        squares = ops.matmul(weights, ops.square(probabilities))[0]
+        size = ops.segment_sum(weights[0], ids, classes)
+        present = size > 0
+        dice = 2.0 * overlap / ops.where(present, squares + size, 1.0)
+        count = ops.sum(ops.cast(present, "float32"))
+        loss = ops.sum(ops.where(present, 1.0 - dice, 0.0)) / ops.maximum(count, 1.0)
         return ops.reshape(loss, (1,))
 
     def get_config(self) -> dict[str, Any]:

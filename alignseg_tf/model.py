@@ -201,15 +201,37 @@ class AlignSeg(keras.Model):
             "name": self.name,
             "dtype": dtype,
             "trainable": self.trainable,
+            # The decoder's layers are made anew and would forget it.
+            "frozen_layers": [
+                layer.path
+                for layer in self._flatten_layers(include_self=False)
+                if layer.weights and not layer.trainable
+            ],
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "AlignSeg":
         """Rebuild a model from `get_config`."""
         config = copy.deepcopy(config)  # Keras empties the nested configs that it reads
+        frozen_layers = config.pop("frozen_layers", ())
         for key in ("backbone", "dtype"):
             if isinstance(config[key], dict):
                 config[key] = keras.saving.deserialize_keras_object(
                     config[key], custom_objects=custom_objects
                 )
-        return cls(**config)
+        model = cls(**config)
+        for layer in model._flatten_layers(include_self=False):
+            if layer.path in frozen_layers:
+                layer.trainable = False
+        return model
+
+
+def freeze_batch_norm(model: keras.Model) -> None:
+    """Make every batch norm of a model use its stored statistics in training too.
+
+    Neither these nor gamma and beta change any more. To be called before `compile`; a saved
+    AlignSeg remembers it. `layer.trainable = True` for each of them undoes it.
+    """
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False

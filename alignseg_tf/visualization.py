@@ -1,11 +1,15 @@
-"""Class maps as pictures."""
+"""Class maps and offset fields as pictures."""
 
 from collections.abc import Sequence
 
+import keras
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from alignseg_tf.data.catalog import IGNORE, LabelSpace
+from alignseg_tf.layers import AlignedContextModeling, AlignedFeatureAggregation
+from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
+from alignseg_tf.layers.sampling import _offset_scale
 
 Palette = Sequence[Sequence[int]]
 
@@ -92,3 +96,145 @@ def side_by_side(*images: np.ndarray, gap: int = 4) -> np.ndarray:
     for image in images[1:]:
         parts += [space, image]
     return np.concatenate(parts, 1)
+
+
+def titled(image: np.ndarray, text: str, height: int = 18) -> np.ndarray:
+    """Put a line of text above a picture.
+
+    Args:
+        image: uint8 [H, W, 3].
+        text: what does not fit into the width is cut off.
+        height: of the line, in pixels.
+
+    Returns:
+        uint8 [height + H, W, 3].
+    """
+    line = Image.new("RGB", (image.shape[1], height), "white")
+    font = ImageFont.load_default(size=0.65 * height)
+    ImageDraw.Draw(line).text((2, height // 2), text, "black", font, anchor="lm")
+    return np.concatenate([np.asarray(line), image])
+
+
+def offset_fields(model: keras.Model, image: np.ndarray) -> dict[str, np.ndarray]:
+    """Return how far a model's alignment layers look from where they stand, in a picture.
+
+    The model is run up to the inputs of these layers, in inference mode, and is left as it is.
+
+    Args:
+        model: an `AlignSeg`.
+        image: RGB 0..255 [height, width, 3], any dtype, both sides at least 32.
+
+    Returns:
+        Fields float32 [H, W, 2], (x, y) in pixels of the picture, x to the right, y down. Their
+        names are `LAYER/coarse` and `LAYER/fine` for the two maps that an
+        `AlignedFeatureAggregation` moves, `LAYER` for an `AlignedContextModeling`, whose vectors
+        point from a pixel to the part of the context that it reads. H, W are the size of the
+        layer's result. Empty for a model that aligns nothing.
+    """
+    aligning = [
+        layer
+        for layer in model.layers
+        if (isinstance(layer, AlignedFeatureAggregation) and layer.mode != "bilinear")
+        or (isinstance(layer, AlignedContextModeling) and layer.context == "align")
+    ]
+    if not aligning:
+        return {}
+    inputs = keras.Model(model.inputs, {layer.name: layer.input for layer in aligning})(
+        keras.ops.convert_to_tensor(image[None], "float32"), training=False
+    )
+    fields = {}
+    for layer in aligning:
+        if isinstance(layer, AlignedContextModeling):
+            local, context = layer.branches(inputs[layer.name], training=False)
+            offsets = {layer.name: layer.offsets(local, context, training=False)}
+            read_size = (CONTEXT_BINS, CONTEXT_BINS)
+        else:
+            fine, coarse = inputs[layer.name]
+            moved = layer.offsets(fine, coarse, training=False)
+            offsets = {f"{layer.name}/{name}": field for name, field in moved.items()}
+            read_size = fine.shape[1:3]
+        for name, field in offsets.items():
+            field = keras.ops.convert_to_numpy(keras.ops.cast(field, "float32"))[0]
+            fields[name] = field * _pixels_per_offset(
+                layer.sampling, read_size, field.shape[:2], image.shape[:2]
+            )
+    return fields
+
+
+def _pixels_per_offset(
+    sampling: str, read_size: Sequence[int], out_size: Sequence[int], image_size: Sequence[int]
+) -> np.ndarray:
+    """Return how many pixels of the picture an offset of 1 is along x and along y, [2]."""
+    cells = [float(scale) for scale in _offset_scale(sampling, *read_size, *out_size)]
+    if sampling in ("standard", "released_align_corners"):
+        # The centres of the outer cells lie on those of the outer pixels.
+        pixels = [(n - 1) / max(1, m - 1) for n, m in zip(image_size, read_size, strict=True)]
+    else:
+        pixels = [n / m for n, m in zip(image_size, read_size, strict=True)]
+    return np.array([cells[0] * pixels[1], cells[1] * pixels[0]], np.float32)
+
+
+def offset_field(offsets: np.ndarray, limit: float | None = None) -> np.ndarray:
+    """Paint a field of vectors: hue is direction, saturation is length.
+
+    Red is to the right; then, clockwise as one sees it, yellow and green point down, cyan to the
+    left, blue and magenta up. White is no offset.
+
+    Args:
+        offsets: floating [H, W, 2], (x, y), x to the right, y down.
+        limit: the length, in the unit of `offsets`, that is painted in full colour, and all
+            beyond; None for the largest length of this field.
+
+    Returns:
+        uint8 [H, W, 3]; black where a vector is not finite.
+
+    Raises:
+        ValueError: `offsets` has another shape, or `limit` is not positive.
+
+    Example:
+        >>> offset_field(np.array([[[2.0, 0.0], [-2.0, 0.0], [0.0, 0.0]]])).tolist()
+        [[[255, 0, 0], [0, 255, 255], [255, 255, 255]]]
+    """
+    offsets = np.asarray(offsets, np.float64)
+    if offsets.ndim != 3 or offsets.shape[-1] != 2:
+        raise ValueError(f"`offsets` must be [H, W, 2]. Received: shape {offsets.shape}")
+    if limit is not None and not limit > 0:
+        raise ValueError(f"`limit` must be positive. Received: limit={limit}")
+    finite = np.isfinite(offsets).all(-1)
+    x, y = np.moveaxis(np.where(finite[..., None], offsets, 0.0), -1, 0)
+    length = np.hypot(x, y)
+    if limit is None:
+        limit = float(length.max(initial=0.0)) or 1.0
+    saturation = np.minimum(length / limit, 1.0)
+    sixths = np.arctan2(y, x) / (np.pi / 3)
+    # HSV to RGB at value 1: each channel is full over a third of the circle around its own hue.
+    channels = []
+    for own_hue in (0.0, 2.0, 4.0):
+        distance = np.abs((sixths - own_hue + 3) % 6 - 3)
+        channels.append(1 - saturation * np.clip(distance - 1, 0, 1))
+    painted = np.stack(channels, -1) * finite[..., None]
+    return (255 * painted).round().astype(np.uint8)
+
+
+def offset_legend(limit: float, size: int = 96, unit: str = "px") -> np.ndarray:
+    """Draw the colour wheel of `offset_field`: where a vector points to and how long it is.
+
+    Args:
+        limit: the length at the wheel's rim, and its name below.
+        size: width of the result, in pixels.
+        unit: what lengths are given in.
+
+    Returns:
+        uint8 [size + a line of text, size, 3].
+    """
+    radius = (size - 1) / 2
+    y, x = np.mgrid[0:size, 0:size] - radius
+    wheel = offset_field(np.stack([x, y], -1) * (limit / radius), limit)
+    wheel[np.hypot(x, y) > radius] = 255
+    height = max(12, size // 6)
+    line = Image.new("RGB", (size, height), "white")
+    font = ImageFont.load_default(size=0.75 * height)
+    ImageDraw.Draw(line).text(
+        (size // 2, height // 2), f"{limit:.3g} {unit}", "black", font, anchor="mm"
+    )
+    return np.concatenate([wheel, np.asarray(line)])

@@ -1,12 +1,17 @@
+import colorsys
+import functools
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import random_images
+from conftest import ROOT, random_images
 
-from alignseg_tf.data.augmentation import Augmentation
+from alignseg_tf.data.augmentation import Augmentation, color_jitter, photometric_distortion
 from alignseg_tf.data.catalog import IGNORE
 
 HEIGHT, WIDTH = 48, 80
+OUTSIDE = (-1000.0, -1000.0, -1000.0)
 
 
 def coordinates():
@@ -21,16 +26,29 @@ def seeds(count):
     return [tf.constant([3, i], tf.int64) for i in range(count)]
 
 
-@pytest.mark.parametrize("traced", [False, True])
-def test_picture_and_label_share_the_draw(traced):
+def augmented(augment, image, label, count, how="eager", wanted=None):
+    """`count` draws, made one by one, by a traced function, or in tf.data."""
+    call = functools.partial(augment, wanted=wanted)
+    if how == "tf.data":
+        dataset = tf.data.Dataset.from_tensor_slices(seeds(count))
+        dataset = dataset.map(lambda seed: call(image, label, seed), num_parallel_calls=2)
+        return [(x.numpy(), y.numpy()) for x, y in dataset]
+    call = tf.function(call) if how == "traced" else call
+    return [tuple(np.asarray(z) for z in call(image, label, seed)) for seed in seeds(count)]
+
+
+EVERYWHERE = pytest.mark.parametrize("how", ["eager", "traced", "tf.data"])
+
+
+@EVERYWHERE
+def test_picture_and_label_share_the_draw(how):
     """The label at each pixel is the one that belongs to the coordinates in the picture."""
     image, label = coordinates()
-    augment = Augmentation((64, 64), scale=(0.5, 2.0), fill=(-1000.0, -1000.0, -1000.0))
-    call = tf.function(augment) if traced else augment
+    augment = Augmentation((64, 64), scale=(0.5, 2.0), fill=OUTSIDE)
     kept = 0
-    for seed in seeds(20):
-        new_image, new_label = (np.asarray(x) for x in call(image, label, seed))
+    for new_image, new_label in augmented(augment, image, label, 20, how):
         assert new_image.shape == (64, 64, 3)
+        assert new_image.dtype == np.float32
         assert new_label.shape == (64, 64)
         assert new_label.dtype == np.int32
         inside = new_image[..., 2] > 0
@@ -44,14 +62,84 @@ def test_picture_and_label_share_the_draw(traced):
     assert kept > 20 * 64 * 64 * 0.3
 
 
+@EVERYWHERE
+def test_colours_that_are_classes_stay_with_them(how):
+    """All options together: a pixel that is no mixture has the colour of its class."""
+    rng = np.random.default_rng(0)
+    label = np.kron(rng.integers(0, 4, (6, 9)), np.ones((12, 12))).astype("uint8")
+    palette = np.array([[250, 10, 10], [10, 250, 10], [10, 10, 250], [250, 250, 10]], "float32")
+    fill = (1.0, 2.0, 3.0)
+    colors = np.vstack([palette, np.zeros((IGNORE - 4, 3)), [fill]])
+    augment = Augmentation(
+        (64, 96), (0.7, 2.1), "tenths", "top_left", max_class_share=0.75, fill=fill
+    )
+    for new_image, new_label in augmented(augment, palette[label], label, 20, how, wanted=3):
+        distance = np.abs(new_image[..., None, :] - np.vstack([palette, [fill]])).max(-1)
+        pure = distance.min(-1) < 0.01
+        assert pure.mean() > 0.5
+        np.testing.assert_allclose(new_image[pure], colors[new_label[pure]], atol=0.01)
+
+
 def test_eager_and_traced_agree():
     image, label = random_images(1, HEIGHT, WIDTH)[0], coordinates()[1]
-    augment = Augmentation((64, 96), color=0.4)
-    for seed in seeds(3):
-        for eager, traced in zip(
-            augment(image, label, seed), tf.function(augment)(image, label, seed), strict=True
-        ):
-            np.testing.assert_allclose(eager, traced, atol=1e-2)
+    for colors in ({"color": 0.4}, {"photometric": True}):
+        augment = Augmentation((64, 96), max_class_share=0.3, **colors)
+        eager, *others = (augmented(augment, image, label, 6, h) for h in ("eager", "traced"))
+        for (a, b), (c, d) in zip(eager, others[0], strict=True):
+            np.testing.assert_allclose(a, c, atol=1e-2)
+            np.testing.assert_array_equal(b, d)
+
+
+def resized(image, label, scale):
+    """Resize in NumPy as OpenCV does; also where the nearest pixel is no matter of rounding."""
+    axes = []
+    for size in label.shape:
+        at = (np.arange(round(size * scale)) + 0.5) / scale - 0.5
+        low = np.clip(np.floor(at).astype(int), 0, size - 1)
+        high = np.clip(np.floor(at).astype(int) + 1, 0, size - 1)
+        nearest = np.clip(np.round(at).astype(int), 0, size - 1)
+        axes.append((low, high, at - np.floor(at), nearest, np.abs(at % 1 - 0.5) > 1e-3))
+    (y0, y1, wy, ny, cy), (x0, x1, wx, nx, cx) = axes
+    wy, wx = wy[:, None, None], wx[:, None]
+    rows = image[y0] * (1 - wy) + image[y1] * wy
+    new_image = rows[:, x0] * (1 - wx) + rows[:, x1] * wx
+    return new_image, label[np.ix_(ny, nx)], cy[:, None] & cx
+
+
+@pytest.mark.parametrize("placement", ["random", "top_left"])
+@pytest.mark.parametrize("scale", [0.45, 0.83, 1.0, 1.3, 2.1])
+def test_it_is_resizing_padding_cropping_and_mirroring(scale, placement):
+    """The official code's four steps in NumPy give the crop at one offset and direction."""
+    crop = (48, 56)
+    image = random_images(1, HEIGHT, WIDTH)[0].astype("float32")
+    label = coordinates()[1]
+    big_image, big_label, clear = resized(image, label, scale)
+    short = [max(side - have, 0) for side, have in zip(crop, big_label.shape, strict=True)]
+    before = short if placement == "random" else (0, 0)
+    padding = [(b, s) for b, s in zip(before, short, strict=True)]
+    big_label = np.pad(big_label, padding, constant_values=IGNORE)
+    clear = np.pad(clear, padding, constant_values=True)
+    big_image = np.pad(big_image - 7.0, [*padding, (0, 0)]) + 7.0
+    augment = Augmentation(crop, (scale, scale), placement=placement, fill=(7.0, 7.0, 7.0))
+    windows = np.lib.stride_tricks.sliding_window_view(big_image, crop, (0, 1))[..., ::6, ::6]
+    offsets, directions = set(), set()
+    for new_image, new_label in augmented(augment, image, label, 12):
+        for turn in (1, -1):
+            few = np.moveaxis(new_image[::6, ::turn][:, ::6], -1, 0)
+            distance = np.abs(windows - few).max((2, 3, 4))
+            if distance.min() < 0.05:
+                y, x = np.unravel_index(distance.argmin(), distance.shape)
+                break
+        else:
+            pytest.fail("there is no such window")
+        here = (slice(y, y + crop[0]), slice(x, x + crop[1]))
+        np.testing.assert_allclose(new_image[:, ::turn], big_image[here], atol=0.05)
+        same = (new_label[:, ::turn] == big_label[here]) | ~clear[here]
+        assert same.all()
+        offsets.add((y, x))
+        directions.add(turn)
+    assert len(offsets) == 1 if windows.shape[:2] == (1, 1) else len(offsets) > 1
+    assert directions == {1, -1}
 
 
 def test_without_scale_flip_and_room_it_is_the_identity():
@@ -62,51 +150,224 @@ def test_without_scale_flip_and_room_it_is_the_identity():
     np.testing.assert_array_equal(new_label, label)
 
 
-def test_scale_and_flip_are_drawn_as_said():
+def drawn_scales(**kwargs):
+    """The factors of 200 draws, and whether each is mirrored, from the steps of the columns."""
     image, label = coordinates()
-    augment = Augmentation((32, 32), scale=(0.5, 2.0), fill=(-1000.0, -1000.0, -1000.0))
-    scales, mirrored = [], []
-    for seed in seeds(200):
-        columns = np.asarray(augment(image, label, seed)[0])[16, :, 1]
-        step = np.median(np.diff(columns[columns >= 0]))
-        scales.append(1 / abs(step))
-        mirrored.append(step < 0)
-    assert 0.5 <= min(scales) < 0.55
-    assert 1.8 < max(scales) <= 2.01
+    augment = Augmentation((32, 32), fill=OUTSIDE, **kwargs)
+    steps = []
+    for new_image, _ in augmented(augment, image, label, 200, "tf.data"):
+        columns = new_image[16, :, 1]
+        steps.append(np.median(np.diff(columns[columns >= 0])))
+    return 1 / np.abs(steps), np.array(steps) < 0
+
+
+def test_scale_and_flip_are_drawn_as_said():
+    scales, mirrored = drawn_scales(scale=(0.5, 2.0))
+    assert 0.5 <= scales.min() < 0.55
+    assert 1.8 < scales.max() <= 2.01
     assert 0.35 < np.mean(mirrored) < 0.65
     assert abs(np.mean(np.log(scales))) < 0.12
 
 
-def test_a_picture_smaller_than_the_crop_is_whole_in_it():
+def test_uniform_scales():
+    scales, _ = drawn_scales(scale=(0.5, 2.0), scale_distribution="uniform", flip=False)
+    counts, _ = np.histogram(scales, 5, (0.499, 2.001))
+    assert counts.sum() == 200
+    assert counts.min() > 22
+    assert abs(scales.mean() - 1.25) < 0.09  # 1.08 if half and double were as likely
+
+
+def test_scales_in_tenths():
+    scales, _ = drawn_scales(scale=(0.7, 2.1), scale_distribution="tenths", flip=False)
+    values, counts = np.unique(scales.round(1), return_counts=True)
+    np.testing.assert_allclose(scales, scales.round(1), atol=2e-3)
+    np.testing.assert_allclose(values, np.arange(7, 22) / 10)
+    assert counts.min() >= 3
+
+
+@pytest.mark.parametrize(("placement", "free"), [("random", True), ("top_left", False)])
+def test_a_picture_smaller_than_the_crop_is_whole_in_it(placement, free):
     image, label = coordinates()
-    augment = Augmentation((96, 128), scale=(1.0, 1.0), fill=(-1000.0, -1000.0, -1000.0))
-    for seed in seeds(5):
-        new_image, new_label = augment(image, label, seed)
-        # The window is not aligned with the pixels: a border row may fall outside.
-        inside = int(np.sum(np.asarray(new_image)[..., 2] > 0))
-        assert (HEIGHT - 1) * (WIDTH - 1) <= inside <= HEIGHT * WIDTH
-        assert set(np.unique(new_label)) == {*np.unique(label), IGNORE}
+    augment = Augmentation(
+        (96, 128), scale=(1.0, 1.0), placement=placement, flip=False, fill=OUTSIDE
+    )
+    tops = set()
+    for new_image, new_label in augmented(augment, image, label, 5):
+        inside = new_image[..., 2] > 0
+        (top, left), (bottom, right) = np.argwhere(inside).min(0), np.argwhere(inside).max(0)
+        np.testing.assert_array_equal(new_label[top : bottom + 1, left : right + 1], label)
+        assert inside.sum() == HEIGHT * WIDTH
+        tops.add((top, left))
+    assert len(tops) == 5 if free else tops == {(0, 0)}
 
 
-def test_color_changes_the_picture_only():
+@pytest.mark.parametrize("colors", [{"color": 0.5}, {"photometric": True}])
+def test_colours_change_the_picture_only(colors):
     image, label = random_images(1, HEIGHT, WIDTH)[0], coordinates()[1]
-    plain = Augmentation((HEIGHT, WIDTH), scale=(1.0, 1.0), flip=False)
-    colored = Augmentation((HEIGHT, WIDTH), scale=(1.0, 1.0), flip=False, color=0.5)
-    for seed in seeds(5):
-        new_image, new_label = colored(image, label, seed)
-        np.testing.assert_array_equal(new_label, plain(image, label, seed)[1])
-        assert 0 <= np.min(new_image) <= np.max(new_image) <= 255
-        assert np.abs(np.asarray(new_image) - image).mean() > 1
+    still = {"crop_size": (64, 96), "scale": (1.0, 1.0), "flip": False, "fill": (9.0, 8.0, 7.0)}
+    plain = augmented(Augmentation(**still), image, label, 5)
+    changed = augmented(Augmentation(**still, **colors), image, label, 5)
+    changes = []
+    for (old_image, old_label), (new_image, new_label) in zip(plain, changed, strict=True):
+        np.testing.assert_array_equal(new_label, old_label)
+        assert 0 <= new_image.min() <= new_image.max() <= 255
+        outside = (old_image == still["fill"]).all(-1)
+        assert outside.sum() >= 64 * 96 - HEIGHT * WIDTH
+        np.testing.assert_array_equal(new_image[outside], old_image[outside])
+        changes.append(np.abs(new_image - old_image).mean())
+    assert np.median(changes) > 1
+
+
+def test_color_jitter_is_brightness_then_contrast_then_saturation():
+    image = random_images(1, 20, 24)[0].astype("float32")
+    brightness, contrast, saturation = 0.8, 1.3, 0.6
+    expected = image * brightness
+    expected = (expected - expected.mean()) * contrast + expected.mean()
+    grey = expected @ np.array([[0.299], [0.587], [0.114]], "float32")
+    expected = np.clip((expected - grey) * saturation + grey, 0, 255)
+    actual = color_jitter(image, tf.constant([brightness, contrast, saturation]))
+    np.testing.assert_allclose(actual, expected, atol=1e-2)
+    np.testing.assert_allclose(color_jitter(image, tf.ones(3)), image, atol=1e-3)
+
+
+def distorted(image, draw):
+    """`photometric_distortion` pixel by pixel, with the colour spaces of the standard library."""
+    drawn, amount, early = np.array(draw[:4]) < 0.5, 2 * np.array(draw[4:8]) - 1, draw[8] < 0.5
+
+    def contrast(x):
+        return np.clip(x * (1 + 0.5 * amount[1]), 0, 255) if drawn[1] else x
+
+    if drawn[0]:
+        image = np.clip(image + 32 * amount[0], 0, 255)
+    if early:
+        image = contrast(image)
+    pixels = []
+    for pixel in image.reshape(-1, 3) / 255:
+        hue, saturation, value = colorsys.rgb_to_hsv(*pixel)
+        if drawn[2]:
+            saturation = min(saturation * (1 + 0.5 * amount[2]), 1)
+        if drawn[3]:
+            hue = (hue + 36 / 360 * amount[3]) % 1
+        pixels.append(colorsys.hsv_to_rgb(hue, saturation, value))
+    image = np.reshape(pixels, image.shape) * 255
+    return image if early else contrast(image)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        [0.9] * 9,
+        [0.1, 0.9, 0.9, 0.9, 0.8, 0.1, 0.1, 0.1, 0.1],
+        [0.1, 0.1, 0.9, 0.9, 0.9, 0.9, 0.1, 0.1, 0.1],
+        [0.9, 0.9, 0.1, 0.9, 0.1, 0.1, 0.95, 0.1, 0.1],
+        [0.9, 0.9, 0.9, 0.1, 0.1, 0.1, 0.1, 0.0, 0.1],
+        [0.1, 0.1, 0.1, 0.1, 0.2, 0.99, 0.9, 0.8, 0.3],
+        [0.1, 0.1, 0.1, 0.1, 0.2, 0.99, 0.9, 0.8, 0.7],
+    ],
+)
+def test_photometric_distortion_is_that_of_the_standard_colour_space(draw, traced):
+    image = np.random.default_rng(0).uniform(0, 255, (12, 16, 3)).astype("float32")
+    image[0] = image[0, :, :1]  # greys have no hue
+    image[1, 0], image[1, 1] = 0, 255
+    call = tf.function(photometric_distortion) if traced else photometric_distortion
+    actual = call(image, tf.constant(draw, tf.float32))
+    np.testing.assert_allclose(actual, distorted(image.astype(float), draw), atol=0.01)
+
+
+def striped():
+    """A picture of 64 x 256 of which 3/4 is one class; what is between classes is ignored."""
+    label = np.zeros((64, 256), "uint8")
+    label[:, 180:192] = IGNORE
+    label[:, 192:] = 1
+    return np.repeat(label[..., None], 3, -1), label
+
+
+@EVERYWHERE
+def test_a_class_may_be_limited_to_a_share(how):
+    image, label = striped()
+
+    def shares(limit):
+        augment = Augmentation((64, 64), (1.0, 1.0), max_class_share=limit)
+        result = []
+        for _, new_label in augmented(augment, image, label, 60, how):
+            counts = np.bincount(new_label.ravel(), minlength=256)[:IGNORE]
+            result.append(counts.max() / counts.sum())
+        return np.array(result)
+
+    free, limited = shares(1.0), shares(0.75)
+    # 27 of 193 windows are fit, so that all eleven fail in one crop of five.
+    assert 0.05 < np.mean(free < 0.75) < 0.3
+    assert 0.65 < np.mean(limited < 0.76) < 0.95
+    # What was fit at first is what it was.
+    np.testing.assert_array_equal(limited[free < 0.74], free[free < 0.74])
+
+
+@EVERYWHERE
+def test_a_wanted_class_is_in_the_crop(how):
+    label = np.zeros((96, 256), "uint8")
+    label[40:52, 30:42] = 2
+    label[80:82, 200] = 3  # too small to count as held, but better than nothing
+    image = np.repeat(label[..., None], 3, -1)
+    augment = Augmentation((64, 64), (1.0, 1.0))
+
+    def share(wanted, value):
+        crops = augmented(augment, image, label, 15 if how == "eager" else 60, how, wanted)
+        return np.mean([(new_label == value).any() for _, new_label in crops])
+
+    assert share(None, 2) < 0.5
+    assert share(2, 2) > 0.9
+    assert share(None, 3) < 0.4
+    assert share(3, 3) > 0.8
+    assert share(9, 9) == 0  # there is no such class, and yet a crop
+
+
+def test_one_augmentation_takes_pictures_of_all_sizes():
+    sizes = tf.data.Dataset.from_tensor_slices([[40, 90], [70, 33], [200, 64]])
+    augment = Augmentation((64, 96), max_class_share=0.9, photometric=True)
+
+    def draw(size):
+        label = tf.cast(tf.random.stateless_uniform(size, [1, 2]) * 3, tf.uint8)
+        return augment(tf.stack([label * 80] * 3, -1), label, tf.cast(size, tf.int64))
+
+    for image, label in sizes.map(draw):
+        assert image.shape == (64, 96, 3)
+        assert label.shape == (64, 96)
+        assert set(np.unique(label)) <= {0, 1, 2, IGNORE}
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"crop_size": (16, 64)}, "at least 32 x 32. Received"),
-        ({"crop_size": (64, 64), "scale": (2.0, 1.0)}, "0 < low <= high"),
-        ({"crop_size": (64, 64), "color": 1.0}, r"in \[0, 1\)"),
+        ({"scale": (2.0, 1.0)}, "0 < low <= high"),
+        ({"scale_distribution": "normal"}, "log_uniform, uniform, tenths. Received: 'normal'"),
+        ({"scale": (0.5, 1.25), "scale_distribution": "tenths"}, "tenths apart. Received"),
+        ({"placement": "centre"}, "random, top_left. Received: 'centre'"),
+        ({"max_class_share": 0.0}, r"in \(0, 1\]. Received: 0.0"),
+        ({"color": 1.0}, r"in \[0, 1\)"),
     ],
 )
 def test_bad_values_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        Augmentation(**kwargs)
+        Augmentation(**{"crop_size": (64, 64), **kwargs})
+
+
+def test_ranges_in_tenths_are_accepted():
+    for scale in ((0.7, 2.1), (0.5, 2.0), (1.0, 1.0), (0.1, 0.4)):
+        Augmentation((64, 64), scale, "tenths")
+
+
+def test_the_presets_of_the_documentation():
+    text = (ROOT / "docs" / "input_pipeline.md").read_text()
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, "input_pipeline.md", "exec"), names)
+    official, mmsegmentation = names["official"], names["mmsegmentation"]
+    assert (official.scale, official.placement) == ((0.7, 2.1), "top_left")
+    assert mmsegmentation.max_class_share == 0.75
+    image, label = coordinates()
+    for preset in (official, mmsegmentation):
+        new_image, new_label = preset(image, label, seeds(1)[0])
+        assert new_image.shape == (*preset.crop_size, 3)
+        assert new_label.shape == preset.crop_size

@@ -60,6 +60,7 @@ PARSERS = {
 }
 TEXTS = [
     ROOT / "README.md", ROOT / "savedmodels" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "training").glob("*.py")), *sorted((ROOT / "training").glob("recipes/*.py")),
 ]  # fmt: skip
 

@@ -16,7 +16,14 @@ from conftest import absent
 from keras import ops
 
 from alignseg_tf import losses
-from alignseg_tf.losses import CombinedLoss, CrossEntropy, LovaszSoftmax, OhemCrossEntropy
+from alignseg_tf.losses import (
+    BoundaryCrossEntropy,
+    CombinedLoss,
+    CrossEntropy,
+    DiceLoss,
+    LovaszSoftmax,
+    OhemCrossEntropy,
+)
 
 BACKEND = keras.backend.backend()
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
@@ -31,6 +38,10 @@ LOSSES = {
     "ohem": OhemCrossEntropy(threshold=0.3, min_kept=20),
     "lovasz": LovaszSoftmax(),
     "combined": CombinedLoss([CrossEntropy(), LovaszSoftmax()], weights=[1.0, 0.8]),
+    "smoothed": CrossEntropy(class_weights=[0.5, 2.0, 1.0, 3.0, 0.0], label_smoothing=0.2),
+    "dice": DiceLoss(),
+    "boundary": BoundaryCrossEntropy(radius=2, boundary_weight=4.0),
+    "boundary_dice": CombinedLoss([BoundaryCrossEntropy(1, 9.0), DiceLoss()], weights=[1.0, 0.5]),
 }
 
 
@@ -158,7 +169,8 @@ def test_official_values_with_auxiliary_head(key, loss):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("class_weights", [None, [0.5, 2.0, 1.0, 3.0, 0.0]])
-def test_cross_entropy_equals_torch(class_weights, mode):
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+def test_cross_entropy_equals_torch(class_weights, label_smoothing, mode):
     torch = pytest.importorskip("torch", reason="compares with PyTorch")
     labels, logits = example(label_size=(13, 17))
     tensor = torch.tensor(logits.transpose(0, 3, 1, 2), requires_grad=True)
@@ -168,9 +180,10 @@ def test_cross_entropy_equals_torch(class_weights, mode):
         torch.tensor(labels.astype("int64")),
         weight=None if class_weights is None else torch.tensor(class_weights),
         ignore_index=255,
+        label_smoothing=label_smoothing,
     )
     (expected_gradient,) = torch.autograd.grad(expected, tensor)
-    loss = CrossEntropy(class_weights=class_weights)
+    loss = CrossEntropy(class_weights=class_weights, label_smoothing=label_smoothing)
     value, gradient = value_and_gradient(loss, labels, logits, mode)
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
     np.testing.assert_allclose(gradient, expected_gradient.numpy().transpose(0, 2, 3, 1), atol=1e-6)
@@ -242,6 +255,121 @@ def test_ohem_equals_reference(threshold, min_kept, mode):
     assert not touched[~valid].any()
 
 
+def torch_gradient(function, logits):
+    """Value and gradient in float64 by PyTorch, whose autograd needs no formula by hand."""
+    torch = pytest.importorskip("torch", reason="compares with PyTorch")
+    tensor = torch.tensor(logits.astype("float64"), requires_grad=True)
+    value = function(torch, tensor)
+    return value.item(), torch.autograd.grad(value, tensor)[0].numpy()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("ignored", [(255,), (0, 2)])
+def test_dice_equals_reference(ignored, weighted, mode):
+    """From the definition: class by class, valid pixels only."""
+    labels, logits = example()
+    labels[labels == 3] = 4  # class 3 is absent
+    valid = (labels < 5) & ~np.isin(labels, ignored)
+    weights = np.random.default_rng(3).random(labels.shape).astype("float32")
+    weights = weights if weighted else np.ones_like(weights)
+
+    def dice_loss(torch, logits):
+        probabilities = torch.softmax(logits, -1)[torch.tensor(valid)]
+        terms = []
+        for c in np.unique(labels[valid]):
+            p, w = probabilities[:, c], torch.tensor(weights[valid].astype("float64"))
+            t = torch.tensor((labels[valid] == c).astype("float64"))
+            terms.append(1 - 2 * (w * p * t).sum() / ((w * p * p).sum() + (w * t * t).sum()))
+        return sum(terms) / len(terms)
+
+    expected, expected_gradient = torch_gradient(dice_loss, logits)
+
+    def loss(ids, logits):
+        return DiceLoss(ignored)(ids, logits, sample_weight=weights if weighted else None)
+
+    value, gradient = value_and_gradient(loss, labels, logits, mode)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-7)
+
+
+def test_dice_of_a_perfect_and_of_a_wrong_prediction():
+    labels = np.array([[[0, 0, 1, 255]]])
+    right = 200 * np.eye(3, dtype="float32")[[0, 0, 1, 2]][None, None]
+    assert float(DiceLoss()(labels, right)) == 0
+    assert float(DiceLoss()(labels, np.roll(right, 1, axis=-1))) == 1
+
+
+def near_boundary_reference(ids, valid, radius):
+    near = np.zeros(ids.shape, bool)
+    for b, y, x in np.ndindex(ids.shape):
+        window = np.s_[b, max(y - radius, 0) : y + radius + 1, max(x - radius, 0) : x + radius + 1]
+        near[b, y, x] = np.any(valid[window] & (ids[window] != ids[b, y, x]))
+    return near & valid
+
+
+@pytest.mark.parametrize("radius", [1, 2, 4, 30])
+@pytest.mark.parametrize("ignored", [(255,), (0, 2), (4, 255)])
+def test_near_boundary_equals_reference(radius, ignored):
+    rng = np.random.default_rng(radius)
+    ids = np.repeat(np.repeat(rng.integers(0, 5, (2, 3, 4)), 5, axis=1), 6, axis=2)
+    ids[0, :, 3:7] = 255
+    ids[1, 8, 9] = 3
+    ids[1, 5:, 18:] = ids[1, 6, 20]  # a region that is wider than most of the radii
+    valid = (ids < 5) & ~np.isin(ids, ignored)
+    near = losses.near_boundary(
+        ops.convert_to_tensor(ids, "int32"), ops.convert_to_tensor(valid), radius
+    )
+    expected = near_boundary_reference(ids, valid, radius)
+    assert radius > 4 or (expected[valid].any() and not expected[valid].all())
+    np.testing.assert_array_equal(ops.convert_to_numpy(near) & valid, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
+def test_boundary_cross_entropy_equals_weighted_torch(label_smoothing, mode):
+    """PyTorch has no pixel weights: they are put on its losses of single pixels."""
+    labels, logits = example()
+    labels[:, :, :4] = 1
+    labels[1] = np.where(labels[1] == 255, 255, 3)  # a picture without boundary
+    valid = labels < 5
+    near = near_boundary_reference(labels, valid, 1)
+    assert near[0].any() and not near[0][valid[0]].all()
+    pixel_weights = np.where(near, 7.0, 1.0) * valid
+    class_weights = [0.5, 2.0, 1.0, 3.0, 4.0]
+
+    def reference(torch, logits):
+        per_pixel = torch.nn.functional.cross_entropy(
+            logits.permute(0, 3, 1, 2),
+            torch.tensor(labels.astype("int64")),
+            weight=torch.tensor(class_weights, dtype=torch.float64),
+            ignore_index=255,
+            label_smoothing=label_smoothing,
+            reduction="none",
+        )
+        total = (pixel_weights * np.array([*class_weights, 0])[np.minimum(labels, 5)]).sum()
+        return (per_pixel * torch.tensor(pixel_weights)).sum() / total
+
+    expected, expected_gradient = torch_gradient(reference, logits)
+    loss = BoundaryCrossEntropy(1, 7.0, 255, class_weights, label_smoothing)
+    value, gradient = value_and_gradient(loss, labels, logits, mode)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-7)
+
+
+def test_boundary_weight_one_is_cross_entropy():
+    labels, logits = example()
+    value = float(BoundaryCrossEntropy(2, 1.0)(labels, logits))
+    np.testing.assert_allclose(value, float(CrossEntropy()(labels, logits)), rtol=1e-6)
+
+
+def test_classes_of_weight_zero_alone_give_zero_also_smoothed():
+    labels, logits = np.full((2, 7, 9), 4), example()[1]
+    value, gradient = value_and_gradient(LOSSES["smoothed"], labels, logits)
+    assert value == 0
+    assert not gradient.any()
+
+
 # Pixels without a say
 
 
@@ -273,7 +401,9 @@ def test_nothing_valid_gives_zero(loss, mode, label_size):
 
 
 @pytest.mark.parametrize("ignored", [(2, 255), (255, 2), (0, 2), [2]])
-@pytest.mark.parametrize("loss_class", [CrossEntropy, OhemCrossEntropy, LovaszSoftmax])
+@pytest.mark.parametrize(
+    "loss_class", [CrossEntropy, OhemCrossEntropy, LovaszSoftmax, DiceLoss, BoundaryCrossEntropy]
+)
 def test_several_ignored_ids(loss_class, ignored):
     """Ignoring classes equals mapping them to 255."""
     labels, logits = example()
@@ -359,6 +489,12 @@ def test_wrong_shapes_and_arguments_are_refused():
         OhemCrossEntropy(threshold=1.5)
     with pytest.raises(ValueError, match="Received: min_kept=0"):
         OhemCrossEntropy(min_kept=0)
+    with pytest.raises(ValueError, match=r"in 0 .. 1\. Received: label_smoothing=1\.1"):
+        CrossEntropy(label_smoothing=1.1)
+    with pytest.raises(ValueError, match="Received: radius=0"):
+        BoundaryCrossEntropy(radius=0)
+    with pytest.raises(ValueError, match="Received: boundary_weight=-1"):
+        BoundaryCrossEntropy(boundary_weight=-1)
     with pytest.raises(ValueError, match=r"each of the 1 losses\. Received: 2 weights"):
         CombinedLoss([CrossEntropy()], [1.0, 2.0])
 
@@ -405,8 +541,9 @@ def test_sample_weight_corner_cases():
     plain = float(CrossEntropy()(labels, logits))
     assert float(CrossEntropy()(labels, logits, sample_weight=3.0)) == pytest.approx(plain)
     assert float(CrossEntropy()(labels, logits, sample_weight=0.0)) == 0
-    first = float(CrossEntropy()(labels[:1], logits[:1]))
-    for loss in (CrossEntropy(), OhemCrossEntropy(), CombinedLoss([CrossEntropy()])):
+    weighted = (CrossEntropy(), OhemCrossEntropy(), DiceLoss(), CrossEntropy(label_smoothing=0.3))
+    for loss in (*weighted, BoundaryCrossEntropy(1, 5.0), CombinedLoss([CrossEntropy()])):
+        first = float(loss(labels[:1], logits[:1]))
         value = float(loss(labels, logits, sample_weight=np.array([1.0, 0.0])))
         np.testing.assert_allclose(value, first, rtol=1e-5)
     with pytest.raises(ValueError, match=r"`sample_weight` must be.*Received: shape \(2, 7\)"):
@@ -447,6 +584,9 @@ def test_combined_loss_takes_any_keras_loss():
         CrossEntropy((0, 255), class_weights=[1.0, 2.0, 1.0, 3.0, 0.5], name="ce"),
         OhemCrossEntropy(0.4, 7, ignore_class=1, name="hard"),
         LovaszSoftmax(None, name="iou"),
+        CrossEntropy(class_weights=[1.0, 2.0, 1.0, 3.0, 0.5], label_smoothing=0.1, name="soft"),
+        DiceLoss((1, 255), name="overlap"),
+        BoundaryCrossEntropy(2, 5.0, (1, 255), [1.0, 2.0, 1.0, 3.0, 0.5], 0.1, name="edges"),
         CombinedLoss([CrossEntropy(3), LovaszSoftmax((1, 255))], [0.3, 0.8], name="sum"),
     ],
     ids=lambda loss: loss.name,
@@ -500,7 +640,8 @@ def test_examples():
 DISTRIBUTED = """
 import sys
 import numpy as np, tensorflow as tf, keras
-from alignseg_tf.losses import CombinedLoss, CrossEntropy, LovaszSoftmax, OhemCrossEntropy
+from alignseg_tf.losses import (
+    BoundaryCrossEntropy, CombinedLoss, CrossEntropy, DiceLoss, LovaszSoftmax, OhemCrossEntropy)
 
 cpus = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -513,7 +654,9 @@ def train(scope):
     keras.utils.set_random_seed(0)
     with scope:
         model = keras.Sequential([keras.Input((6, 8, 3)), keras.layers.Conv2D(5, 3)])
-        loss = CombinedLoss([CrossEntropy(), LovaszSoftmax(), OhemCrossEntropy(0.3, 5)])
+        loss = CombinedLoss([
+            CrossEntropy(label_smoothing=0.1), LovaszSoftmax(), OhemCrossEntropy(0.3, 5),
+            DiceLoss(), BoundaryCrossEntropy(1)])
         model.compile(optimizer=keras.optimizers.SGD(0.5), loss=loss)
     history = model.fit(x, y, batch_size=4, epochs=3, verbose=0, shuffle=False).history["loss"]
     return history, model.get_weights()

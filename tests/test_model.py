@@ -10,7 +10,8 @@ import pytest
 from conftest import random_images, tiny_model
 from keras import ops
 
-from alignseg_tf import AlignSeg, backbones
+from alignseg_tf import AlignSeg, backbones, losses
+from alignseg_tf.model import freeze_batch_norm
 
 BACKEND = keras.backend.backend()
 
@@ -221,3 +222,22 @@ def test_a_wrong_number_of_classes_is_refused(value):
 def test_a_small_image_is_refused():
     with pytest.raises(ValueError, match=r"at least 32 x 32 pixels. Received: .*31"):
         predict(tiny_model(), random_images(1, 31, 64))
+
+
+def test_frozen_layers_are_remembered(tmp_path):
+    """Backbone and decoder; nothing in them changes, and the rest still learns."""
+    model = tiny_model(auxiliary_head=False)
+    freeze_batch_norm(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert len(loaded.trainable_weights) == len(model.trainable_weights)
+    norms = [x for x in loaded._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
+    assert len(norms) > 20
+    assert not any(norm.trainable for norm in norms)
+    before = {w.path: ops.convert_to_numpy(w) for w in loaded.weights}
+    loaded.compile("sgd", losses.CrossEntropy(), jit_compile=False)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+    loaded.train_on_batch(images, {"segmentation": np.zeros((2, 64, 64), "int32")})
+    changed = {w.path for w in loaded.weights if (ops.convert_to_numpy(w) != before[w.path]).any()}
+    assert changed
+    assert not {w.path for norm in norms for w in norm.weights} & changed

@@ -26,7 +26,7 @@ from alignseg_tf.data.sources import DataSource, open_data
 from alignseg_tf.export import export_saved_model
 from alignseg_tf.files import atomic_path
 from alignseg_tf.prediction import load_model
-from training.callbacks import counter, duration
+from alignseg_tf.progress import counter, duration
 from training.recipe import Recipe, RecipeError, load_recipe
 from training.train import train
 
@@ -104,13 +104,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
     drawn = parsed.data == "street_scenes"
-    name = Path(parsed.data).resolve().name.split(".")[0]
+    name = Path(parsed.data.removeprefix("tfds:")).resolve().name.split(".")[0]
     output = parsed.output or Path("runs") / f"demo_{name}"
     started = time.monotonic()
     try:
-        data = open_data(parsed.data, progress=counter("drawing street scenes"))
+        data = open_data(parsed.data, progress=counter("making the data set"))
         recipe = load_recipe("street_scenes") if drawn else own_data_recipe(data)
         report = train(recipe, data, output)
+        if report is None:
+            raise RecipeError("the demo runs on one machine: unset TF_CONFIG")
         print(f"\nIoU on held-out pictures:\n\n{report.table()}\n")
         pictures = unseen_scenes() if drawn else validation_pictures(data)
     except (DataError, RecipeError) as error:

@@ -15,7 +15,7 @@ from alignseg_tf.data.sources import add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation import Report, evaluate
 from alignseg_tf.files import write_text
 from alignseg_tf.prediction import Predictor
-from training.callbacks import counter
+from alignseg_tf.progress import counter
 
 
 def evaluate_and_write(

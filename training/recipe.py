@@ -30,46 +30,79 @@ class Recipe:
         "imagenet",
         "'imagenet' (efficientnet_lite0 only), 'none', or a file of official ResNet weights",
     )
+    start_from: str = _option(
+        "", "a .keras model to fine-tune, whatever its classes; replaces --backbone-weights"
+    )
     channels: int = _option(64, "width of the decoder")
     aggregation: str = _option(
         "align", "how maps are fused", ("align", "align_coarse", "align_fine", "bilinear")
     )
     context: str = _option("align", "how context enters", ("align", "global", "none"))
+
     crop_size: tuple[int, int] = _option((352, 480), "height and width of a crop, in pixels")
     scale: tuple[float, float] = _option((0.5, 2.0), "range of the random resizing")
+    scale_distribution: str = _option(
+        "log_uniform", "how the factor is drawn from it", ("log_uniform", "uniform", "tenths")
+    )
+    max_class_share: float = _option(
+        1.0, "share of a crop that one class may fill; others are drawn again, ten times at most"
+    )
     color: float = _option(0.3, "strength of the colour augmentation, 0 for none")
+    photometric: bool = _option(
+        False, "photometric distortion as in mmsegmentation, in place of --color"
+    )
+    rare_classes: float = _option(
+        0.0, "temperature of rare class sampling, 0 for none; 0.01 to 1, smaller is stronger"
+    )
     batch_size: int = _option(4, "crops in a batch, over all devices")
+    accumulate: int = _option(1, "batches whose gradients are averaged for one update")
     epochs: int = _option(24, "passes over the training pictures")
     small_crop_epochs: int = _option(
         0, "so many of the first epochs use crops of half the area, which is faster"
     )
+
     optimizer: str = _option("adamw", "optimizer", ("adamw", "sgd"))
-    learning_rate: float = _option(1e-3, "at the start; decays to 0")
+    learning_rate: float = _option(1e-3, "the largest; decays to 0")
+    schedule: str = _option("poly", "how it decays", ("poly", "cosine"))
+    warmup_epochs: float = _option(0.0, "epochs in which it rises from 0")
     poly_power: float = _option(0.9, "power of the decay (1 - step / steps) ** power")
+    backbone_rate: float = _option(1.0, "factor of the learning rate in the backbone")
+    head_rate: float = _option(1.0, "factor of the learning rate in the heads")
     momentum: float = _option(0.9, "of sgd")
     weight_decay: float = _option(1e-4, "decoupled for adamw; an L2 penalty for sgd")
+    decay_norms_and_biases: bool = _option(True, "weight decay on batch norms and biases too")
+    clip_norm: float = _option(0.0, "longest gradient over all variables, 0 for no limit")
+    ema: float = _option(
+        0.0, "momentum of the averaged weights that are validated and kept; 0 for none"
+    )
+    freeze_batch_norm: bool = _option(False, "leave the backbone's batch norms as they are")
+
     loss: str = _option(
         "cross_entropy",
         "loss of the segmentation head",
-        ("cross_entropy", "ohem", "cross_entropy+lovasz"),
+        ("cross_entropy", "ohem", "boundary", "cross_entropy+lovasz", "cross_entropy+dice"),
     )
     class_weights: str = _option(
         "none", "weights of the classes in cross-entropy, from their frequency",
         ("none", "sqrt_inverse"),
     )  # fmt: skip
+    label_smoothing: float = _option(0.0, "share of the target spread over all classes")
     auxiliary_weight: float = _option(0.4, "weight of the auxiliary loss; 0 leaves its head out")
+
     dtype_policy: str = _option(
         "float32", "precision of the layers", ("float32", "mixed_bfloat16", "mixed_float16")
     )
+    xla: bool = _option(False, "compile the training step with XLA")
     validate_every: int = _option(1, "epochs between two validations")
     seed: int = _option(0, "of initial weights, order and augmentation")
 
     def __post_init__(self) -> None:
-        positive = ("channels", "batch_size", "epochs", "learning_rate", "poly_power")
-        for name in (*positive, "validate_every"):
+        positive = ("channels", "batch_size", "accumulate", "epochs", "learning_rate")
+        for name in (*positive, "poly_power", "validate_every", "head_rate"):
             if getattr(self, name) <= 0:
                 raise RecipeError(f"{name} must be positive. Received: {getattr(self, name)}")
-        for name in ("weight_decay", "auxiliary_weight", "small_crop_epochs"):
+        not_negative = ("weight_decay", "auxiliary_weight", "small_crop_epochs", "backbone_rate")
+        for name in (*not_negative, "clip_norm", "rare_classes"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} must not be negative. Received: {getattr(self, name)}")
         for option in dataclasses.fields(self):
@@ -80,9 +113,17 @@ class Recipe:
             raise RecipeError(f"channels must be a multiple of 4. Received: {self.channels}")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise RecipeError(f"scale must be 0 < low <= high. Received: {self.scale}")
-        for name in ("color", "momentum"):
+        for name in ("color", "momentum", "ema", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be in [0, 1). Received: {getattr(self, name)}")
+        if not 0 < self.max_class_share <= 1:
+            raise RecipeError(f"max_class_share must be in (0, 1]. Received: "
+                              f"{self.max_class_share}")  # fmt: skip
+        if not 0 <= self.warmup_epochs < self.epochs:
+            raise RecipeError(
+                f"warmup_epochs must be less than the {self.epochs} epochs. "
+                f"Received: {self.warmup_epochs}"
+            )
         if min(self.crop_size) < 64:
             raise RecipeError(f"crop_size must be at least 64 x 64. Received: {self.crop_size}")
 
@@ -115,14 +156,19 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     for option in dataclasses.fields(Recipe):
         default: Any = option.default
         kind = type(default)
+        flag = "--" + option.name.replace("_", "-")
+        text = f"{option.metadata['help']} [{_shown(default)}]"
+        if kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+            continue
         group.add_argument(
-            "--" + option.name.replace("_", "-"),
+            flag,
             dest=option.name,
             type=type(default[0]) if kind is tuple else kind,
             nargs=len(default) if kind is tuple else None,
             choices=option.metadata["choices"],
             metavar=None if option.metadata["choices"] else _metavar(default),
-            help=f"{option.metadata['help']} [{_shown(default)}]",
+            help=text,
         )
 
 
@@ -133,6 +179,10 @@ def _metavar(default: Any) -> str | tuple[str, ...]:
 
 
 def _shown(default: Any) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if default == "":
+        return "none"
     return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 

@@ -2,9 +2,9 @@
 
     python -m training.train --data FOLDER --output runs/mine
 
-The output folder holds `run.json` (what the run is), `metrics.csv` (a row an epoch), `best.keras`
-(for use), `last.keras` (with the optimizer), `evaluation.json` and `tensorboard/`. The same command
-goes on where a killed run stopped.
+The output folder holds `run.json` (what the run is), `metrics.csv` and `iou.csv` (a row an epoch),
+`best.keras` (for use), `last.keras` (with the optimizer), `evaluation.json`, `report.md` with its
+curves, and `tensorboard/`. The same command goes on where a killed run stopped.
 """
 
 import argparse
@@ -12,122 +12,50 @@ import dataclasses
 import json
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from alignseg_tf import AlignSeg, backbones, checkpoints, losses, metrics, optimizers
+from alignseg_tf import AlignSeg, metrics
 from alignseg_tf.data.augmentation import Augmentation
-from alignseg_tf.data.catalog import IGNORE, LabelSpace
-from alignseg_tf.data.pipeline import evaluation_dataset, steps_per_epoch, training_dataset
-from alignseg_tf.data.readers import (
-    DataError,
-    DataSummary,
-    Sample,
-    check_samples,
+from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.pipeline import (
+    RareClassSampling,
+    SampleCache,
+    evaluation_dataset,
+    steps_per_epoch,
+    training_dataset,
 )
+from alignseg_tf.data.readers import DataError, DataSummary, Sample, check_samples
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation import Report
 from alignseg_tf.files import write_text
+from alignseg_tf.progress import counter
+from training import multi_worker
+from training.averaging import ValidateAveraged
+from training.build import build_model, compile_model, mean_color
 from training.callbacks import (
-    PredictionPictures,
-    Progress,
     RunFolder,
+    RunStoppedError,
     SeedDropout,
-    counter,
+    StopOnNonFinite,
+    StopOnSignal,
     set_synchronized_batch_norm,
 )
+from training.dry_run import dry_run
 from training.evaluate import evaluate_and_write
+from training.multi_worker import Worker
+from training.progress import Progress
 from training.recipe import Recipe, RecipeError, add_recipe_arguments, recipe_from_arguments
+from training.report import describe_data, write_report
+from training.tensorboard import TensorBoard
 
 # What a run is made of, to be compared when it goes on.
 RUN_FILE = "run.json"
-
-
-def build_backbone(recipe: Recipe) -> keras.Model:
-    """Return the backbone that a recipe names, with its weights."""
-    weights = None if recipe.backbone_weights == "none" else recipe.backbone_weights
-    if recipe.backbone == "efficientnet_lite0":
-        return backbones.efficientnet_lite0(weights)
-    backbone = {"resnet50": backbones.resnet50, "resnet101": backbones.resnet101}[recipe.backbone]()
-    if weights == "imagenet":
-        raise RecipeError(
-            f"{recipe.backbone} comes without ImageNet weights: give --backbone-weights FILE, "
-            "the official deep-stem ResNet as .pth or .npz, or --backbone-weights none"
-        )
-    if weights is not None:
-        try:
-            checkpoints.load_official_backbone(backbone, checkpoints.read_state_dict(weights))
-        except (ValueError, ImportError) as error:
-            raise RecipeError(f"backbone_weights: {error}") from error
-    return backbone
-
-
-def build_model(recipe: Recipe, label_space: LabelSpace) -> AlignSeg:
-    """Return the model that a recipe describes."""
-    return AlignSeg(
-        build_backbone(recipe),
-        num_classes=label_space.num_classes,
-        channels=recipe.channels,
-        aggregation=recipe.aggregation,
-        context=None if recipe.context == "none" else recipe.context,
-        auxiliary_head=recipe.auxiliary_weight > 0,
-        label_space=label_space.to_dict(),
-    )
-
-
-def class_weights(recipe: Recipe, pixels: np.ndarray) -> list[float] | None:
-    """Return the weight of each class, or None: 1 / sqrt(frequency), with a mean pixel at 1."""
-    if recipe.class_weights == "none":
-        return None
-    frequency = np.maximum(pixels, 1) / pixels.sum()
-    weights = 1.0 / np.sqrt(frequency)
-    weights[pixels == 0] = 0.0
-    return (weights / (weights * frequency).sum()).tolist()
-
-
-def compile_model(
-    model: AlignSeg, recipe: Recipe, label_space: LabelSpace, pixels: np.ndarray, steps: int
-) -> None:
-    """Give a model its optimizer, losses and metric; `steps` are those of the whole run."""
-    schedule = keras.optimizers.schedules.PolynomialDecay(
-        recipe.learning_rate, steps, end_learning_rate=0.0, power=recipe.poly_power
-    )
-    optimizer: keras.optimizers.Optimizer
-    if recipe.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(schedule, weight_decay=recipe.weight_decay)
-    else:
-        optimizer = optimizers.SGDWithL2(schedule, recipe.momentum, recipe.weight_decay)
-    weights = class_weights(recipe, pixels)
-    cross_entropy = losses.CrossEntropy(IGNORE, weights)
-    loss: Any = {
-        "cross_entropy": cross_entropy,
-        "ohem": losses.OhemCrossEntropy(ignore_class=IGNORE),
-        "cross_entropy+lovasz": losses.CombinedLoss(
-            [cross_entropy, losses.LovaszSoftmax(IGNORE)], [1.0, 0.8]
-        ),
-    }[recipe.loss]
-    miou = metrics.MeanIoU(label_space.num_classes, IGNORE, label_space.classes)
-    loss, loss_weights = {"segmentation": loss}, {"segmentation": 1.0}
-    if model.auxiliary_head:
-        loss["auxiliary"] = losses.CrossEntropy(IGNORE, weights)
-        loss_weights["auxiliary"] = recipe.auxiliary_weight
-    # Without XLA: validation reads whole pictures, and it would compile for each of their sizes.
-    model.compile(
-        optimizer, loss, loss_weights, metrics={"segmentation": [miou]}, jit_compile=False
-    )
-
-
-def mean_color(model: AlignSeg) -> tuple[float, float, float]:
-    """Return the RGB colour that the model's normalization turns into zero, or the usual one."""
-    if model.normalization is None:
-        return Augmentation.fill
-    mean = tuple(model.normalization["mean"])
-    return mean[::-1] if model.normalization.get("channel_order") == "bgr" else mean  # type: ignore[return-value]
 
 
 def distribution_strategy(cpu_replicas: int) -> tf.distribute.Strategy:
@@ -180,40 +108,8 @@ def load_last(run_folder: RunFolder) -> tuple[AlignSeg, int]:
         ) from error
 
 
-def train(
-    recipe: Recipe,
-    data: DataSource,
-    output: Path,
-    cpu_replicas: int = 1,
-) -> Report:
-    """Run a recipe, or go on with it, and evaluate its best model.
-
-    Args:
-        recipe: what to do.
-        data: pictures with labels, with the splits train and val.
-        output: the run's folder.
-        cpu_replicas: logical CPU devices to mirror over, to try distribution without GPUs.
-
-    Returns:
-        The evaluation of `output/best.keras` on the validation pictures.
-
-    Raises:
-        DataError: something is wrong with the data; nothing was trained.
-        RecipeError: the recipe does not fit the folder.
-    """
-    label_space = data.label_space
-    training, validation = data.samples("train"), data.samples("val")
-    run = describe_run(recipe, label_space, training)
-    check_run_folder(output, run)
-    steps = steps_per_epoch(len(training), recipe.batch_size)
-    summary = check_samples(training, label_space, counter("checking training pictures"))
-    val_summary = check_samples(validation, label_space, counter("checking validation pictures"))
-    describe(label_space, summary, val_summary)
-
-    keras.utils.set_random_seed(recipe.seed)
-    keras.config.set_dtype_policy(recipe.dtype_policy)
-    strategy = distribution_strategy(cpu_replicas)
-    replicas = strategy.num_replicas_in_sync
+def check_batch_size(recipe: Recipe, replicas: int) -> None:
+    """Refuse a batch that cannot be shared among the devices."""
     if recipe.batch_size % replicas:
         raise RecipeError(
             f"batch_size {recipe.batch_size} must be a multiple of the {replicas} replicas"
@@ -224,69 +120,277 @@ def train(
             f"of a map pooled to 1x1 is undefined. Received: batch_size {recipe.batch_size} on "
             f"{replicas} devices"
         )
-    run_folder = RunFolder(output)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The data of a run, every file of which has been read once."""
+
+    label_space: LabelSpace
+    training: Sequence[Sample]
+    validation: Sequence[Sample]
+    training_summary: DataSummary
+    validation_summary: DataSummary
+
+    @property
+    def one_size(self) -> bool:
+        """Whether all validation pictures have the same size."""
+        return len(np.unique(self.validation_summary.sizes, axis=0)) == 1
+
+
+def check_data(data: DataSource, training: Sequence[Sample]) -> Checked:
+    """Read every file of the data once, and say what they are.
+
+    Raises:
+        DataError: something is wrong with them.
+    """
+    validation = data.samples("val")
+    summaries = [
+        check_samples(samples, data.label_space, counter(f"checking {name} pictures"))
+        for name, samples in (("training", training), ("validation", validation))
+    ]
+    describe(data.label_space, *summaries)
+    return Checked(data.label_space, training, validation, *summaries)
+
+
+def training_batches(
+    recipe: Recipe, data: Checked, model: AlignSeg, worker: Worker
+) -> Callable[[int, int, tuple[int, int]], tf.data.Dataset]:
+    """Return a function: (first epoch, epoch to end before, crop size) -> batches."""
+    cache = SampleCache()
+    rare = None
+    if recipe.rare_classes:
+        rare = RareClassSampling(data.training_summary.counts, recipe.rare_classes)
+
+    def batches(first: int, last: int, crop_size: tuple[int, int]) -> tf.data.Dataset:
+        augmentation = Augmentation(
+            crop_size,
+            recipe.scale,
+            recipe.scale_distribution,
+            max_class_share=recipe.max_class_share,
+            color=recipe.color,
+            photometric=recipe.photometric,
+            fill=mean_color(model),
+        )
+        dataset = training_dataset(
+            data.training, data.label_space, augmentation, recipe.batch_size, last, first,
+            recipe.seed, cache, rare, (worker.index, worker.count),
+        )  # fmt: skip
+        return for_outputs(model, dataset)
+
+    return batches
+
+
+def for_outputs(model: AlignSeg, dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Give each output of the model the same labels."""
+    names = list(model.output)
+    return dataset.map(lambda image, label: (image, dict.fromkeys(names, label)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to train.
+
+    Attributes:
+        recipe: what to do.
+        data: what to do it with.
+        model: compiled, new or from the run's last epoch.
+        batches: (first epoch, epoch to end before, crop size) -> training batches.
+        validation: batches of whole pictures.
+        initial_epoch: the epoch to start with.
+        strategy: what the model was built under.
+        worker: which of several machines this is.
+    """
+
+    recipe: Recipe
+    data: Checked
+    model: AlignSeg
+    batches: Callable[[int, int, tuple[int, int]], tf.data.Dataset]
+    validation: tf.data.Dataset
+    initial_epoch: int
+    strategy: tf.distribute.Strategy
+    worker: Worker
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return steps_per_epoch(len(self.data.training), self.recipe.batch_size)
+
+
+def prepare(
+    recipe: Recipe, data: Checked, run_folder: RunFolder | None, cpu_replicas: int = 1
+) -> Run:
+    """Build the model, or load that of an interrupted run, and the pipelines.
+
+    Args:
+        recipe: what to do.
+        data: what to do it with.
+        run_folder: the folder of a run that may have been interrupted.
+        cpu_replicas: logical CPU devices to mirror over.
+
+    Raises:
+        RecipeError: the recipe does not fit the devices, or weights do not fit the model.
+    """
+    worker = multi_worker.this_worker()
+    if worker.count > 1:
+        strategy = multi_worker.multi_worker_strategy()
+    else:
+        strategy = distribution_strategy(cpu_replicas)
+    replicas = strategy.num_replicas_in_sync
+    check_batch_size(recipe, replicas)
+    steps = steps_per_epoch(len(data.training), recipe.batch_size)
+    keras.utils.set_random_seed(recipe.seed)
+    keras.config.set_dtype_policy(recipe.dtype_policy)
     with strategy.scope():
-        if run_folder.last_file.is_file():
+        if run_folder and run_folder.last_file.is_file():
             model, initial_epoch = load_last(run_folder)
             print(
                 f"Going on with {run_folder.last_file} after epoch {initial_epoch}/{recipe.epochs}"
             )
         else:
-            model = build_model(recipe, label_space)
-            compile_model(model, recipe, label_space, summary.pixels, steps * recipe.epochs)
-            initial_epoch = 0
-        devices = tf.config.list_physical_devices("GPU") or ["CPU"]
-        print(
-            f"{recipe.backbone}, {model.count_params() / 1e6:.2f} M parameters, on "
-            + (f"{replicas} devices" if replicas > 1 else getattr(devices[0], "name", "the CPU"))
-        )
+            model, initial_epoch = build_model(recipe, data.label_space), 0
+            compile_model(model, recipe, data.label_space, data.training_summary.pixels, steps)
         set_synchronized_batch_norm(model, replicas > 1)
-    write_text(output / RUN_FILE, json.dumps(run, indent=1))
-
-    def for_outputs(dataset: tf.data.Dataset) -> tf.data.Dataset:
-        names = list(model.output)
-        return dataset.map(lambda image, label: (image, dict.fromkeys(names, label)))
-
-    one_size = len(np.unique(val_summary.sizes, axis=0)) == 1
-    val_batches = evaluation_dataset(validation, label_space, replicas, one_size)
-    work = [
-        float(np.prod(crop_size))
-        for first, last, crop_size in stages(recipe)
-        for _ in range(first, last)
-    ]
-    callbacks = [
-        SeedDropout(recipe.seed),
-        metrics.RaiseOnInvalidLabels(),
-        Progress(steps, work, initial_epoch),
-        keras.callbacks.TerminateOnNaN(raise_error=True),
-        run_folder,
-        keras.callbacks.TensorBoard(output / "tensorboard", write_graph=False),
-        PredictionPictures(output / "tensorboard", validation[:4], label_space),
-    ]
-    for first, last, crop_size in stages(recipe):
-        if initial_epoch >= last:
-            continue
-        augmentation = Augmentation(
-            crop_size, recipe.scale, color=recipe.color, fill=mean_color(model)
-        )
-        batches = training_dataset(
-            training, label_space, augmentation, recipe.batch_size, last,
-            max(first, initial_epoch), recipe.seed,
-        )  # fmt: skip
-        model.fit(
-            for_outputs(batches),
-            validation_data=for_outputs(val_batches),
-            validation_freq=validation_epochs(recipe),
-            initial_epoch=max(first, initial_epoch),
-            epochs=last,
-            steps_per_epoch=steps,
-            callbacks=callbacks,
-            shuffle=False,  # the pipeline does
-            verbose=0,
-        )
-    return evaluate_and_write(
-        run_folder.best_file, validation, label_space, output / "evaluation.json"
+    devices = tf.config.list_physical_devices("GPU") or ["CPU"]
+    print(
+        f"{recipe.backbone}, {model.count_params() / 1e6:.2f} M parameters, on "
+        + (f"{replicas} devices" if replicas > 1 else getattr(devices[0], "name", "the CPU"))
     )
+    if worker.count > 1:
+        validation = multi_worker.validation_share(
+            data.validation, data.label_space, worker, replicas // worker.count, data.one_size
+        )
+    else:
+        validation = evaluation_dataset(data.validation, data.label_space, replicas, data.one_size)
+    return Run(
+        recipe,
+        data,
+        model,
+        training_batches(recipe, data, model, worker),
+        for_outputs(model, validation),
+        initial_epoch,
+        strategy,
+        worker,
+    )
+
+
+def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1) -> Report | None:
+    """Run a recipe, or go on with it, and evaluate its best model.
+
+    Args:
+        recipe: what to do.
+        data: pictures with labels, with the splits train and val.
+        output: the run's folder.
+        cpu_replicas: logical CPU devices to mirror over, to try distribution without GPUs.
+
+    Returns:
+        The evaluation of `output/best.keras` on the validation pictures; None on a machine that
+        helps another, which does that.
+
+    Raises:
+        DataError: something is wrong with the data; nothing was trained.
+        RecipeError: the recipe does not fit the folder or the devices.
+        RunStoppedError: the run ended before its last epoch.
+    """
+    training = data.samples("train")
+    description = describe_run(recipe, data.label_space, training)
+    check_run_folder(output, description)
+    steps_per_epoch(len(training), recipe.batch_size)
+    checked = check_data(data, training)
+    worker = multi_worker.this_worker()
+    if worker.count > 1:
+        if cpu_replicas > 1:
+            raise RecipeError("--cpu-replicas does not go with TF_CONFIG: each worker is a device")
+        last = multi_worker.checksum(output / "last.keras")
+        multi_worker.meet(worker, {"recipe or data": json.dumps(description), "last.keras": last})
+    run_folder = RunFolder(output)
+    run = prepare(recipe, checked, run_folder, cpu_replicas)
+    if worker.is_chief:
+        write_text(output / RUN_FILE, json.dumps(description, indent=1))
+    fit(run, run_folder)
+    if not worker.is_chief:
+        return None
+    report = evaluate_and_write(
+        run_folder.best_file, checked.validation, data.label_space, output / "evaluation.json"
+    )
+    write_report(output, describe_data(data, train=training, val=checked.validation), report)
+    return report
+
+
+def try_out(recipe: Recipe, data: DataSource, cpu_replicas: int = 1) -> None:
+    """Do all of a run but the training, and two steps of that; say what the run would take.
+
+    Raises:
+        DataError: something is wrong with the data.
+        RecipeError: the recipe does not fit the devices.
+    """
+    training = data.samples("train")
+    steps_per_epoch(len(training), recipe.batch_size)
+    run = prepare(recipe, check_data(data, training), None, cpu_replicas)
+    first, last, crop_size = stages(recipe)[-1]
+    dry_run(
+        run.model, recipe, run.batches(first, last, crop_size), run.validation, run.steps,
+        len(validation_epochs(recipe)),
+    )  # fmt: skip
+
+
+def fit(run: Run, run_folder: RunFolder) -> None:
+    """Train the epochs that are left.
+
+    Raises:
+        RunStoppedError: by a signal, or by a loss or weights that are not finite.
+    """
+    recipe, data, steps = run.recipe, run.data, run.steps
+    parts = stages(recipe)
+    work = [float(np.prod(crop)) for first, last, crop in parts for _ in range(first, last)]
+    folder = run_folder.folder
+
+    def batch_of(epoch: int, step: int) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
+        crop_size = next(crop for first, last, crop in parts if first <= epoch < last)
+        images, labels = next(iter(run.batches(epoch, epoch + 1, crop_size).skip(step)))
+        return images.numpy(), labels["segmentation"].numpy(), ()
+
+    own_folder = folder if run.worker.is_chief else folder / f"worker{run.worker.index}"
+    with StopOnSignal() as stop:
+        # What may end the run or change weights is for all workers, in the same order.
+        callbacks: list[keras.callbacks.Callback] = [
+            SeedDropout(recipe.seed + run.worker.index),
+            metrics.RaiseOnInvalidLabels(),
+            StopOnNonFinite(own_folder, batch_of),
+            ValidateAveraged(),
+        ]
+        if run.worker.is_chief:
+            callbacks += [
+                Progress(steps, work, run.initial_epoch, recipe.batch_size),
+                TensorBoard(folder / "tensorboard", data.validation[:4], data.label_space),
+                run_folder,
+            ]
+        else:
+            callbacks.append(multi_worker.WorkerProgress(run.worker))
+        callbacks.append(stop)
+        for first, last, crop_size in parts:
+            first = max(first, run.initial_epoch)
+            if first >= last:
+                continue
+            batches = run.batches(first, last, crop_size)
+            if run.worker.count > 1:
+                batches = batches.rebatch(recipe.batch_size // run.strategy.num_replicas_in_sync)
+                multi_worker.fit(
+                    run.model, run.strategy, batches, run.validation, callbacks, first, last, steps,
+                    validation_epochs(recipe),
+                )  # fmt: skip
+                continue
+            run.model.fit(
+                batches,
+                validation_data=run.validation,
+                validation_freq=validation_epochs(recipe),
+                initial_epoch=first,
+                epochs=last,
+                steps_per_epoch=steps,
+                callbacks=callbacks,
+                shuffle=False,  # the pipeline does
+                verbose=0,
+            )
 
 
 def stages(recipe: Recipe) -> list[tuple[int, int, tuple[int, int]]]:
@@ -329,6 +433,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--cpu-replicas", type=int, default=1,
         help="mirror over so many logical CPU devices, to try distribution without GPUs",
     )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="check the data, train two steps, and say what the run would take; writes nothing",
+    )  # fmt: skip
     add_recipe_arguments(parser)
     return parser
 
@@ -338,11 +446,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     try:
         recipe = recipe_from_arguments(parsed)
-        data = data_from_arguments(parsed, counter("drawing street scenes"))
-        report = train(recipe, data, parsed.output, parsed.cpu_replicas)
+        data = data_from_arguments(parsed, counter("making the data set"))
+        if parsed.dry_run:
+            try_out(recipe, data, parsed.cpu_replicas)
+            return 0
+        worker = multi_worker.this_worker()
+        with multi_worker.restart_when_a_worker_is_lost(worker, parsed.output / "last.keras"):
+            report = train(recipe, data, parsed.output, parsed.cpu_replicas)
     except (DataError, RecipeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RunStoppedError as stopped:
+        print(f"error: {stopped}", file=sys.stderr)
+        return stopped.status
+    if report is None:
+        return 0
     print(f"\n{parsed.output / 'best.keras'} on the validation pictures:\n\n{report.table()}")
     return 0
 

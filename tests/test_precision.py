@@ -1,0 +1,159 @@
+"""What half precision and XLA may not change."""
+
+import keras
+import numpy as np
+import pytest
+from conftest import random_images, tiny_model
+from keras import ops
+
+from alignseg_tf.layers import (
+    SAMPLING_CONVENTIONS,
+    AlignedContextModeling,
+    AlignedFeatureAggregation,
+    sampling,
+)
+from alignseg_tf.losses import CrossEntropy
+from alignseg_tf.optimizers import AdamW, averaged_weights
+
+BACKEND = keras.backend.backend()
+POLICIES = ("mixed_bfloat16", "mixed_float16")
+
+
+@pytest.fixture
+def policy(request):
+    """The dtype policy of all layers, as training sets it."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(before)
+
+
+# Coordinates
+
+
+def regular_grid(out_size, in_size, align_corners):
+    """In float64, from the definition."""
+    grid = np.linspace(-1, 1, out_size)
+    if align_corners:
+        return (grid + 1) / 2 * (in_size - 1)
+    return ((grid + 1) * in_size - 1) / 2
+
+
+@pytest.mark.parametrize("sampled_by", SAMPLING_CONVENTIONS)
+@pytest.mark.parametrize("policy", POLICIES, indirect=True)
+@pytest.mark.parametrize("layer_class", [AlignedFeatureAggregation, AlignedContextModeling])
+def test_positions_are_exact_on_wide_maps(layer_class, policy, sampled_by, monkeypatch):
+    """A half float holds no fraction of a cell beyond column 256, and not each column of 2048."""
+    seen = []
+
+    def spy(offset, grid, size):
+        corners = original(offset, grid, size)
+        seen.append((offset, size, corners))
+        return corners
+
+    original = sampling._corners
+    monkeypatch.setattr(sampling, "_corners", spy)
+    rng = np.random.default_rng(0)
+    fine = ops.cast(rng.normal(size=(1, 3, 2048, 8)), "float32")
+    coarse = ops.cast(rng.normal(size=(1, 2, 1021, 8)), "float32")
+    if layer_class is AlignedFeatureAggregation:
+        layer, inputs = AlignedFeatureAggregation(sampling=sampled_by), (fine, coarse)
+    else:
+        layer, inputs = AlignedContextModeling(8, sampling=sampled_by), (fine,)
+    layer(*inputs)
+    for weight in layer.trainable_weights:
+        if "field_" in weight.path:  # zero at first, and so would all offsets be
+            weight.assign(rng.normal(0, 0.3, weight.shape))
+    seen.clear()
+    layer(*inputs)
+
+    assert len(seen) >= 2
+    align_corners = sampled_by in ("standard", "released_align_corners")
+    for offset, size, ((index0, weight0), (index1, weight1)) in seen[::2]:  # then y follows x
+        dtypes = {keras.backend.standardize_dtype(x.dtype) for x in (offset, weight0, weight1)}
+        assert dtypes == {"float32"}
+        offset, index0, weight0, index1, weight1 = (
+            ops.convert_to_numpy(x).astype("float64")
+            for x in (offset, index0, weight0, index1, weight1)
+        )
+        inside = weight0 + weight1 > 0.999  # where neither of the two cells is outside
+        assert inside.mean() > 0.3
+        position = (index0 * weight0 + index1 * weight1) / np.where(inside, weight0 + weight1, 1)
+        expected = regular_grid(offset.shape[2], int(size), align_corners) + offset
+        assert np.abs(offset).max() > 1e-4
+        np.testing.assert_allclose(position[inside], expected[inside], atol=1e-3)
+
+
+# Training
+
+
+def pictures():
+    images = random_images(4, 64, 64).astype("float32")
+    return images, (images.mean(-1) > 128).astype("int32")
+
+
+def compiled_model(optimizer, **kwargs):
+    """Without dropout, so that steps can be compared."""
+    model = tiny_model(num_classes=2)
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.SpatialDropout2D):
+            layer.rate = 0.0
+    loss = {name: CrossEntropy() for name in model.output_names}
+    model.compile(optimizer, loss, **kwargs)
+    return model
+
+
+def train(model, steps):
+    images, labels = pictures()
+    targets = dict.fromkeys(model.output_names, labels)
+    return [
+        float(model.train_on_batch(images, targets, return_dict=True)["loss"]) for _ in range(steps)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="training is TensorFlow's")
+@pytest.mark.parametrize("policy", POLICIES, indirect=True)
+def test_half_precision_trains_and_outlives_an_overflow(policy):
+    model = compiled_model(AdamW(0.01, use_ema=True, ema_momentum=0.5), jit_compile=False)
+    assert {x.dtype for x in model.outputs} == {"float32"}
+    assert {w.dtype for w in model.weights} == {"float32"}
+    assert all(layer.compute_dtype == policy[6:] for layer in model.backbone.layers[5:])
+    losses = train(model, 8)
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-2:]) < 0.8 * losses[0]
+    assert averaged_weights(model) is not None
+
+    optimizer = model.optimizer
+    scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    assert scaled == (policy == "mixed_float16")
+    if not scaled:
+        return
+    state = [*model.trainable_weights, *optimizer.inner_optimizer.variables]
+    before = [ops.convert_to_numpy(variable) for variable in state]
+    assert before[len(model.trainable_weights)] > 0  # updates so far
+    optimizer.dynamic_scale.assign(2.0**100)
+    assert np.isfinite(train(model, 1)).all()
+    for variable, value in zip(state, before, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(variable), value)
+    assert float(optimizer.dynamic_scale) == 2.0**99
+    optimizer.dynamic_scale.assign(2.0**10)
+    assert np.mean(train(model, 3)) < 0.8 * losses[0]
+    assert np.abs(model.trainable_weights[0] - before[0]).max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="training is TensorFlow's")
+def test_a_step_compiled_by_xla_is_the_same_step():
+    results = []
+    for jit_compile in (False, True):
+        model = compiled_model(keras.optimizers.SGD(0.1), jit_compile=jit_compile)
+        assert model.jit_compile == jit_compile
+        before = model.get_weights()
+        losses = train(model, 1)
+        steps = [new - old for new, old in zip(model.get_weights(), before, strict=True)]
+        results.append((losses[0], steps))
+    (loss, steps), (compiled_loss, compiled_steps) = results
+    assert compiled_loss == pytest.approx(loss, rel=1e-4)
+    for step, compiled in zip(steps, compiled_steps, strict=True):
+        np.testing.assert_allclose(compiled, step, atol=1e-3 * max(np.abs(step).max(), 1e-3))

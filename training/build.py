@@ -1,0 +1,182 @@
+"""From a recipe to a model that is ready for `fit`."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from alignseg_tf import AlignSeg, backbones, checkpoints, losses, metrics, optimizers
+from alignseg_tf.data.augmentation import Augmentation
+from alignseg_tf.data.catalog import IGNORE, LabelSpace
+from alignseg_tf.model import freeze_batch_norm
+from alignseg_tf.prediction import load_model
+from alignseg_tf.transfer import transfer_weights
+from training.recipe import Recipe, RecipeError
+
+
+def build_backbone(recipe: Recipe) -> keras.Model:
+    """Return the backbone that a recipe names, with its weights."""
+    weights = None if recipe.backbone_weights == "none" else recipe.backbone_weights
+    if recipe.backbone == "efficientnet_lite0":
+        return backbones.efficientnet_lite0(weights)
+    backbone = {"resnet50": backbones.resnet50, "resnet101": backbones.resnet101}[recipe.backbone]()
+    if weights == "imagenet":
+        raise RecipeError(
+            f"{recipe.backbone} comes without ImageNet weights: give --backbone-weights FILE, "
+            "the official deep-stem ResNet as .pth or .npz, or --backbone-weights none"
+        )
+    if weights is not None:
+        try:
+            checkpoints.load_official_backbone(backbone, checkpoints.read_state_dict(weights))
+        except (ValueError, ImportError) as error:
+            raise RecipeError(f"backbone_weights: {error}") from error
+    return backbone
+
+
+def build_model(recipe: Recipe, label_space: LabelSpace) -> AlignSeg:
+    """Return the model that a recipe describes.
+
+    Raises:
+        RecipeError: weights to start from are missing, unreadable or do not fit.
+    """
+    if recipe.start_from:
+        return _fine_tuned(recipe, label_space)
+    return _decoder(recipe, label_space, build_backbone(recipe))
+
+
+def _decoder(
+    recipe: Recipe, label_space: LabelSpace, backbone: keras.Model, **kwargs: Any
+) -> AlignSeg:
+    return AlignSeg(
+        backbone,
+        num_classes=label_space.num_classes,
+        channels=recipe.channels,
+        aggregation=recipe.aggregation,
+        context=None if recipe.context == "none" else recipe.context,
+        auxiliary_head=recipe.auxiliary_weight > 0,
+        label_space=label_space.to_dict(),
+        **kwargs,
+    )
+
+
+def _fine_tuned(recipe: Recipe, label_space: LabelSpace) -> AlignSeg:
+    """Return a model with what fits of a trained one; say what that is."""
+    try:
+        source = load_model(recipe.start_from)
+    except ValueError as error:
+        raise RecipeError(f"start_from: {error}") from error
+    backbone = build_backbone(dataclasses.replace(recipe, backbone_weights="none"))
+    # The unit of the offsets and the scale of the pixels are what the weights were trained for.
+    model = _decoder(
+        recipe, label_space, backbone,
+        sampling=source.sampling, normalization=source.normalization,
+    )  # fmt: skip
+    try:
+        transfer = transfer_weights(source, model)
+    except ValueError as error:
+        raise RecipeError(
+            f"start_from: {recipe.start_from} into {recipe.backbone} with --channels "
+            f"{recipe.channels}: {error}"
+        ) from error
+    print(f"From {recipe.start_from}: {transfer}")
+    return model
+
+
+def class_weights(recipe: Recipe, pixels: np.ndarray) -> list[float] | None:
+    """Return the weight of each class, or None: 1 / sqrt(frequency), with a mean pixel at 1."""
+    if recipe.class_weights == "none":
+        return None
+    frequency = np.maximum(pixels, 1) / pixels.sum()
+    weights = 1.0 / np.sqrt(frequency)
+    weights[pixels == 0] = 0.0
+    return (weights / (weights * frequency).sum()).tolist()
+
+
+def learning_rate_schedule(recipe: Recipe, epoch_steps: int) -> Any:
+    """Return the learning rate of each step of a run with so many steps an epoch."""
+    warmup = round(recipe.warmup_epochs * epoch_steps)
+    decay = epoch_steps * recipe.epochs - warmup
+    schedules = keras.optimizers.schedules
+    schedule = (
+        schedules.PolynomialDecay(recipe.learning_rate, decay, 0.0, recipe.poly_power)
+        if recipe.schedule == "poly"
+        else schedules.CosineDecay(recipe.learning_rate, decay)
+    )
+    return optimizers.WarmUp(schedule, warmup) if warmup else schedule
+
+
+def build_optimizer(
+    model: AlignSeg, recipe: Recipe, epoch_steps: int
+) -> keras.optimizers.Optimizer:
+    """Return the optimizer that a recipe describes."""
+    schedule = learning_rate_schedule(recipe, epoch_steps)
+    common: dict[str, Any] = {
+        "learning_rate_factors": optimizers.layer_factors(
+            model, recipe.backbone_rate, recipe.head_rate
+        ),
+        "decay_norms_and_biases": recipe.decay_norms_and_biases,
+        "global_clipnorm": recipe.clip_norm or None,
+        "gradient_accumulation_steps": recipe.accumulate if recipe.accumulate > 1 else None,
+    }
+    if recipe.ema:
+        common |= {"use_ema": True, "ema_momentum": recipe.ema}
+    if recipe.optimizer == "adamw":
+        return optimizers.AdamW(schedule, weight_decay=recipe.weight_decay, **common)
+    return optimizers.SGDWithL2(schedule, recipe.momentum, recipe.weight_decay, **common)
+
+
+def build_loss(recipe: Recipe, weights: list[float] | None) -> keras.losses.Loss:
+    """Return the loss of the segmentation head that a recipe names."""
+    main, _, extra = recipe.loss.partition("+")
+    loss: keras.losses.Loss = {
+        "cross_entropy": lambda: losses.CrossEntropy(IGNORE, weights, recipe.label_smoothing),
+        "boundary": lambda: losses.BoundaryCrossEntropy(
+            ignore_class=IGNORE, class_weights=weights, label_smoothing=recipe.label_smoothing
+        ),
+        "ohem": lambda: losses.OhemCrossEntropy(ignore_class=IGNORE),
+    }[main]()
+    if not extra:
+        return loss
+    second, weight = {
+        "lovasz": (losses.LovaszSoftmax(IGNORE), 0.8),  # the official code's weight
+        "dice": (losses.DiceLoss(IGNORE), 1.0),
+    }[extra]
+    return losses.CombinedLoss([loss, second], [1.0, weight])
+
+
+def compile_model(
+    model: AlignSeg, recipe: Recipe, label_space: LabelSpace, pixels: np.ndarray, epoch_steps: int
+) -> None:
+    """Give a model its optimizer, losses and metric.
+
+    Args:
+        model: from `build_model`.
+        recipe: what it was built from.
+        label_space: its classes.
+        pixels: pixels of each class in the training pictures, [classes].
+        epoch_steps: steps of an epoch.
+    """
+    if recipe.freeze_batch_norm:
+        freeze_batch_norm(model.backbone)
+    weights = class_weights(recipe, pixels)
+    loss, loss_weights = {"segmentation": build_loss(recipe, weights)}, {"segmentation": 1.0}
+    if model.auxiliary_head:
+        loss["auxiliary"] = losses.CrossEntropy(IGNORE, weights, recipe.label_smoothing)
+        loss_weights["auxiliary"] = recipe.auxiliary_weight
+    miou = metrics.MeanIoU(label_space.num_classes, IGNORE, label_space.classes)
+    model.compile(
+        build_optimizer(model, recipe, epoch_steps),
+        loss,
+        loss_weights,
+        metrics={"segmentation": [miou]},
+        jit_compile=recipe.xla,
+    )
+
+
+def mean_color(model: AlignSeg) -> tuple[float, float, float]:
+    """Return the RGB colour that the model's normalization turns into zero, or the usual one."""
+    if model.normalization is None:
+        return Augmentation.fill
+    mean = tuple(model.normalization["mean"])
+    return mean[::-1] if model.normalization.get("channel_order") == "bgr" else mean  # type: ignore[return-value]

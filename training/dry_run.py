@@ -1,0 +1,91 @@
+"""Two steps of a run, to learn what the whole of it takes before it starts."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from alignseg_tf.progress import duration
+from training.recipe import Recipe
+
+# The first of them builds the graph and is not timed.
+STEPS = 3
+
+
+class StepTimes(keras.callbacks.Callback):
+    """Keeps when each batch of training or of validation ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Note the time."""
+        self.ends.append(time.monotonic())
+
+    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Note the time."""
+        self.ends.append(time.monotonic())
+
+    def seconds(self) -> float:
+        """Return the median time of a batch, the first one left out."""
+        return float(np.median(np.diff(self.ends)))
+
+
+def peak_memory() -> str:
+    """Return the largest memory that this process has had, and that of each GPU."""
+    # The unit is KiB on Linux, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    parts = [f"{peak / 2**30:.1f} GiB"]
+    for number, _ in enumerate(tf.config.list_physical_devices("GPU")):
+        used = tf.config.experimental.get_memory_info(f"GPU:{number}")["peak"]
+        parts.append(f"{used / 2**30:.1f} GiB on GPU {number}")
+    return ", ".join(parts)
+
+
+def dry_run(
+    model: keras.Model,
+    recipe: Recipe,
+    batches: tf.data.Dataset,
+    validation: tf.data.Dataset,
+    steps: int,
+    validations: int,
+) -> None:
+    """Train two steps, validate on a few pictures, and print what the run would take.
+
+    Args:
+        model: compiled; its weights change.
+        recipe: of the run.
+        batches: training batches at the full crop size, 3 of which are taken.
+        validation: validation batches.
+        steps: of an epoch.
+        validations: how often the run validates.
+    """
+    print("Dry run: two steps and two validation pictures; nothing is written.", flush=True)
+    training_times, validation_times = StepTimes(), StepTimes()
+    logs = model.fit(
+        batches, steps_per_epoch=STEPS, epochs=1, verbose=0, callbacks=[training_times]
+    ).history
+    val_batches = int(validation.cardinality())
+    model.evaluate(
+        validation.take(min(STEPS, val_batches)), verbose=0, callbacks=[validation_times]
+    )
+    step = training_times.seconds()
+    picture = validation_times.seconds() if val_batches > 1 else 0.0
+    small = min(recipe.small_crop_epochs, recipe.epochs)
+    epochs = recipe.epochs - small / 2
+    total = epochs * steps * step + validations * val_batches * picture
+    height, width = recipe.crop_size
+    print(
+        f"loss {logs['loss'][0]:.3f}\n"
+        f"step: {step:.2f} s for {recipe.batch_size} crops of {width} x {height}\n"
+        f"validation: {picture:.2f} s a batch, {val_batches} batches\n"
+        f"memory: {peak_memory()} at the most\n"
+        f"whole run: {recipe.epochs} epochs of {steps} steps and {validations} validations, about "
+        f"{duration(total)}"
+    )

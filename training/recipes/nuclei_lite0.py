@@ -1,0 +1,23 @@
+"""Nuclei in microscopy (2 classes, pictures up to 360 px) with EfficientNet-Lite0, on a laptop.
+
+Command:
+    python -m training.train --recipe nuclei_lite0 --data FOLDER --output runs/nuclei
+FOLDER has the folder form (docs/datasets/own_data.md).
+
+Memory: about 3 GB. Time: 10 seconds a hundred crops on 2 cores of an AMD EPYC.
+Measured: not measured here; `make demo` on the same pictures reached 91.7 % mIoU on val.
+"""
+
+from training.recipe import Recipe
+
+RECIPE = Recipe(
+    crop_size=(256, 256),
+    batch_size=4,
+    epochs=40,
+    learning_rate=1e-3,
+    warmup_epochs=1.0,
+    decay_norms_and_biases=False,
+    ema=0.998,
+    class_weights="sqrt_inverse",
+    validate_every=5,
+)
