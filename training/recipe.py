@@ -44,6 +44,9 @@ class Recipe:
     scale_distribution: str = _option(
         "log_uniform", "how the factor is drawn from it", ("log_uniform", "uniform", "tenths")
     )
+    placement: str = _option(
+        "random", "where a picture smaller than the crop lies in it", ("random", "top_left")
+    )
     max_class_share: float = _option(
         1.0, "share of a crop that one class may fill; others are drawn again, ten times at most"
     )

@@ -114,6 +114,11 @@ def check_batch_size(recipe: Recipe, replicas: int) -> None:
         raise RecipeError(
             f"batch_size {recipe.batch_size} must be a multiple of the {replicas} replicas"
         )
+    if recipe.accumulate > 1 and replicas > 1:
+        raise RecipeError(
+            "accumulate works on one device: Keras cannot accumulate under tf.distribute. "
+            f"Received: accumulate {recipe.accumulate} on {replicas} devices"
+        )
     if recipe.context == "global" and recipe.batch_size == replicas:
         raise RecipeError(
             "context 'global' needs at least 2 crops on each device: batch norm over the one value "
@@ -167,6 +172,7 @@ def training_batches(
             crop_size,
             recipe.scale,
             recipe.scale_distribution,
+            recipe.placement,
             max_class_share=recipe.max_class_share,
             color=recipe.color,
             photometric=recipe.photometric,

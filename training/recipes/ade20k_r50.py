@@ -19,6 +19,7 @@ RECIPE = Recipe(
     crop_size=(512, 512),
     scale=(0.5, 2.0),
     scale_distribution="uniform",
+    placement="top_left",
     max_class_share=0.75,
     photometric=True,
     batch_size=16,

@@ -20,6 +20,7 @@ RECIPE = Recipe(
     crop_size=(872, 872),
     scale=(0.7, 2.1),
     scale_distribution="tenths",
+    placement="top_left",
     color=0.0,
     batch_size=8,
     epochs=323,
