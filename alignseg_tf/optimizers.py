@@ -79,7 +79,7 @@ class _VariableGroups:
             for variable, average in zip(
                 variables, self._model_variables_moving_average, strict=True
             ):
-                average.assign(variable)
+                average.assign(ops.copy(variable))  # JAX refuses one buffer in two variables
 
     def update_step(self: Any, gradient: Tensor, variable: Any, learning_rate: Tensor) -> None:
         """Update one variable and its average."""

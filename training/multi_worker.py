@@ -108,7 +108,7 @@ def meet(worker: Worker, facts: Mapping[str, Any], wait_seconds: float = WAIT_SE
 
     Args:
         worker: this process.
-        facts: name and value, a JSON scalar, of what must be the same everywhere.
+        facts: name and value, as JSON has them, of what must be the same everywhere.
         wait_seconds: how long to wait.
 
     Raises:
@@ -241,7 +241,7 @@ def multi_worker_strategy() -> tf.distribute.Strategy:
     Each worker brings all its GPUs, as many as the others, or its CPU as one device.
     """
     # TensorFlow takes SIGTERM for a notice to save soon, and nobody here would end.
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     signal.signal(signal.SIGTERM, handler)
     return strategy
