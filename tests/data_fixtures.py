@@ -5,15 +5,19 @@ one to validate on, and returns what `--data` takes.
 """
 
 import csv
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest import write_folder
 from PIL import Image
 
+from alignseg_tf import backbones
 from alignseg_tf.data.catalog import voc_palette
 from alignseg_tf.data.label_spaces import CAMVID_ORIGINAL, CAMVID_VOID
+from training import build, evaluate, train
 
 SIZE = (64, 96)
 
@@ -209,3 +213,26 @@ FIXTURES: dict[str, Callable[[Path], Path]] = {
     "camvid_color": camvid_color,
     "segnet_camvid": segnet_camvid,
 }
+
+
+def train_and_evaluate(arguments: list[str], folder: Path) -> dict:
+    """Train an epoch of two steps or more on what `arguments` name, and evaluate it, by command.
+
+    The network under the decoder is a tiny one, for speed. Returns the report of the evaluation.
+    """
+    output, report = folder / "run", folder / "report.json"
+    options = [
+        "--crop-size", "64", "64", "--channels", "8", "--batch-size", "1", "--epochs", "1",
+        "--scale", "0.8", "1.2", "--backbone-weights", "none",
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        tiny = backbones.resnet((1, 1, 1, 1), width=8)
+        patch.setattr(build, "build_backbone", lambda recipe: tiny)
+        assert train.main([*arguments, "--output", str(output), *options]) == 0
+    splits = json.loads((output / "report.json").read_text())["data"]["splits"]
+    assert splits["train"]["pictures"] >= 2
+    model = str(output / "best.keras")
+    assert evaluate.main([model, *arguments, "--json", str(report)]) == 0
+    again, trained = (json.loads(path.read_text()) for path in (report, output / "evaluation.json"))
+    assert again["confusion"] == trained["confusion"]
+    return again

@@ -66,6 +66,15 @@ def test_the_augmentation_of_a_sample_differs_between_epochs(tmp_path):
     assert not np.array_equal(images[0], images[1])
 
 
+def test_each_place_of_an_epoch_has_its_own_draw(tmp_path):
+    """Six files that are one picture give six crops."""
+    folder = write_folder(tmp_path / "data", train=1, val=1)
+    samples = read_folder(folder, "train") * 6
+    dataset = training_dataset(samples, SPACE, AUGMENTATION, batch_size=6, epochs=1)
+    (images,) = (image.numpy() for image, _ in dataset)
+    assert len(np.unique(images.reshape(6, -1), axis=0)) == 6
+
+
 def test_no_cache_gives_the_same_batches(folder):
     for cached, read in zip(batches(folder), batches(folder, cache=SampleCache(0)), strict=True):
         np.testing.assert_array_equal(cached[0], read[0])

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from conftest import random_images
+from data_fixtures import train_and_evaluate
 from PIL import Image
 
 from alignseg_tf.data.catalog import LABEL_SPACES, LabelSpace
@@ -267,8 +268,9 @@ def mocked(name, version, folder, splits):
     return tfds.testing.mock_data(num_examples=2, data_dir=str(folder))
 
 
-def test_oxford_iiit_pet(tmp_path):
-    """The names of features and splits are those of TFDS; values are given, 1 to 3."""
+@pytest.fixture
+def pets(tmp_path):
+    """Two pictures; the names of features and splits are those of TFDS, values are 1 to 3."""
     pairs = [sample(index, 3) for index in range(2)]
     labels = [np.asarray(Image.open(io.BytesIO(label))) + 1 for _, label in pairs]
 
@@ -283,7 +285,22 @@ def test_oxford_iiit_pet(tmp_path):
     context = mocked("oxford_iiit_pet", "4.0.0", tmp_path / "d", {"train": 2, "test": 2})
     with context, pytest.MonkeyPatch.context() as patch:
         patch.setattr(tfds.core.dataset_builder.FileReaderBuilder, "_as_dataset", as_dataset)
-        data = open_data("tfds:oxford_iiit_pet")
+        yield labels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["oxford_iiit_pet", "drawn_boxes"])
+def test_a_data_set_trains_and_evaluates(name, tmp_path, request):
+    keys = ["--image-key", "image", "--label-key", "mask"]
+    if name == "oxford_iiit_pet":
+        request.getfixturevalue("pets")
+        keys = []
+    report = train_and_evaluate(["--data", f"tfds:{name}", *keys], tmp_path)
+    assert list(report["iou"]) == (["pet", "background"] if not keys else list(CLASSES))
+
+
+def test_oxford_iiit_pet(pets):
+    data, labels = open_data("tfds:oxford_iiit_pet"), pets
     assert data.label_space == LABEL_SPACES["oxford_iiit_pet"]
     summary = check_samples(data.samples("val"), data.label_space)
     # In the files 1 is the pet, 2 the background, 3 the border between them, which is not judged.

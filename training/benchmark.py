@@ -16,8 +16,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from alignseg_tf import AlignSeg
-from alignseg_tf.data.augmentation import Augmentation
 from alignseg_tf.data.pipeline import (
     RareClassSampling,
     SampleCache,
@@ -29,7 +27,7 @@ from alignseg_tf.data.readers import DataError, check_samples
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.files import write_text
 from alignseg_tf.progress import counter
-from training.build import build_model, compile_model, mean_color
+from training.build import build_augmentation, build_model, compile_model
 from training.recipe import Recipe, RecipeError, add_recipe_arguments, recipe_from_arguments
 from training.report import machine, versions
 from training.train import for_outputs
@@ -75,7 +73,7 @@ def measure_input(
     compile_model(
         model, recipe, label_space, pixels, steps_per_epoch(len(samples), recipe.batch_size)
     )
-    augmentation = build_augmentation(recipe, model)
+    augmentation = build_augmentation(recipe, model, recipe.crop_size)
 
     def batches(first_epoch: int = 0) -> tf.data.Dataset:
         dataset = training_dataset(
@@ -107,19 +105,6 @@ def measure_input(
         "pipeline_cpu_share": float(1.0 - own_cpu / cpu),
         "images_per_second": alone,
     }
-
-
-def build_augmentation(recipe: Recipe, model: AlignSeg) -> Augmentation:
-    """Return the augmentation that a recipe describes, at its full crop size."""
-    return Augmentation(
-        recipe.crop_size,
-        recipe.scale,
-        recipe.scale_distribution,
-        max_class_share=recipe.max_class_share,
-        color=recipe.color,
-        photometric=recipe.photometric,
-        fill=mean_color(model),
-    )
 
 
 def time_steps(model: keras.Model, batches: Iterator[Any], steps: int) -> tuple[float, float]:
@@ -170,7 +155,7 @@ def describe_input(result: dict[str, Any]) -> str:
 def run_input(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Run the subcommand `input`: what is to be written as JSON, and as text."""
     recipe = recipe_from_arguments(parsed)
-    data = data_from_arguments(parsed, counter("drawing street scenes"))
+    data = data_from_arguments(parsed, counter("making the data set"))
     result = measure_input(recipe, data, parsed.steps, parsed.rounds, parsed.cached)
     settings = {
         "recipe": parsed.recipe,

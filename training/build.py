@@ -174,6 +174,20 @@ def compile_model(
     )
 
 
+def build_augmentation(recipe: Recipe, model: AlignSeg, crop_size: tuple[int, int]) -> Augmentation:
+    """Return what a recipe draws for each sample."""
+    return Augmentation(
+        crop_size,
+        recipe.scale,
+        recipe.scale_distribution,
+        recipe.placement,
+        max_class_share=recipe.max_class_share,
+        color=recipe.color,
+        photometric=recipe.photometric,
+        fill=mean_color(model),
+    )
+
+
 def mean_color(model: AlignSeg) -> tuple[float, float, float]:
     """Return the RGB colour that the model's normalization turns into zero, or the usual one."""
     if model.normalization is None:

@@ -21,7 +21,6 @@ import numpy as np
 import tensorflow as tf
 
 from alignseg_tf import AlignSeg, metrics
-from alignseg_tf.data.augmentation import Augmentation
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.pipeline import (
     RareClassSampling,
@@ -37,7 +36,7 @@ from alignseg_tf.files import write_text
 from alignseg_tf.progress import counter
 from training import multi_worker
 from training.averaging import ValidateAveraged
-from training.build import build_model, compile_model, mean_color
+from training.build import build_augmentation, build_model, compile_model
 from training.callbacks import (
     RunFolder,
     RunStoppedError,
@@ -168,16 +167,7 @@ def training_batches(
         rare = RareClassSampling(data.training_summary.counts, recipe.rare_classes)
 
     def batches(first: int, last: int, crop_size: tuple[int, int]) -> tf.data.Dataset:
-        augmentation = Augmentation(
-            crop_size,
-            recipe.scale,
-            recipe.scale_distribution,
-            recipe.placement,
-            max_class_share=recipe.max_class_share,
-            color=recipe.color,
-            photometric=recipe.photometric,
-            fill=mean_color(model),
-        )
+        augmentation = build_augmentation(recipe, model, crop_size)
         dataset = training_dataset(
             data.training, data.label_space, augmentation, recipe.batch_size, last, first,
             recipe.seed, cache, rare, (worker.index, worker.count),
