@@ -1,10 +1,15 @@
 """Writing without ever leaving half a file behind."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class DiskFullError(OSError):
+    """There is no space for a file; the message says which one, and how much there is."""
 
 
 @contextmanager
@@ -13,6 +18,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     If the body raises, `path` stays as it was and the temporary file or folder is removed. The
     temporary name keeps the suffix, since writers go by it. A folder is replaced as a whole.
+
+    Raises:
+        DiskFullError: the disk, or the user's quota on it, has no space for the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,11 +33,40 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())  # the name must not be on the disk before the content
             temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(_disk_full(path, temporary)) from error
+        raise
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring what was renamed in a folder to the disk, before anything that is renamed later."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _disk_full(path: Path, temporary: Path) -> str:
+    """Say what did not fit, and what there is; while the half that was written is still there."""
+    half = temporary.stat().st_size if temporary.is_file() else 0
+    before = path.stat().st_size if path.is_file() else 0
+    free = shutil.disk_usage(path.parent).free + half
+    needed = f"more than {max(half, free) / 1e6:.1f} MB"
+    if before > free:
+        needed = f"{before / 1e6:.1f} MB, as the one that is there,"
+    return (
+        f"the disk is full, or your quota: {path} needs {needed} and there are "
+        f"{free / 1e6:.1f} MB free. "
+        + ("The one that is there is whole" if before else "There is none yet")
+    )
 
 
 def _replace_folder(new: Path, path: Path) -> None:

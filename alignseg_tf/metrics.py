@@ -236,12 +236,13 @@ class MeanIoU(keras.metrics.Metric):
         }
 
 
-def _mean_iou_metrics(metrics: Sequence[keras.metrics.Metric]) -> Iterator[MeanIoU]:
+def mean_iou_metrics(metrics: Sequence[keras.metrics.Metric]) -> Iterator[MeanIoU]:
+    """Find the `MeanIoU` among a model's `metrics`, also within those that `compile` wraps."""
     for metric in metrics:
         if isinstance(metric, MeanIoU):
             yield metric
         else:  # compile() wraps its metrics in one that holds them
-            yield from _mean_iou_metrics(getattr(metric, "metrics", ()))
+            yield from mean_iou_metrics(getattr(metric, "metrics", ()))
 
 
 class RaiseOnInvalidLabels(keras.callbacks.Callback):
@@ -269,7 +270,7 @@ class RaiseOnInvalidLabels(keras.callbacks.Callback):
         self._in_epoch = False
 
     def _check(self) -> None:
-        metrics = list(_mean_iou_metrics(self.model.metrics))
+        metrics = list(mean_iou_metrics(self.model.metrics))
         if not metrics:
             raise ValueError(
                 "RaiseOnInvalidLabels reads the counter of a MeanIoU metric: expected one in "

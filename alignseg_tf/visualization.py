@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from alignseg_tf.data.catalog import IGNORE, LabelSpace
 from alignseg_tf.layers import AlignedContextModeling, AlignedFeatureAggregation
 from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
-from alignseg_tf.layers.sampling import _offset_scale
+from alignseg_tf.layers.sampling import offset_scale
 
 Palette = Sequence[Sequence[int]]
 
@@ -165,7 +165,7 @@ def _pixels_per_offset(
     sampling: str, read_size: Sequence[int], out_size: Sequence[int], image_size: Sequence[int]
 ) -> np.ndarray:
     """Return how many pixels of the picture an offset of 1 is along x and along y, [2]."""
-    cells = [float(scale) for scale in _offset_scale(sampling, *read_size, *out_size)]
+    cells = [float(scale) for scale in offset_scale(sampling, *read_size, *out_size)]
     if sampling in ("standard", "released_align_corners"):
         # The centres of the outer cells lie on those of the outer pixels.
         pixels = [(n - 1) / max(1, m - 1) for n, m in zip(image_size, read_size, strict=True)]

@@ -389,7 +389,23 @@ def test_sigterm_ends_a_run_between_two_steps(moment, epoch, batch, message, cap
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_second_ctrl_c_ends_a_run_at_once():
+@pytest.fixture
+def ctrl_c():
+    """Python's own handling of Ctrl-C, which a test runner in the background may not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_ignored_signal_stays_ignored(ctrl_c):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with StopOnSignal() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received is None
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(ctrl_c):
     with pytest.raises(KeyboardInterrupt), StopOnSignal() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received is signal.SIGINT

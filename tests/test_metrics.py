@@ -296,7 +296,7 @@ def test_fit_evaluate_save_and_load(tmp_path):
     assert expected.confusion_matrix().sum() == (labels != 255).sum()
     assert results["mean_iou"] == pytest.approx(mean_iou(expected.confusion_matrix()), rel=1e-5)
     assert history["val_mean_iou"][-1] == pytest.approx(results["mean_iou"], rel=1e-5)
-    (metric,) = metrics._mean_iou_metrics(model.metrics)
+    (metric,) = metrics.mean_iou_metrics(model.metrics)
     np.testing.assert_array_equal(metric.confusion_matrix(), expected.confusion_matrix())
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")

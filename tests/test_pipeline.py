@@ -13,6 +13,7 @@ from alignseg_tf.data.catalog import IGNORE, LabelSpace
 from alignseg_tf.data.pipeline import (
     RareClassSampling,
     SampleCache,
+    batch_samples,
     evaluation_dataset,
     read_ahead,
     training_dataset,
@@ -304,3 +305,27 @@ def test_pictures_and_labels_of_all_kinds_arrive_together(
         assert (new_label[0].numpy() == label).all() or (
             new_label[0].numpy() == label[:, ::-1]
         ).all()
+
+
+@pytest.mark.parametrize("rare", [False, True])
+@pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
+def test_one_batch_can_be_made_again(folder, rare, shard):
+    """By itself, and from the samples that it is said to be made of."""
+    samples = read_folder(folder, "train")
+    kwargs = {"batch_size": 2, "seed": 3, "shard": shard}
+    if rare:
+        kwargs["rare_classes"] = RareClassSampling(check_samples(samples, SPACE).counts, 0.5)
+    still = Augmentation((64, 96), scale=(1.0, 1.0), flip=False)
+    whole = list(training_dataset(samples, SPACE, still, epochs=3, **kwargs))
+    for epoch, step in ((0, 0), (1, 2), (2, 1)):
+        rest = training_dataset(
+            samples, SPACE, still, epochs=epoch + 1, initial_epoch=epoch, initial_step=step,
+            **kwargs,
+        )  # fmt: skip
+        assert len(list(rest)) == 3 - step
+        image, label = next(iter(rest))
+        np.testing.assert_array_equal(image, whole[3 * epoch + step][0])
+        np.testing.assert_array_equal(label, whole[3 * epoch + step][1])
+        drawn = batch_samples(samples, epoch=epoch, step=step, **kwargs)
+        for one, sample in zip(image.numpy(), drawn, strict=True):
+            np.testing.assert_allclose(one, load_sample(sample, SPACE)[0], atol=0.01)

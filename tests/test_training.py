@@ -235,7 +235,7 @@ def test_another_recipe_is_kept_out_of_the_folder(unbroken):
     folder, output = unbroken
     result = run(folder, output, "--learning-rate", "0.5")
     assert result.returncode == 2
-    assert "holds another run (learning_rate: 0.001 there, 0.5 here)" in result.stderr
+    assert "holds another run:\n  learning_rate: 0.001 there, 0.5 here\n" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -378,6 +378,15 @@ def test_a_folder_of_other_data_is_another_run(tmp_path):
     ):
         with pytest.raises(RecipeError, match=message):
             train.check_run_folder(tmp_path, other)
+
+
+def test_long_differences_are_told_in_short():
+    """Two sets of 19 and 20 classes; the same in another order; a value that is new."""
+    classes = [f"class {i}" for i in range(19)]
+    difference = train._difference(classes, [*classes[:18], "sky", "road"])
+    assert difference == "19 there, 20 here; only there: class 18; only here: sky, road"
+    assert train._difference(classes, classes[::-1]) == "19 there, 19 here; in another order"
+    assert train._difference(None, [64, 96]) == "not set there, [64, 96] here"
 
 
 def test_class_weights_have_a_mean_pixel_of_one():

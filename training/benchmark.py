@@ -27,10 +27,10 @@ from alignseg_tf.data.readers import DataError, check_samples
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.files import write_text
 from alignseg_tf.progress import counter
+from training.batches import for_outputs
 from training.build import build_augmentation, build_model, compile_model
 from training.recipe import Recipe, RecipeError, add_recipe_arguments, recipe_from_arguments
 from training.report import machine, versions
-from training.train import for_outputs
 
 
 def measure_input(

@@ -202,8 +202,11 @@ class StopOnSignal(keras.callbacks.Callback):
 
     def __enter__(self) -> "StopOnSignal":
         if threading.current_thread() is threading.main_thread():  # no other may
+            # What is ignored stays so: `nohup ... &` must outlive the terminal's Ctrl-C.
             self.previous = {
-                number: signal.signal(number, self._receive) for number in self.SIGNALS
+                number: signal.signal(number, self._receive)
+                for number in self.SIGNALS
+                if signal.getsignal(number) is not signal.SIG_IGN
             }
         return self
 

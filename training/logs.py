@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from alignseg_tf.metrics import MeanIoU, _mean_iou_metrics
+from alignseg_tf.metrics import MeanIoU, mean_iou_metrics
 
 Logs = dict[str, Any] | None
 
@@ -38,7 +38,7 @@ def class_iou(model: keras.Model) -> dict[str, float]:
     Raises:
         ValueError: the model is compiled without a `MeanIoU`.
     """
-    found: list[MeanIoU] = list(_mean_iou_metrics(model.metrics))
+    found: list[MeanIoU] = list(mean_iou_metrics(model.metrics))
     if not found:
         raise ValueError("expected a MeanIoU in compile(metrics=...). Received: none")
     names = found[0].class_names or [f"class {i}" for i in range(found[0].num_classes)]

@@ -12,9 +12,10 @@ import dataclasses
 import json
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,20 +24,18 @@ import tensorflow as tf
 from alignseg_tf import AlignSeg, metrics
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.pipeline import (
-    RareClassSampling,
-    SampleCache,
     evaluation_dataset,
     steps_per_epoch,
-    training_dataset,
 )
-from alignseg_tf.data.readers import DataError, DataSummary, Sample, check_samples
+from alignseg_tf.data.readers import DataError, Sample
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation import Report
-from alignseg_tf.files import write_text
+from alignseg_tf.files import DiskFullError, write_text
 from alignseg_tf.progress import counter
 from training import multi_worker
 from training.averaging import ValidateAveraged
-from training.build import build_augmentation, build_model, compile_model
+from training.batches import Checked, TrainingBatches, check_data, for_outputs, stages
+from training.build import build_model, compile_model
 from training.callbacks import (
     RunFolder,
     RunStoppedError,
@@ -87,14 +86,26 @@ def check_run_folder(output: Path, run: dict) -> None:
         return
     before = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
     differences = [
-        f"{name}: {before.get(name)!r} there, {run.get(name)!r} here"
+        f"{name}: {_difference(before.get(name), run.get(name))}"
         for name in sorted(before.keys() | run.keys())
         if before.get(name) != run.get(name)
     ]
     if differences:
-        raise RecipeError(
-            f"{output} holds another run ({'; '.join(differences)}); give another --output"
-        )
+        listed = "".join(f"\n  {difference}" for difference in differences)
+        raise RecipeError(f"{output} holds another run:{listed}\ngive another --output")
+
+
+def _difference(there: Any, here: Any) -> str:
+    """Say in a line how two values differ; None is a value that a run does not have."""
+    if isinstance(there, list) and isinstance(here, list) and len(there) + len(here) > 8:
+        parts = [f"{len(there)} there, {len(here)} here"]
+        for where, values, others in (("there", there, here), ("here", here, there)):
+            if only := [str(value) for value in values if value not in others]:
+                more = " ..." if only[5:] else ""
+                parts.append(f"only {where}: {', '.join(only[:5])}{more}")
+        return "; ".join(parts if parts[1:] else [*parts, "in another order"])
+    shown = ["not set" if value is None else repr(value) for value in (there, here)]
+    return f"{shown[0]} there, {shown[1]} here"
 
 
 def load_last(run_folder: RunFolder) -> tuple[AlignSeg, int]:
@@ -127,63 +138,6 @@ def check_batch_size(recipe: Recipe, replicas: int) -> None:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """The data of a run, every file of which has been read once."""
-
-    label_space: LabelSpace
-    training: Sequence[Sample]
-    validation: Sequence[Sample]
-    training_summary: DataSummary
-    validation_summary: DataSummary
-
-    @property
-    def one_size(self) -> bool:
-        """Whether all validation pictures have the same size."""
-        return len(np.unique(self.validation_summary.sizes, axis=0)) == 1
-
-
-def check_data(data: DataSource, training: Sequence[Sample]) -> Checked:
-    """Read every file of the data once, and say what they are.
-
-    Raises:
-        DataError: something is wrong with them.
-    """
-    validation = data.samples("val")
-    summaries = [
-        check_samples(samples, data.label_space, counter(f"checking {name} pictures"))
-        for name, samples in (("training", training), ("validation", validation))
-    ]
-    describe(data.label_space, *summaries)
-    return Checked(data.label_space, training, validation, *summaries)
-
-
-def training_batches(
-    recipe: Recipe, data: Checked, model: AlignSeg, worker: Worker
-) -> Callable[[int, int, tuple[int, int]], tf.data.Dataset]:
-    """Return a function: (first epoch, epoch to end before, crop size) -> batches."""
-    cache = SampleCache()
-    rare = None
-    if recipe.rare_classes:
-        rare = RareClassSampling(data.training_summary.counts, recipe.rare_classes)
-
-    def batches(first: int, last: int, crop_size: tuple[int, int]) -> tf.data.Dataset:
-        augmentation = build_augmentation(recipe, model, crop_size)
-        dataset = training_dataset(
-            data.training, data.label_space, augmentation, recipe.batch_size, last, first,
-            recipe.seed, cache, rare, (worker.index, worker.count),
-        )  # fmt: skip
-        return for_outputs(model, dataset)
-
-    return batches
-
-
-def for_outputs(model: AlignSeg, dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Give each output of the model the same labels."""
-    names = list(model.output)
-    return dataset.map(lambda image, label: (image, dict.fromkeys(names, label)))
-
-
-@dataclass(frozen=True)
 class Run:
     """A run that is ready to train.
 
@@ -191,7 +145,7 @@ class Run:
         recipe: what to do.
         data: what to do it with.
         model: compiled, new or from the run's last epoch.
-        batches: (first epoch, epoch to end before, crop size) -> training batches.
+        batches: what to train on.
         validation: batches of whole pictures.
         initial_epoch: the epoch to start with.
         strategy: what the model was built under.
@@ -201,7 +155,7 @@ class Run:
     recipe: Recipe
     data: Checked
     model: AlignSeg
-    batches: Callable[[int, int, tuple[int, int]], tf.data.Dataset]
+    batches: TrainingBatches
     validation: tf.data.Dataset
     initial_epoch: int
     strategy: tf.distribute.Strategy
@@ -262,7 +216,7 @@ def prepare(
         recipe,
         data,
         model,
-        training_batches(recipe, data, model, worker),
+        TrainingBatches(recipe, data, model, worker),
         for_outputs(model, validation),
         initial_epoch,
         strategy,
@@ -340,30 +294,24 @@ def fit(run: Run, run_folder: RunFolder) -> None:
     parts = stages(recipe)
     work = [float(np.prod(crop)) for first, last, crop in parts for _ in range(first, last)]
     folder = run_folder.folder
-
-    def batch_of(epoch: int, step: int) -> tuple[np.ndarray, np.ndarray, Sequence[str]]:
-        crop_size = next(crop for first, last, crop in parts if first <= epoch < last)
-        images, labels = next(iter(run.batches(epoch, epoch + 1, crop_size).skip(step)))
-        return images.numpy(), labels["segmentation"].numpy(), ()
-
     own_folder = folder if run.worker.is_chief else folder / f"worker{run.worker.index}"
     with StopOnSignal() as stop:
         # What may end the run or change weights is for all workers, in the same order.
         callbacks: list[keras.callbacks.Callback] = [
             SeedDropout(recipe.seed + run.worker.index),
             metrics.RaiseOnInvalidLabels(),
-            StopOnNonFinite(own_folder, batch_of),
+            StopOnNonFinite(own_folder, run.batches.of_step),
             ValidateAveraged(),
         ]
         if run.worker.is_chief:
             callbacks += [
                 Progress(steps, work, run.initial_epoch, recipe.batch_size),
-                TensorBoard(folder / "tensorboard", data.validation[:4], data.label_space),
                 run_folder,
+                TensorBoard(folder / "tensorboard", data.validation[:4], data.label_space),
             ]
         else:
             callbacks.append(multi_worker.WorkerProgress(run.worker))
-        callbacks.append(stop)
+        callbacks.append(stop)  # last: an epoch that is done is saved before
         for first, last, crop_size in parts:
             first = max(first, run.initial_epoch)
             if first >= last:
@@ -389,32 +337,10 @@ def fit(run: Run, run_folder: RunFolder) -> None:
             )
 
 
-def stages(recipe: Recipe) -> list[tuple[int, int, tuple[int, int]]]:
-    """Return (first epoch, epoch to end before, crop size) of the parts of a run."""
-    height, width = recipe.crop_size
-    small = tuple(max(64, round(side / 2**0.5 / 32) * 32) for side in (height, width))
-    border = min(recipe.small_crop_epochs, recipe.epochs)
-    parts = [(0, border, small), (border, recipe.epochs, recipe.crop_size)]
-    return [part for part in parts if part[0] < part[1]]  # type: ignore[misc]
-
-
 def validation_epochs(recipe: Recipe) -> list[int]:
     """Return the epochs, counted from 1, after which to validate; the last is one of them."""
     every = recipe.validate_every
     return sorted({*range(every, recipe.epochs + 1, every), recipe.epochs})
-
-
-def describe(label_space: LabelSpace, training: DataSummary, validation: DataSummary) -> None:
-    """Print what the data are, and warn of classes that cannot be learned or judged."""
-    for name, part in (("training", training), ("validation", validation)):
-        low, high = part.sizes.min(0), part.sizes.max(0)
-        size = f"{low[1]} x {low[0]}" + (
-            f" to {high[1]} x {high[0]}" if (low != high).any() else ""
-        )
-        print(f"{len(part.sizes)} {name} pictures, {size} pixels")
-        absent = [c for c, n in zip(label_space.classes, part.pixels, strict=True) if n == 0]
-        if absent:
-            print(f"Warning: no {name} picture has the classes: {', '.join(absent)}")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -452,9 +378,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DataError, RecipeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except RunStoppedError as stopped:
-        print(f"error: {stopped}", file=sys.stderr)
-        return stopped.status
+    except (RunStoppedError, DiskFullError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status if isinstance(error, RunStoppedError) else 1
     if report is None:
         return 0
     print(f"\n{parsed.output / 'best.keras'} on the validation pictures:\n\n{report.table()}")

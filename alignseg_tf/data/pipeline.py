@@ -147,6 +147,7 @@ def training_dataset(
     cache: SampleCache | None = None,
     rare_classes: RareClassSampling | None = None,
     shard: tuple[int, int] = (0, 1),
+    initial_step: int = 0,
 ) -> tf.data.Dataset:
     """Shuffled and augmented batches of all epochs from `initial_epoch` on, one after another.
 
@@ -166,6 +167,7 @@ def training_dataset(
         rare_classes: how to draw samples, instead of each once an epoch.
         shard: (index, count) of one of several machines: the batches are then the part `index` of
             `count` equal, contiguous parts of each batch.
+        initial_step: the batch of `initial_epoch` to start with.
 
     Returns:
         Batches (float32 [B, height, width, 3] in 0..255, int32 [B, height, width]), where B is
@@ -175,7 +177,56 @@ def training_dataset(
         DataError: fewer samples than a batch needs; when read, an unreadable file.
         ValueError: the batch has no `count` equal parts, or `counts` are not those of `samples`.
     """
-    total = len(samples)
+    steps = steps_per_epoch(len(samples), batch_size)
+    draw = _drawing(len(samples), batch_size, seed, rare_classes, shard)
+    load = _loading(samples, label_space, SampleCache() if cache is None else cache)
+
+    def sample(number: Any) -> tuple[Any, Any]:
+        index, stream, wanted = draw(number)
+        return augmentation(*load(index), stream, wanted)
+
+    local = batch_size // shard[1]
+    first, last = (initial_epoch * steps + initial_step) * local, epochs * steps * local
+    dataset = tf.data.Dataset.range(first, last)
+    dataset = dataset.map(sample, num_parallel_calls=parallel_calls(), deterministic=True)
+    dataset = dataset.batch(local, drop_remainder=True)
+    return dataset.prefetch(read_ahead(local, augmentation.crop_size))
+
+
+def batch_samples(
+    samples: Sequence[Sample],
+    batch_size: int,
+    epoch: int,
+    step: int,
+    seed: int = 0,
+    rare_classes: RareClassSampling | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> list[Sample]:
+    """Return the samples that one batch of `training_dataset` is made of, in order.
+
+    Raises:
+        DataError: as `training_dataset`.
+        ValueError: as `training_dataset`.
+    """
+    draw = _drawing(len(samples), batch_size, seed, rare_classes, shard)
+    local = batch_size // shard[1]
+    first = (epoch * steps_per_epoch(len(samples), batch_size) + step) * local
+    numbers = tf.range(first, first + local, dtype=tf.int64)
+    return [samples[int(draw(number)[0])] for number in numbers]
+
+
+def _drawing(
+    total: int,
+    batch_size: int,
+    seed: int,
+    rare_classes: RareClassSampling | None,
+    shard: tuple[int, int],
+) -> Callable[[Any], tuple[Any, Any, Any]]:
+    """Return what a number, counted over all epochs on this machine, stands for.
+
+    That is the index of a sample, the seed of its augmentation, int64 [2], and the class that its
+    crop is to hold, or None.
+    """
     per_epoch = steps_per_epoch(total, batch_size) * batch_size
     part, parts = shard
     if not 0 <= part < parts or batch_size % parts:
@@ -189,27 +240,21 @@ def training_dataset(
             f"Received: counts of {len(rare_classes.counts)}"
         )
     local = batch_size // parts
-    load = _loading(samples, label_space, SampleCache() if cache is None else cache)
     draw_rare = None if rare_classes is None else rare_classes.drawing()
 
-    def sample(number: Any) -> tuple[Any, Any]:
-        """Return the sample of this number, counted over all epochs on this machine."""
+    def draw(number: Any) -> tuple[Any, Any, Any]:
         place = number // local * batch_size + part * local + number % local
         epoch, place = place // per_epoch, place % per_epoch
         # Not the index of the sample: the second draw of the same one must differ.
         stream = tf.stack([tf.constant(seed, tf.int64) * 1_000_003 + epoch, place])
         if draw_rare is not None:
             index, wanted = draw_rare(-1 - stream)  # another seed than that of the augmentation
-            return augmentation(*load(index), stream, wanted)
+            return index, stream, wanted
         order = tf.stack([tf.constant(seed, tf.int64), epoch])
         index = tf.random.experimental.index_shuffle(place, seed=order, max_index=total - 1)
-        return augmentation(*load(index), stream)
+        return index, stream, None
 
-    first, last = (epoch * per_epoch // parts for epoch in (initial_epoch, epochs))
-    dataset = tf.data.Dataset.range(first, last)
-    dataset = dataset.map(sample, num_parallel_calls=parallel_calls(), deterministic=True)
-    dataset = dataset.batch(local, drop_remainder=True)
-    return dataset.prefetch(read_ahead(local, augmentation.crop_size))
+    return draw
 
 
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:

@@ -82,7 +82,7 @@ def _corners(
     return corners[0], corners[1]
 
 
-def _offset_scale(
+def offset_scale(
     sampling: str, height: Size, width: Size, out_height: Size, out_width: Size
 ) -> tuple[Tensor, Tensor]:
     """Cells of the map that is read per unit of offset, along x and along y."""
@@ -144,7 +144,7 @@ def bilinear_sample(features: Tensor, offsets: Tensor, sampling: str = "standard
     out_height, out_width = ops.shape(offsets)[1:3]
     align_corners = sampling in ("standard", "released_align_corners")
     offsets = ops.cast(offsets, "float32")
-    scale_x, scale_y = _offset_scale(sampling, height, width, out_height, out_width)
+    scale_x, scale_y = offset_scale(sampling, height, width, out_height, out_width)
     grid_x = _regular_grid(out_width, width, align_corners)
     whole_y, fraction_y = _regular_grid(out_height, height, align_corners)
     grid_y = (ops.expand_dims(whole_y, 1), ops.expand_dims(fraction_y, 1))
