@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 DATA ?= street_scenes
 # What is installed into .venv; CI adds PyTorch and JAX by EXTRAS=test,parity.
 EXTRAS ?= test
+# Two test files at a time: a process that builds TensorFlow graphs keeps one core busy.
+PARALLEL := --numprocesses 2 --dist loadfile
 comma := ,
 STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 
@@ -34,10 +36,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -69,7 +69,12 @@ def dry_run(
     print("Dry run: two steps and two validation pictures; nothing is written.", flush=True)
     training_times, validation_times = StepTimes(), StepTimes()
     logs = model.fit(
-        batches, steps_per_epoch=STEPS, epochs=1, verbose=0, callbacks=[training_times]
+        batches,
+        steps_per_epoch=STEPS,
+        epochs=1,
+        shuffle=False,
+        verbose=0,
+        callbacks=[training_times],
     ).history
     val_batches = int(validation.cardinality())
     model.evaluate(

@@ -4,7 +4,8 @@ Command:
     python -m training.train --recipe nuclei_lite0 --data FOLDER --output runs/nuclei
 FOLDER has the folder form (docs/datasets/own_data.md).
 
-Memory: about 3 GB. Time: 10 seconds a hundred crops on 2 cores of an AMD EPYC.
+Memory: 2.9 GiB (`--dry-run`). Time: 30 minutes on 2 cores of an AMD EPYC, worked out from the 0.57
+megapixel a second of CamVid.
 Measured: not measured here; `make demo` on the same pictures reached 91.7 % mIoU on val.
 """
 
