@@ -9,20 +9,26 @@ EXTRAS ?= test
 PARALLEL := --numprocesses 2 --dist loadfile
 comma := ,
 STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
+# `make docs NOTEBOOKS=off` shows the notebooks as they are kept, without running them.
+NOTEBOOKS ?= on
+SITE := docs/_build/html
 
-.PHONY: help demo test test-slow lint install clean
+.PHONY: help demo test test-slow docs lint install clean
 
 help:
 	@echo "make demo               train, export and try AlignSeg on drawn street scenes"
 	@echo "make demo DATA=FOLDER   the same on your own pictures"
 	@echo "make test               lint, types, and every test that is not slow"
 	@echo "make test-slow          the slow tests"
+	@echo "make docs               the documentation as a site; with NOTEBOOKS=off in a minute"
 	@echo "make clean              remove .venv and caches, not runs/"
 
-$(STAMP): setup.cfg pyproject.toml
+# The extras are in the stamp's name: installed-test-parity is of EXTRAS=test,parity.
+$(VENV)/installed-%: setup.cfg pyproject.toml
 	@echo "Installing into $(VENV) (about 2 GB, a few minutes the first time) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$(EXTRAS)]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--editable ".[$(subst -,$(comma),$*)]"
 	@touch $@
 
 install: $(STAMP)
@@ -41,5 +47,11 @@ test: lint
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
+# Warnings are errors, a link that leads nowhere among them.
+docs: $(VENV)/installed-docs
+	NOTEBOOKS=$(NOTEBOOKS) $(BIN)/python -m sphinx -b html -n -W --keep-going -q \
+		-d docs/_build/doctrees docs $(SITE)
+	@echo "$(SITE)/index.html"
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

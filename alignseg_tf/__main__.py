@@ -1,52 +1,59 @@
 """The command line: `python -m alignseg_tf COMMAND`."""
 
 import argparse
+import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from alignseg_tf import checkpoints
+from alignseg_tf.batch_prediction import (
+    add_predict_arguments,
+    predict_from_arguments,
+    result_names,
+)
 from alignseg_tf.data.importing import add_import_arguments
+from alignseg_tf.data.readers import find_named_pictures, load_image
 from alignseg_tf.data.sources import add_data_arguments
-from alignseg_tf.files import atomic_path
+from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.layers import SAMPLING_CONVENTIONS
+from alignseg_tf.protocols import add_protocol_arguments
 
 
-def predict(arguments: argparse.Namespace) -> int:
-    """Segment pictures; a bad file is reported and skipped."""
-    from alignseg_tf.data.readers import DataError, find_pictures, load_image
-    from alignseg_tf.prediction import Predictor
+def compare(arguments: argparse.Namespace) -> int:
+    """Evaluate two models on the same pictures and say what differs."""
+    from alignseg_tf.comparison import compare_from_arguments
 
-    pictures = find_pictures(arguments.pictures)
-    stem, count = Counter(picture.stem for picture in pictures).most_common(1)[0]
-    if count > 1:
-        raise ValueError(
-            f"several pictures are called {stem!r} and would overwrite each other in "
-            f"{arguments.output}: predict them into folders of their own"
-        )
-    predictor = Predictor(arguments.model)
+    print(compare_from_arguments(arguments))
+    return 0
+
+
+def alignment(arguments: argparse.Namespace) -> int:
+    """Draw what the alignment layers of a model do in pictures."""
+    from alignseg_tf.alignment import write_alignment_figures
+    from alignseg_tf.networks import load_model
+
+    found = find_named_pictures(arguments.pictures, leave_out=arguments.output.resolve())
+    pictures = result_names(found)
+    model = load_model(arguments.model)
     failed = 0
-    for number, picture in enumerate(pictures, start=1):
+    for number, (path, name) in enumerate(pictures, start=1):
         try:
-            written = predictor(load_image(picture)).save(arguments.output, picture.stem)
-            print(f"[{number}/{len(pictures)}] {picture} -> {written[0]}, {written[1].name}")
-        except DataError as error:
-            failed += 1
-            print(f"[{number}/{len(pictures)}] skipped: {error}", file=sys.stderr)
+            folder = arguments.output / name.parent
+            written = write_alignment_figures(model, load_image(path), folder, name.name)
         except ValueError as error:
             failed += 1
-            print(f"[{number}/{len(pictures)}] skipped: {picture}: {error}", file=sys.stderr)
-    if failed:
-        print(f"error: {failed} of {len(pictures)} pictures were skipped", file=sys.stderr)
+            print(f"skipped: {path}: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
+            continue
+        print(f"[{number}/{len(pictures)}] {path} -> {', '.join(map(str, written))}")
     return 1 if failed else 0
 
 
 def export(arguments: argparse.Namespace) -> int:
     """Write a SavedModel and say how well it agrees with the model."""
-    from alignseg_tf.data.readers import find_pictures, load_image
+    from alignseg_tf.data.readers import find_pictures
     from alignseg_tf.export import export_saved_model
-    from alignseg_tf.prediction import load_model
+    from alignseg_tf.networks import load_model
 
     pictures = [load_image(path) for path in find_pictures(arguments.check)] or None
     agreement = export_saved_model(load_model(arguments.model), arguments.output, pictures)
@@ -72,13 +79,17 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def summary(arguments: argparse.Namespace) -> int:
-    """Print the blocks of a model."""
-    from alignseg_tf.prediction import label_space_of, load_model
+    """Print the blocks of a model: shapes, parameters, multiply-adds, time."""
+    from alignseg_tf.networks import label_space_of, load_model
+    from alignseg_tf.summary import summarize
 
     model = load_model(arguments.model)
-    model.summary()
+    blocks = summarize(model, tuple(arguments.size), arguments.runs)
+    print(blocks.table())
     print(f"classes: {', '.join(label_space_of(model).classes)}")
     print(f"normalization: {model.normalization}\nsampling: {model.sampling}")
+    if arguments.json is not None:
+        write_text(arguments.json, json.dumps(blocks.to_dict(), indent=1))
     return 0
 
 
@@ -118,10 +129,24 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    command = add("predict", predict, "segment pictures: class ids as PNG, and overlays")
-    command.add_argument("model", type=Path, help="a .keras file or the folder of a SavedModel")
-    command.add_argument("pictures", nargs="+", type=Path, help="files or folders")
-    command.add_argument("--output", type=Path, required=True, help="folder for the results")
+    command = add("predict", predict_from_arguments, "segment pictures, videos or a camera")
+    add_predict_arguments(command)
+
+    command = add("compare", compare, "two models on the same pictures: what differs")
+    command.add_argument("first", type=Path, metavar="A", help="a model, as for predict")
+    command.add_argument("second", type=Path, metavar="B", help="another one")
+    add_data_arguments(command)
+    command.add_argument("--split", default="val", help="which part of the data (%(default)s)")
+    command.add_argument(
+        "--output", type=Path, required=True,
+        help="folder for the comparison: a page with pictures, JSON, CSV",
+    )  # fmt: skip
+    add_protocol_arguments(command)
+
+    command = add("alignment", alignment, "draw what the alignment layers of a model do")
+    command.add_argument("model", type=Path, help="a .keras file")
+    command.add_argument("pictures", nargs="+", help="pictures, folders, or patterns in quotes")
+    command.add_argument("--output", type=Path, required=True, help="folder for the figures")
 
     command = add("export", export, "write a SavedModel that TensorFlow alone can serve")
     command.add_argument("model", type=Path, help="a .keras file")
@@ -141,8 +166,16 @@ def build_parser() -> argparse.ArgumentParser:
         help="convention that the weights were trained under (%(default)s: the published ones)",
     )  # fmt: skip
 
-    command = add("summary", summary, "print the blocks of a model with shapes and sizes")
+    command = add("summary", summary, "print the blocks of a model: shapes, sizes, work, time")
     command.add_argument("model", type=Path, help="a .keras file")
+    command.add_argument(
+        "--size", type=int, nargs=2, default=(512, 1024), metavar=("HEIGHT", "WIDTH"),
+        help="of the picture, in pixels (512 1024)",
+    )  # fmt: skip
+    command.add_argument(
+        "--runs", type=int, default=5, help="timed runs of each block, 0 for none (%(default)s)"
+    )
+    command.add_argument("--json", type=Path, help="file to write the numbers to")
 
     command = add("inspect", inspect, "say what a data set holds and what is wrong with it")
     add_data_arguments(command, positional=True)
@@ -166,6 +199,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -1,129 +1,218 @@
-"""Count what a model gets right, and say it as a table or as JSON."""
+"""Compare what a model sees in many pictures with their labels."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import hashlib
+import json
+import queue
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
-from alignseg_tf import metrics
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.data.readers import Sample, load_sample
+from alignseg_tf.data.readers import Sample, in_parallel, load_sample
+from alignseg_tf.evaluation_report import Report
+from alignseg_tf.files import differences, fingerprint
+from alignseg_tf.prediction import Prediction, Predictor, predictors_on_all_gpus
+from alignseg_tf.protocols import Protocol
+from alignseg_tf.scores import PictureScores, score_picture
 
-
-@dataclass(frozen=True)
-class Report:
-    """The result of an evaluation.
-
-    Attributes:
-        confusion: int64 [n, n], rows are the truth, columns the prediction, in pixels.
-        classes: names of the n classes.
-        pictures: number of pictures counted.
-    """
-
-    confusion: np.ndarray
-    classes: Sequence[str]
-    pictures: int
-
-    @property
-    def iou(self) -> np.ndarray:
-        """Intersection over union of each class in 0..1, NaN where it does not occur."""
-        return metrics.iou_per_class(self.confusion)
-
-    @property
-    def mean_iou(self) -> float:
-        """Mean of `iou` over the classes that occur."""
-        return metrics.mean_iou(self.confusion)
-
-    @property
-    def pixel_accuracy(self) -> float:
-        """Share of the labelled pixels that are right."""
-        return metrics.pixel_accuracy(self.confusion)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as plain values for JSON; None where a class does not occur."""
-        iou = [None if np.isnan(value) else float(value) for value in self.iou]
-        return {
-            "pictures": self.pictures,
-            "mean_iou": self.mean_iou,
-            "pixel_accuracy": self.pixel_accuracy,
-            "iou": dict(zip(self.classes, iou, strict=True)),
-            "absent": [
-                name for name, value in zip(self.classes, iou, strict=True) if value is None
-            ],
-            "confusion": self.confusion.tolist(),
-        }
-
-    def table(self) -> str:
-        """Return a table: a row a class with IoU and share of the labelled pixels in %."""
-        width = max(14, *(len(name) for name in self.classes))
-        share = self.confusion.sum(1) / max(1, self.confusion.sum())
-        lines = [f"{'class':<{width}}  IoU %  pixels %"]
-        for name, iou, part in zip(self.classes, self.iou, share, strict=True):
-            shown = "absent" if np.isnan(iou) else f"{100 * iou:6.2f}"
-            lines.append(f"{name:<{width}} {shown}    {100 * part:6.2f}")
-        lines.append("-" * (width + 18))
-        lines.append(f"{'mean IoU':<{width}} {100 * self.mean_iou:6.2f}")
-        lines.append(f"{'pixel accuracy':<{width}} {100 * self.pixel_accuracy:6.2f}")
-        return "\n".join(lines)
-
-
-def count_confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count the pixels of each (true class, predicted class).
-
-    Args:
-        truth: class ids [H, W]; ids of `num_classes` and more are left out.
-        predicted: class ids [H, W], all below `num_classes`.
-        num_classes: n.
-
-    Returns:
-        int64 [n, n].
-
-    Raises:
-        ValueError: the maps differ in size, or the prediction has other ids.
-    """
-    if truth.shape != predicted.shape:
-        raise ValueError(
-            f"The prediction must have the label's size {truth.shape}. Received: {predicted.shape}"
-        )
-    if predicted.size and int(predicted.max()) >= num_classes:
-        raise ValueError(
-            f"The model predicts class {int(predicted.max())}, but there are {num_classes} classes"
-        )
-    valid = truth < num_classes
-    cells = truth[valid].astype(np.int64) * num_classes + predicted[valid]
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+Segment = Callable[[np.ndarray], np.ndarray | Prediction]
 
 
 def evaluate(
-    predict: Callable[[np.ndarray], np.ndarray],
+    segment: Segment | Sequence[Segment],
     samples: Iterable[Sample],
     label_space: LabelSpace,
     progress: Callable[[int, int], None] | None = None,
+    protocol: str = "whole pictures",
+    record: Path | None = None,
+    identity: dict[str, Any] | None = None,
 ) -> Report:
-    """Compare predictions with labels, a whole picture at a time.
+    """Compare predictions with labels, picture by picture.
+
+    Pictures are read and counted in threads beside the one that predicts; counts are whole numbers
+    and do not depend on the order.
 
     Args:
-        predict: uint8 RGB picture [H, W, 3] -> class ids [H, W], e.g. `Predictor.class_map`.
+        segment: uint8 RGB picture [H, W, 3] -> a `Prediction`, as a `Predictor` gives, or class ids
+            [H, W] alone. Several, such as one `Predictor` a GPU, share the pictures; each is called
+            by one thread at a time.
         samples: pictures with labels.
         label_space: what the labels mean.
         progress: called with (done, total).
+        protocol: how `segment` treats a picture, in words, for the report.
+        record: file to which the counts of each picture are appended as they are made. If it is
+            there, an evaluation goes on where it was interrupted.
+        identity: what the record belongs to, such as a hash of the model; another one is refused.
 
     Returns:
         The report over all pictures.
 
     Raises:
         DataError: a file is unreadable.
-        ValueError: predictions do not fit the labels.
+        ValueError: predictions do not fit the labels, or the record belongs to something else.
     """
     samples = list(samples)
-    confusion = np.zeros((label_space.num_classes,) * 2, np.int64)
-    for done, sample in enumerate(samples, start=1):
-        image, label = load_sample(sample, label_space)
+    segments = [segment] if callable(segment) else list(segment)
+    known: dict[int, PictureScores] = {}
+    with ExitStack() as stack:
+        append: Callable[[int, PictureScores], None] = known.__setitem__
+        if record is not None:
+            known, append = stack.enter_context(
+                _opened_record(record, _description(samples, label_space, protocol, identity))
+            )
+        left = [i for i in range(len(samples)) if i not in known]
+        for done, (index, scores) in enumerate(
+            _score_all(segments, samples, left, label_space), start=len(samples) - len(left) + 1
+        ):
+            append(index, scores)
+            if progress is not None:
+                progress(done, len(samples))
+    return Report(label_space.classes, [known[i] for i in range(len(samples))], protocol)
+
+
+def _score_all(
+    segments: Sequence[Segment], samples: Sequence[Sample], left: Sequence[int], space: LabelSpace
+) -> Iterator[tuple[int, PictureScores]]:
+    free: queue.SimpleQueue[Segment] = queue.SimpleQueue()
+    for segment in segments:
+        free.put(segment)
+
+    def score(index: int) -> tuple[int, PictureScores]:
+        sample = samples[index]
+        image, truth = load_sample(sample, space)
+        segment = free.get()
         try:
-            confusion += count_confusion(label, predict(image), label_space.num_classes)
+            found = segment(image)
         except ValueError as error:
             raise ValueError(f"{sample.image}: {error}") from error
-        if progress is not None:
-            progress(done, len(samples))
-    return Report(confusion, label_space.classes, len(samples))
+        finally:
+            free.put(segment)
+        confidence, in_windows = None, False
+        if isinstance(found, Prediction):
+            confidence, in_windows = found.confidence, found.in_windows
+            found = found.class_map
+        try:
+            return index, score_picture(
+                sample.image.name, truth, found, space.num_classes, confidence, in_windows
+            )
+        except ValueError as error:
+            raise ValueError(f"{sample.image}: {error}") from error
+
+    # One picture is read and another counted while the network works on a third.
+    workers = len(segments) + 2
+    yield from in_parallel(score, left, ahead=workers, workers=workers)
+
+
+def _description(
+    samples: Sequence[Sample], space: LabelSpace, protocol: str, identity: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Return what a record belongs to."""
+    names = "\n".join(f"{sample.image.name}\t{sample.label.name}" for sample in samples)
+    return {
+        **(identity or {}),
+        "protocol": protocol,
+        "classes": list(space.classes),
+        "pictures": len(samples),
+        "picture names": hashlib.sha256(names.encode()).hexdigest()[:16],
+    }
+
+
+@contextmanager
+def _opened_record(
+    path: Path, description: dict[str, Any]
+) -> Iterator[tuple[dict[int, PictureScores], Callable[[int, PictureScores], None]]]:
+    """Read a record and open it for more.
+
+    The first line says what it belongs to; each other line is a picture. A last line that a kill
+    cut short is left out.
+
+    Yields:
+        What is known, by the picture's place, and a function that adds to it and to the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known: dict[int, PictureScores] = {}
+    whole = 0
+    if path.is_file():
+        with path.open("rb") as there:
+            for number, line in enumerate(there):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    content = json.loads(line)
+                    if number == 0:
+                        _check_same(path, content, description)
+                    else:
+                        known[content["index"]] = PictureScores.from_dict(content)
+                except (KeyError, TypeError, json.JSONDecodeError) as error:
+                    raise ValueError(
+                        f"{path}, line {number + 1}: not a record of an evaluation; remove the file"
+                    ) from error
+                whole += len(line)
+    with path.open("r+b" if path.is_file() else "wb") as file:
+        file.truncate(whole)
+        file.seek(whole)
+        if not whole:
+            _write_line(file, description)
+
+        def append(index: int, scores: PictureScores) -> None:
+            known[index] = scores
+            _write_line(file, {"index": index, **scores.to_dict()})
+
+        yield known, append
+
+
+def _write_line(file: IO[bytes], content: dict[str, Any]) -> None:
+    file.write(json.dumps(content, separators=(",", ":")).encode() + b"\n")
+    file.flush()
+
+
+def _check_same(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    if different := differences(there, here):
+        raise ValueError(
+            f"{path} holds another evaluation:{different}\n"
+            "give another --output, or remove the file"
+        )
+
+
+def check_classes(predictor: Predictor, label_space: LabelSpace, model: Any) -> None:
+    """Refuse a model whose classes are not those of the data.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if predictor.label_space.classes != label_space.classes:
+        raise ValueError(
+            f"{model} and the data must have the same classes. Received: "
+            f"{', '.join(predictor.label_space.classes)} in the model and "
+            f"{', '.join(label_space.classes)} in the data"
+        )
+
+
+def evaluate_model(
+    model: str | Path,
+    samples: Sequence[Sample],
+    label_space: LabelSpace,
+    protocol: Protocol,
+    record: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Evaluate a saved model, on all GPUs where there are several.
+
+    Args:
+        model: a `.keras` or `.tflite` file, or the folder of a SavedModel.
+        samples: pictures with labels.
+        label_space: what the labels mean; the model must have its classes.
+        protocol: how pictures go through the model.
+        record: see `evaluate`; it belongs to the model's bytes, the protocol and the pictures.
+        progress: called with (done, total).
+
+    Raises:
+        ValueError: the model cannot be read, or has other classes; or as `evaluate`.
+    """
+    predictors = predictors_on_all_gpus(model, protocol)
+    check_classes(predictors[0], label_space, model)
+    identity = None if record is None else {"model": fingerprint(model)}
+    return evaluate(predictors, samples, label_space, progress, str(protocol), record, identity)

@@ -12,7 +12,15 @@ import tensorflow as tf
 from alignseg_tf.data.catalog import MAX_CLASSES
 from alignseg_tf.files import atomic_path
 from alignseg_tf.model import AlignSeg
-from alignseg_tf.prediction import LABEL_SPACE_FILE, Predictor, label_space_of, segment
+from alignseg_tf.networks import (
+    LABEL_SPACE_FILE,
+    SavedModelNetwork,
+    label_space_of,
+    logits_model,
+    segment,
+)
+from alignseg_tf.prediction import Predictor
+from alignseg_tf.protocols import Protocol
 
 DEFAULT_CHECK_SIZE = (192, 256)
 # Rounding decides between classes of equal logits; anything more is a broken export.
@@ -30,6 +38,8 @@ def export_saved_model(
         `serve_bytes`: `image_bytes`, string [B], JPEG or PNG files of any sizes ->
             `class_map_bytes`, string [B], PNG files whose grey values are class ids, each of its
             picture's size. EXIF orientation is ignored.
+        `logits`: `images`, float32 RGB 0..255 [B, H, W, 3] -> `logits`, float32 at stride 4
+            [B, l, l, classes], whose outer cells lie on the outer pixels.
 
     Args:
         model: the model to write; it is not changed.
@@ -59,6 +69,11 @@ def export_saved_model(
     def serve_bytes(image_bytes: Any) -> dict[str, Any]:
         return {"class_map_bytes": tf.map_fn(serve_one, image_bytes, parallel_iterations=1)}
 
+    head = logits_model(model)
+
+    def logits(images: Any) -> dict[str, Any]:
+        return {"logits": tf.cast(head(images, training=False), tf.float32)}
+
     if Path(path).is_file():
         raise ValueError(f"{path}: expected a folder to write. Received: a file")
 
@@ -70,6 +85,9 @@ def export_saved_model(
         )
         archive.add_endpoint(
             "serve_bytes", serve_bytes, [tf.TensorSpec((None,), tf.string, "image_bytes")]
+        )
+        archive.add_endpoint(
+            "logits", logits, [tf.TensorSpec((None, None, None, 3), tf.float32, "images")]
         )
         archive.write_out(str(temporary), verbose=False)
         label_space_file = temporary / LABEL_SPACE_FILE
@@ -86,7 +104,7 @@ def export_saved_model(
 
 
 def compare(model: AlignSeg, path: str | Path, images: Iterable[np.ndarray] | None = None) -> float:
-    """Return the share of pixels to which a SavedModel and a model give the same class.
+    """Return the share of pixels to which `serving_default` and a model give the same class.
 
     Args:
         model: the model.
@@ -96,6 +114,6 @@ def compare(model: AlignSeg, path: str | Path, images: Iterable[np.ndarray] | No
     if images is None:
         noise = np.random.default_rng(0).integers(0, 256, (*DEFAULT_CHECK_SIZE, 3))
         images = [noise.astype(np.uint8)]
-    before, after = Predictor(model), Predictor(path)
+    before, after = Predictor(model, Protocol(largest_whole=None)), SavedModelNetwork(Path(path))
     same = [before.class_map(image) == after.class_map(image) for image in images]
     return float(np.concatenate([agreement.ravel() for agreement in same]).mean())

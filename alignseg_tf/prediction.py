@@ -1,24 +1,22 @@
 """Pictures in, class maps out at the pictures' own size, from any saved form of a model."""
 
-import json
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 from PIL import Image
 
 from alignseg_tf import visualization
+from alignseg_tf.bands import resized, segment_in_bands
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.files import atomic_path
-from alignseg_tf.layers import resize_align_corners
-from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
-
-# Where an exported SavedModel keeps its label space: beside the assets, as model servers want.
-LABEL_SPACE_FILE = Path("assets.extra") / "classes.json"
+from alignseg_tf.data.readers import rgb_pixels
+from alignseg_tf.model import MIN_IMAGE_SIZE
+from alignseg_tf.networks import Network, check_gives_logits, load_network
+from alignseg_tf.protocols import Protocol
 
 
 @dataclass(frozen=True)
@@ -29,151 +27,200 @@ class Prediction:
         image: the picture, uint8 RGB [H, W, 3].
         class_map: class ids, uint8 [H, W].
         label_space: names and colours of the classes.
+        confidence: probability of the chosen class, float32 [H, W] in 0..1; None where the model
+            gives class maps alone.
+        in_windows: whether the picture was too large to go through whole, see
+            `Protocol.largest_whole`.
     """
 
     image: np.ndarray
     class_map: np.ndarray
     label_space: LabelSpace
+    confidence: np.ndarray | None = None
+    in_windows: bool = False
+    _compute_probabilities: Callable[[np.ndarray], np.ndarray] | None = field(
+        default=None, repr=False, compare=False
+    )
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Probabilities of the classes, float32 [H, W, classes].
+
+        They are large, so they are computed when they are first asked for, by another pass through
+        the network.
+
+        Raises:
+            ValueError: the model gives class maps alone.
+        """
+        if self._compute_probabilities is None:
+            raise ValueError("This prediction was made without a model that gives probabilities")
+        return self._compute_probabilities(self.image)
+
+    def color(self) -> np.ndarray:
+        """Return the class map in the colours of the classes, uint8 [H, W, 3]."""
+        return visualization.colorize(self.class_map, self.label_space.palette)
 
     def overlay(self) -> np.ndarray:
         """Return the class map painted over the picture, uint8 [H, W, 3]."""
         return visualization.overlay(self.image, self.class_map, self.label_space.palette)
 
-    def save(self, folder: str | Path, stem: str) -> tuple[Path, Path]:
-        """Write `STEM_classes.png`, whose grey values are class ids, and `STEM_overlay.png`.
+    def side_by_side(self) -> np.ndarray:
+        """Return the picture, the overlay beside it, and a legend below, uint8 [any, any, 3]."""
+        row = visualization.side_by_side(self.image, self.overlay())
+        return np.concatenate([row, visualization.legend(self.label_space, row.shape[1])])
+
+    def save(
+        self, folder: str | Path, stem: str, kinds: Sequence[str] = ("classes", "overlay")
+    ) -> list[Path]:
+        """Write files into a folder, each at once or not at all.
+
+        Args:
+            folder: is made if it is not there.
+            stem: start of the files' names.
+            kinds: which of `prediction_files.KINDS`; `classes` is a PNG whose grey values are class
+                ids, `overlay` a PNG in colours.
 
         Returns:
-            The two paths.
+            The paths, in the order of `kinds`.
+
+        Raises:
+            ValueError: an unknown kind, or one that does not fit the model.
         """
-        paths = []
-        for suffix, content in (("classes", self.class_map), ("overlay", self.overlay())):
-            paths.append(Path(folder) / f"{stem}_{suffix}.png")
-            with atomic_path(paths[-1]) as temporary:
-                Image.fromarray(content).save(temporary)
-        return paths[0], paths[1]
+        from alignseg_tf import prediction_files
 
-
-def load_model(path: str | Path) -> keras.Model:
-    """Read a `.keras` file in safe mode.
-
-    Raises:
-        ValueError: the file is missing, unreadable or no AlignSeg.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected a .keras model")
-    try:
-        model = keras.saving.load_model(path, compile=False)
-    except Exception as error:
-        raise ValueError(f"{path}: not readable as a Keras model ({error})") from error
-    if not isinstance(model, AlignSeg):
-        raise ValueError(f"{path}: expected an AlignSeg. Received: a {type(model).__name__}")
-    return model
-
-
-def label_space_of(model: Any) -> LabelSpace:
-    """Return the label space that a model was saved with, or numbered classes without one."""
-    if model.label_space:
-        return LabelSpace.from_dict(model.label_space, "the model's label space")
-    return LabelSpace(tuple(f"class {i}" for i in range(model.num_classes)))
-
-
-def segment(model: Any, images: Any) -> Any:
-    """Run a model inside of a graph and choose the likeliest class of each pixel.
-
-    Args:
-        model: an `AlignSeg`, whose logits may have stride 4.
-        images: RGB 0..255 [B, H, W, 3], any dtype.
-
-    Returns:
-        Class ids, uint8 [B, H, W].
-
-    Raises:
-        tf.errors.InvalidArgumentError: a side is shorter than 32 pixels.
-    """
-    tf.debugging.assert_greater_equal(
-        tf.reduce_min(tf.shape(images)[1:3]),
-        MIN_IMAGE_SIZE,
-        f"Images must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels.",
-    )
-    logits = model(tf.cast(images, tf.float32), training=False)["segmentation"]
-    if not model.upsample_logits:
-        logits = resize_align_corners(logits, ops.shape(images)[1:3])
-    return tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
+        return prediction_files.save(self, Path(folder), stem, kinds)
 
 
 class Predictor:
-    """Segments pictures with a Keras model, a `.keras` file or a SavedModel folder.
+    """Segments pictures with a Keras model, a `.keras` or `.tflite` file, or a SavedModel folder.
 
     Args:
-        model_or_path: an `AlignSeg`, the path of a `.keras` file, or the folder of a SavedModel
-            that `alignseg_tf.export` wrote.
+        model_or_path: an `AlignSeg`, the path of a `.keras` or `.tflite` file, or the folder of a
+            SavedModel that `alignseg_tf.export` wrote.
+        protocol: how pictures go through the model: whole, in sliding windows, at several scales,
+            mirrored. By default whole and once; very large ones in windows, see
+            `Protocol.largest_whole`.
+        device: TensorFlow device for a Keras model, such as `GPU:1`; None leaves that to
+            TensorFlow.
 
     Raises:
-        ValueError: there is no model at that path.
+        ValueError: there is no model at that path, or it does not go with the protocol.
 
     Example:
-        >>> from alignseg_tf import backbones
+        >>> from alignseg_tf import AlignSeg, backbones
         >>> model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=4), num_classes=3, channels=8)
         >>> prediction = Predictor(model)(np.zeros((48, 64, 3), np.uint8))
-        >>> prediction.class_map.shape, prediction.overlay().shape
-        ((48, 64), (48, 64, 3))
+        >>> prediction.class_map.shape, prediction.overlay().shape, prediction.probabilities.shape
+        ((48, 64), (48, 64, 3), (48, 64, 3))
     """
 
-    def __init__(self, model_or_path: Any):
-        if isinstance(model_or_path, str | Path) and Path(model_or_path).is_dir():
-            self._load_saved_model(Path(model_or_path))
-            return
-        if isinstance(model_or_path, str | Path):
-            model_or_path = load_model(model_or_path)
-        model = model_or_path
-        self.label_space = label_space_of(model)
+    def __init__(
+        self, model_or_path: Any, protocol: Protocol | None = None, device: str | None = None
+    ):
+        self.protocol = protocol or Protocol()
+        self.network: Network = load_network(model_or_path, device)
+        self.label_space = self.network.label_space
+        if not self.protocol.is_plain:
+            check_gives_logits(self.network)
 
-        self._segment = tf.function(
-            lambda images: segment(model, images),
-            input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)],
-        )
-
-    def _load_saved_model(self, path: Path) -> None:
-        try:
-            loaded = tf.saved_model.load(str(path))
-            signature = loaded.signatures["serving_default"]
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(
-                f"{path}: not a SavedModel with the signature 'serving_default' ({error})"
-            ) from error
-        if not (path / LABEL_SPACE_FILE).is_file():
-            raise ValueError(f"{path}: {LABEL_SPACE_FILE} with the names of the classes is missing")
-        content = json.loads((path / LABEL_SPACE_FILE).read_text(encoding="utf-8"))
-        self.label_space = LabelSpace.from_dict(content, str(path / LABEL_SPACE_FILE))
-        self._loaded = loaded  # the signature does not keep its variables alive
-        self._segment = lambda images: signature(images=images)["class_map"]
-
-    def class_map(self, image: np.ndarray) -> np.ndarray:
-        """Return the class ids of a picture.
+    def __call__(self, image: Any) -> Prediction:
+        """Segment a picture.
 
         Args:
-            image: uint8 RGB [H, W, 3], H and W at least 32.
-
-        Returns:
-            uint8 [H, W].
+            image: uint8 RGB [H, W, 3], or a Pillow picture of any mode, which is turned as its EXIF
+                orientation says. H and W are at least 32, unless the model's input has a fixed
+                size, to which the picture is resized.
 
         Raises:
-            ValueError: the array is no such picture.
+            ValueError: `image` is no such picture.
         """
-        image = np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-            raise ValueError(
-                "Expected a uint8 RGB picture [H, W, 3]. "
-                f"Received: {image.dtype} of shape {image.shape}"
-            )
-        if min(image.shape[:2]) < MIN_IMAGE_SIZE:
-            raise ValueError(
-                f"The picture must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels. "
-                f"Received: {image.shape[1]} x {image.shape[0]}"
-            )
-        return self._segment(tf.constant(image[None])).numpy()[0]
+        image = picture_array(image)
+        class_map, confidence, protocol = self._segment(image, with_confidence=True)
+        compute = self.probabilities if self.network.gives_logits else None
+        in_windows = protocol != self.protocol
+        return Prediction(image, class_map, self.label_space, confidence, in_windows, compute)
 
-    def __call__(self, image: np.ndarray) -> Prediction:
-        """Segment a picture, uint8 RGB [H, W, 3]."""
-        return Prediction(np.asarray(image), self.class_map(image), self.label_space)
+    def _segment(
+        self, image: np.ndarray, with_confidence: bool
+    ) -> tuple[np.ndarray, np.ndarray | None, Protocol]:
+        """Return class ids, confidence, and how the picture went through the network."""
+        if not self.network.gives_logits:
+            return self._class_map(image), None, self.protocol
+        protocol = self.protocol.for_picture(*image.shape[:2])
+        class_map = np.empty(image.shape[:2], np.uint8)
+        confidence = np.empty(image.shape[:2], np.float32) if with_confidence else None
+        for band in self._bands(image, protocol, with_confidence=with_confidence):
+            rows = slice(band.first, band.first + len(band.class_map))
+            class_map[rows] = band.class_map
+            if confidence is not None:
+                confidence[rows] = band.confidence
+        return class_map, confidence, protocol
+
+    def _bands(self, image: np.ndarray, protocol: Protocol, **wanted: bool) -> Any:
+        return segment_in_bands(
+            self.network.logits,
+            image,
+            self.label_space.num_classes,
+            protocol,
+            self.network.input_size,
+            **wanted,
+        )
+
+    def _class_map(self, image: np.ndarray) -> np.ndarray:
+        """Return the class ids of a picture from a model that gives nothing else."""
+        size = self.network.input_size
+        if size is None:
+            if min(image.shape[:2]) < MIN_IMAGE_SIZE:
+                raise ValueError(
+                    f"The picture must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels. "
+                    f"Received: {image.shape[1]} x {image.shape[0]}"
+                )
+            return self.network.class_map(image)
+        class_map = Image.fromarray(self.network.class_map(resized(image, size)))
+        return np.asarray(class_map.resize(image.shape[1::-1], Image.Resampling.NEAREST))
+
+    def class_map(self, image: Any) -> np.ndarray:
+        """Return the class ids of a picture, uint8 [H, W]; see `__call__` for the rest."""
+        return self._segment(picture_array(image), with_confidence=False)[0]
+
+    def probabilities(self, image: Any) -> np.ndarray:
+        """Return the probabilities of the classes, float32 [H, W, classes].
+
+        Raises:
+            ValueError: `image` is no picture, or the model gives class maps alone.
+        """
+        image = picture_array(image)
+        check_gives_logits(self.network)
+        protocol = self.protocol.for_picture(*image.shape[:2])
+        bands = self._bands(image, protocol, with_probabilities=True)
+        return np.concatenate([band.probabilities for band in bands])
+
+
+def picture_array(image: Any) -> np.ndarray:
+    """Return a picture as uint8 RGB [H, W, 3].
+
+    Args:
+        image: such an array, or a Pillow picture.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(image, Image.Image):
+        return rgb_pixels(image)
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+        raise ValueError(
+            "Expected a uint8 RGB picture [H, W, 3] or a Pillow picture. "
+            f"Received: {image.dtype} of shape {image.shape}"
+        )
+    return image
+
+
+def predictors_on_all_gpus(
+    model_or_path: str | Path, protocol: Protocol | None = None
+) -> list[Predictor]:
+    """Load a model once a GPU, or once where there are not several, or it is no `.keras` file."""
+    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    if len(gpus) < 2 or Path(model_or_path).suffix != ".keras":
+        return [Predictor(model_or_path, protocol)]
+    return [Predictor(model_or_path, protocol, gpu) for gpu in gpus]

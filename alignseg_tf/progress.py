@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 # Seconds between two changes of the line.
 INTERVAL = 0.1
+# The same where lines stay, as in a log.
+LOG_INTERVAL = 30.0
 
 
 def counter(what: str) -> Callable[[int, int], None]:
     """Return a progress function for (done, total), which prints `what` and the time left.
 
-    On a terminal one line is rewritten; elsewhere there is one line at the end.
+    On a terminal one line is rewritten; elsewhere there is one every half minute, and at the end.
     """
     started = shown = time.monotonic()
 
@@ -20,9 +22,10 @@ def counter(what: str) -> Callable[[int, int], None]:
         now = time.monotonic()
         if done == total:
             line = f"{what} {done}/{total}, {duration(now - started)}\n"
-        elif sys.stdout.isatty() and now - shown >= INTERVAL:
+        elif now - shown >= (INTERVAL if sys.stdout.isatty() else LOG_INTERVAL):
             left = (now - started) / done * (total - done)
             line = f"{what} {done}/{total}, {duration(left)} left"
+            line += "" if sys.stdout.isatty() else "\n"
         else:
             return
         shown = now

@@ -1,17 +1,17 @@
-"""Class maps and offset fields as pictures."""
+"""Class maps and fields of vectors as pictures."""
 
 from collections.abc import Sequence
 
-import keras
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from alignseg_tf.data.catalog import IGNORE, LabelSpace
-from alignseg_tf.layers import AlignedContextModeling, AlignedFeatureAggregation
-from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
-from alignseg_tf.layers.sampling import offset_scale
 
 Palette = Sequence[Sequence[int]]
+
+MISTAKE = (230, 40, 40)
+# Blue and orange are told apart by all.
+FIRST_RIGHT, SECOND_RIGHT = (30, 110, 230), (255, 140, 0)
 
 
 def colorize(class_map: np.ndarray, palette: Palette) -> np.ndarray:
@@ -46,6 +46,56 @@ def overlay(image: np.ndarray, class_map: np.ndarray, palette: Palette) -> np.nd
     ignored = class_map == IGNORE
     mixed[ignored] = image[ignored]
     return mixed.round().astype(np.uint8)
+
+
+def mistakes(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Paint what is wrong red over a grey picture; what has no label is dark.
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        truth: class ids, uint8 [H, W], `IGNORE` where there is no label.
+        predicted: class ids, uint8 [H, W].
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    return _marked(image, truth, [(predicted != truth, MISTAKE)])
+
+
+def disagreements(
+    image: np.ndarray, truth: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+    """Paint over a grey picture where one of two predictions is right and the other is not.
+
+    Blue: only the first is right; orange: only the second; dark: no label.
+
+    Args:
+        image: uint8 RGB [H, W, 3].
+        truth: class ids, uint8 [H, W], `IGNORE` where there is no label.
+        first: class ids, uint8 [H, W].
+        second: likewise.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    first_right, second_right = first == truth, second == truth
+    return _marked(
+        image,
+        truth,
+        [(first_right & ~second_right, FIRST_RIGHT), (second_right & ~first_right, SECOND_RIGHT)],
+    )
+
+
+def _marked(
+    image: np.ndarray, truth: np.ndarray, marks: Sequence[tuple[np.ndarray, Sequence[int]]]
+) -> np.ndarray:
+    grey = np.repeat(np.asarray(Image.fromarray(image).convert("L"))[..., None], 3, -1)
+    painted = 90 + 0.5 * grey
+    for mask, color in marks:
+        painted[mask] = 0.25 * grey[mask] + 0.75 * np.array(color)
+    unlabelled = truth == IGNORE
+    painted[unlabelled] = 0.25 * grey[unlabelled]
+    return painted.round().astype(np.uint8)
 
 
 def _edges(class_map: np.ndarray) -> np.ndarray:
@@ -115,70 +165,11 @@ def titled(image: np.ndarray, text: str, height: int = 18) -> np.ndarray:
     return np.concatenate([np.asarray(line), image])
 
 
-def offset_fields(model: keras.Model, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Return how far a model's alignment layers look from where they stand, in a picture.
-
-    The model is run up to the inputs of these layers, in inference mode, and is left as it is.
-
-    Args:
-        model: an `AlignSeg`.
-        image: RGB 0..255 [height, width, 3], any dtype, both sides at least 32.
-
-    Returns:
-        Fields float32 [H, W, 2], (x, y) in pixels of the picture, x to the right, y down. Their
-        names are `LAYER/coarse` and `LAYER/fine` for the two maps that an
-        `AlignedFeatureAggregation` moves, `LAYER` for an `AlignedContextModeling`, whose vectors
-        point from a pixel to the part of the context that it reads. H, W are the size of the
-        layer's result. Empty for a model that aligns nothing.
-    """
-    aligning = [
-        layer
-        for layer in model.layers
-        if (isinstance(layer, AlignedFeatureAggregation) and layer.mode != "bilinear")
-        or (isinstance(layer, AlignedContextModeling) and layer.context == "align")
-    ]
-    if not aligning:
-        return {}
-    inputs = keras.Model(model.inputs, {layer.name: layer.input for layer in aligning})(
-        keras.ops.convert_to_tensor(image[None], "float32"), training=False
-    )
-    fields = {}
-    for layer in aligning:
-        if isinstance(layer, AlignedContextModeling):
-            local, context = layer.branches(inputs[layer.name], training=False)
-            offsets = {layer.name: layer.offsets(local, context, training=False)}
-            read_size = (CONTEXT_BINS, CONTEXT_BINS)
-        else:
-            fine, coarse = inputs[layer.name]
-            moved = layer.offsets(fine, coarse, training=False)
-            offsets = {f"{layer.name}/{name}": field for name, field in moved.items()}
-            read_size = fine.shape[1:3]
-        for name, field in offsets.items():
-            field = keras.ops.convert_to_numpy(keras.ops.cast(field, "float32"))[0]
-            fields[name] = field * _pixels_per_offset(
-                layer.sampling, read_size, field.shape[:2], image.shape[:2]
-            )
-    return fields
-
-
-def _pixels_per_offset(
-    sampling: str, read_size: Sequence[int], out_size: Sequence[int], image_size: Sequence[int]
-) -> np.ndarray:
-    """Return how many pixels of the picture an offset of 1 is along x and along y, [2]."""
-    cells = [float(scale) for scale in offset_scale(sampling, *read_size, *out_size)]
-    if sampling in ("standard", "released_align_corners"):
-        # The centres of the outer cells lie on those of the outer pixels.
-        pixels = [(n - 1) / max(1, m - 1) for n, m in zip(image_size, read_size, strict=True)]
-    else:
-        pixels = [n / m for n, m in zip(image_size, read_size, strict=True)]
-    return np.array([cells[0] * pixels[1], cells[1] * pixels[0]], np.float32)
-
-
 def offset_field(offsets: np.ndarray, limit: float | None = None) -> np.ndarray:
-    """Paint a field of vectors: hue is direction, saturation is length.
+    """Paint a field of vectors: hue is direction, brightness is length.
 
     Red is to the right; then, clockwise as one sees it, yellow and green point down, cyan to the
-    left, blue and magenta up. White is no offset.
+    left, blue and magenta up. Black is no offset.
 
     Args:
         offsets: floating [H, W, 2], (x, y), x to the right, y down.
@@ -186,14 +177,14 @@ def offset_field(offsets: np.ndarray, limit: float | None = None) -> np.ndarray:
             beyond; None for the largest length of this field.
 
     Returns:
-        uint8 [H, W, 3]; black where a vector is not finite.
+        uint8 [H, W, 3]; white where a vector is not finite.
 
     Raises:
         ValueError: `offsets` has another shape, or `limit` is not positive.
 
     Example:
         >>> offset_field(np.array([[[2.0, 0.0], [-2.0, 0.0], [0.0, 0.0]]])).tolist()
-        [[[255, 0, 0], [0, 255, 255], [255, 255, 255]]]
+        [[[255, 0, 0], [0, 255, 255], [0, 0, 0]]]
     """
     offsets = np.asarray(offsets, np.float64)
     if offsets.ndim != 3 or offsets.shape[-1] != 2:
@@ -205,14 +196,14 @@ def offset_field(offsets: np.ndarray, limit: float | None = None) -> np.ndarray:
     length = np.hypot(x, y)
     if limit is None:
         limit = float(length.max(initial=0.0)) or 1.0
-    saturation = np.minimum(length / limit, 1.0)
+    brightness = np.minimum(length / limit, 1.0)
     sixths = np.arctan2(y, x) / (np.pi / 3)
-    # HSV to RGB at value 1: each channel is full over a third of the circle around its own hue.
+    # HSV to RGB at saturation 1: each channel is full over a third of the circle around its hue.
     channels = []
     for own_hue in (0.0, 2.0, 4.0):
         distance = np.abs((sixths - own_hue + 3) % 6 - 3)
-        channels.append(1 - saturation * np.clip(distance - 1, 0, 1))
-    painted = np.stack(channels, -1) * finite[..., None]
+        channels.append(brightness * np.clip(2 - distance, 0, 1))
+    painted = np.where(finite[..., None], np.stack(channels, -1), 1.0)
     return (255 * painted).round().astype(np.uint8)
 
 

@@ -57,7 +57,11 @@ def golden() -> Golden:
 
 
 def tiny_model(**kwargs) -> AlignSeg:
-    """A model with small random weights, also in the offset branches, which start at zero."""
+    """A model with small random weights, also in the offset branches, which start at zero.
+
+    Its batch norms know the statistics of pictures, as those of a trained model do: else
+    activations of some hundreds move every sample out of its map, and all logits are zero.
+    """
     keras.utils.set_random_seed(0)
     kwargs = {"num_classes": len(CLASSES), "channels": 8, **kwargs}
     model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=8), **kwargs)
@@ -65,6 +69,17 @@ def tiny_model(**kwargs) -> AlignSeg:
     for weight in model.trainable_weights:
         if "field_" in weight.path:
             weight.assign(rng.normal(0, 0.3, weight.shape).astype("float32"))
+    norms = [
+        layer
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(keras.ops.convert_to_tensor(random_images(2, 64, 96), "float32"), training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     return model
 
 

@@ -1,16 +1,21 @@
-"""Every example in a docstring and in the README runs."""
+"""Every example in docstrings, README and docs runs; links and commands are what there is."""
 
 import doctest
 import importlib
 import pkgutil
 import re
 import shlex
+import shutil
 
+import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tiny_model
+from PIL import Image
 
 import alignseg_tf
-from alignseg_tf import __main__
+from alignseg_tf import __main__, checkpoints
+from alignseg_tf.data import LABEL_SPACES, street_scenes
+from alignseg_tf.export import export_saved_model
 from training import benchmark, demo, evaluate, train
 
 MODULES = [
@@ -36,28 +41,56 @@ def test_the_modules_with_examples_are_found():
             assert "```" not in test.docstring, test.name
 
 
-# Examples that need a trained model or data that cannot be had here are only compiled.
-NEEDS_FILES = {"cityscapes.md", "watching.md"}
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
+PAGES = [ROOT / "README.md", *DOCS]
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_examples(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="session")
+def things(tmp_path_factory):
+    """What examples find where they run: tiny models, one exported, and pictures."""
+    folder = tmp_path_factory.mktemp("things")
+    for run, name in (("demo_street_scenes", "street_scenes"), ("cityscapes_r101", "cityscapes")):
+        space = LABEL_SPACES[name]
+        model = tiny_model(num_classes=space.num_classes, label_space=space.to_dict())
+        (folder / "runs" / run).mkdir(parents=True)
+        model.save(folder / "runs" / run / "best.keras")
+        if name == "street_scenes":
+            export_saved_model(model, folder / "savedmodels/mine/1")
+            shutil.copytree(folder / "savedmodels/mine/1", folder / "runs" / run / "savedmodel/1")
+    shutil.copytree(folder / "runs/demo_street_scenes", folder / "runs/mine")
+    scene = Image.fromarray(street_scenes.draw_scene(0, size=(64, 96))[0])
+    for name in ("pictures/street.jpg", "cityscapes/leftImg8bit/test/berlin/a_leftImg8bit.png"):
+        (folder / name).parent.mkdir(parents=True)
+        scene.save(folder / name)
+    kept = {"epoch": 0, "step": 3, "logs/loss": np.nan, "labels": np.zeros((1, 4, 4), np.int32)}
+    np.savez(folder / "runs/mine/nan_batch.npz", **kept)
+    return folder
+
+
+def python_blocks(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_examples(path, request, tmp_path, monkeypatch):
+    blocks = python_blocks(path)
+    if not blocks:
+        return
+    folder = shutil.copytree(request.getfixturevalue("things"), tmp_path / "work")
+    monkeypatch.chdir(folder)
     namespace: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
-        code = compile(block, path.name, "exec")
-        if path.name not in NEEDS_FILES:
-            exec(code, namespace)
+    for block in blocks:
+        exec(compile(block, path.name, "exec"), namespace)
 
 
 def test_examples_are_found():
-    assert sum("```python" in path.read_text() for path in PAGES) >= 3
+    assert sum(bool(python_blocks(path)) for path in PAGES) >= 7
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path):
-    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
         if "://" not in link:
             assert (path.parent / link).exists(), link
 
@@ -78,7 +111,7 @@ PARSERS = {
 }
 TEXTS = [
     ROOT / "README.md", ROOT / "savedmodels" / "README.md",
-    *sorted((ROOT / "docs").rglob("*.md")),
+    *DOCS,
     *sorted((ROOT / "training").glob("*.py")), *sorted((ROOT / "training").glob("recipes/*.py")),
 ]  # fmt: skip
 
@@ -94,3 +127,9 @@ def test_commands_are_found():
     found = [command for path in TEXTS for command in commands(path.read_text())]
     assert len(found) >= 10
     assert {command[0] for command in found} >= set(PARSERS)
+
+
+def test_the_paper_map_has_every_layer_of_the_decoder():
+    text = (ROOT / "docs" / "paper_map.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", text, re.MULTILINE)
+    assert dict(rows) == checkpoints.DECODER_MODULES

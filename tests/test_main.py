@@ -8,7 +8,6 @@ from conftest import CLASSES, random_images, tiny_model
 from PIL import Image
 from test_checkpoints import official_state_dict
 
-from alignseg_tf import Predictor
 from alignseg_tf.__main__ import main
 from alignseg_tf.data.catalog import LabelSpace
 
@@ -29,30 +28,6 @@ def pictures(tmp_path):
     return folder
 
 
-def test_predict_writes_class_maps_of_the_pictures_own_size(model_file, pictures, tmp_path, capsys):
-    assert main(["predict", str(model_file), str(pictures), "--output", str(tmp_path / "out")]) == 0
-    for number, size in enumerate([(64, 96), (40, 56)]):
-        with Image.open(tmp_path / "out" / f"{number}_classes.png") as ids:
-            ids = np.asarray(ids)
-        with Image.open(tmp_path / "out" / f"{number}_overlay.png") as overlay:
-            assert overlay.size == size[::-1]
-        with Image.open(pictures / f"{number}.png") as picture:
-            expected = Predictor(model_file).class_map(np.asarray(picture))
-        np.testing.assert_array_equal(ids, expected)
-    assert "[2/2]" in capsys.readouterr().out
-
-
-def test_predict_skips_bad_files_and_says_so(model_file, pictures, tmp_path, capsys):
-    (pictures / "bad.png").write_bytes(b"nothing")
-    Image.fromarray(np.zeros((20, 99, 3), np.uint8)).save(pictures / "thin.png")
-    assert main(["predict", str(model_file), str(pictures), "--output", str(tmp_path / "out")]) == 1
-    error = capsys.readouterr().err
-    assert "bad.png: not readable as a picture" in error
-    assert "thin.png: The picture must be at least 32 x 32" in error
-    assert "2 of 4 pictures were skipped" in error
-    assert len(list((tmp_path / "out").iterdir())) == 4
-
-
 def test_export_and_predict_from_the_saved_model(model_file, pictures, tmp_path, capsys):
     target = tmp_path / "savedmodels" / "tiny" / "1"
     arguments = ["export", str(model_file), "--output", str(target), "--check", str(pictures)]
@@ -69,7 +44,7 @@ def test_convert(tmp_path, capsys):
     arguments = ["convert", str(tmp_path / "official.npz"), str(tmp_path / "m.keras")]
     assert main([*arguments, "--sampling", "fixed"]) == 0
     assert "4 classes, sampling 'fixed'" in capsys.readouterr().out
-    assert main(["summary", str(tmp_path / "m.keras")]) == 0
+    assert main(["summary", str(tmp_path / "m.keras"), "--size", "64", "64", "--runs", "0"]) == 0
     assert "aggregation_p5" in capsys.readouterr().out
     del state_dict["head.0.bias"]
     np.savez(tmp_path / "official.npz", **state_dict)
@@ -99,15 +74,9 @@ def test_bad_input_is_named_and_nothing_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_two_pictures_of_one_name_are_refused(model_file, pictures, capsys):
-    (pictures / "b").mkdir()
-    (pictures / "0.png").rename(pictures / "b" / "1.jpg")
-    assert main(["predict", str(model_file), str(pictures), "--output", str(pictures)]) == 2
-    assert "several pictures are called '1'" in capsys.readouterr().err
-
-
 def test_the_command_prints_no_chatter(model_file):
-    command = [sys.executable, "-m", "alignseg_tf", "summary", str(model_file)]
+    arguments = ["summary", str(model_file), "--size", "64", "96"]
+    command = [sys.executable, "-m", "alignseg_tf", *arguments]
     environment = {"PATH": "", "PYTHONPATH": "."}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr

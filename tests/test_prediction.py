@@ -5,7 +5,8 @@ from PIL import Image
 
 from alignseg_tf import AlignSeg, Predictor, backbones
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.prediction import load_model
+from alignseg_tf.networks import load_model
+from alignseg_tf.protocols import Protocol
 
 SPACE = LabelSpace(CLASSES)
 
@@ -22,6 +23,7 @@ def test_class_map_is_the_argmax_at_the_picture_size(upsample):
         assert class_map.dtype == np.uint8
         assert class_map.shape == size
         assert (class_map == expected).mean() > 0.999
+        assert len(np.unique(class_map)) == 3
 
 
 def test_a_path_gives_what_the_model_gives(tmp_path, scene):
@@ -44,6 +46,56 @@ def test_saving_writes_ids_and_overlay(tmp_path, scene):
         np.testing.assert_array_equal(np.asarray(picture), prediction.overlay())
 
 
+def test_probabilities_are_computed_when_they_are_asked_for(scene, monkeypatch):
+    predictor = Predictor(tiny_model())
+    runs, logits = [], predictor.network.logits
+    monkeypatch.setattr(
+        predictor.network, "logits", lambda images: runs.append(1) or logits(images)
+    )
+    prediction = predictor(scene)
+    assert len(runs) == 1
+    probabilities = prediction.probabilities
+    assert prediction.probabilities is probabilities
+    assert len(runs) == 2
+    np.testing.assert_array_equal(probabilities.argmax(-1), prediction.class_map)
+    np.testing.assert_allclose(probabilities.max(-1), prediction.confidence, rtol=1e-5)
+    np.testing.assert_array_equal(predictor.probabilities(scene), probabilities)
+
+
+def test_pillow_pictures_of_any_mode(scene):
+    predictor = Predictor(tiny_model())
+    picture = Image.fromarray(scene)
+    expected = predictor.class_map(scene)
+    np.testing.assert_array_equal(predictor(picture).class_map, expected)
+    np.testing.assert_array_equal(predictor(picture.convert("RGBA")).class_map, expected)
+    grey = predictor(picture.convert("L"))
+    assert grey.image.shape == scene.shape
+    turned = Image.fromarray(np.rot90(scene))
+    turned.getexif()[0x0112] = 6  # to be turned clockwise
+    np.testing.assert_array_equal(predictor(turned).class_map, expected)
+
+
+def test_a_protocol_is_followed_and_large_pictures_go_in_windows(scene, monkeypatch):
+    model = tiny_model()
+    shapes = []
+
+    def watched(predictor):
+        logits = predictor.network.logits
+        monkeypatch.setattr(
+            predictor.network, "logits", lambda x: shapes.append(x.shape[1:3]) or logits(x)
+        )
+        return predictor
+
+    prediction = watched(Predictor(model, Protocol(tile=(64, 64))))(scene)
+    assert set(shapes) == {(64, 64)}
+    assert not prediction.in_windows  # as asked for
+    shapes.clear()
+    monkeypatch.setattr("alignseg_tf.protocols.LARGE_PICTURE_TILE", (48, 64))
+    prediction = watched(Predictor(model, Protocol(largest_whole=1000)))(scene)
+    assert prediction.in_windows
+    assert set(shapes) == {(48, 64)}
+
+
 def test_a_model_without_names_numbers_its_classes():
     assert Predictor(tiny_model()).label_space.classes == ("class 0", "class 1", "class 2")
 
@@ -54,6 +106,7 @@ def test_a_model_without_names_numbers_its_classes():
         (np.zeros((64, 64, 3), np.float32), r"uint8 RGB picture .* Received: float32"),
         (np.zeros((64, 64), np.uint8), r"Received: uint8 of shape \(64, 64\)"),
         (np.zeros((31, 64, 3), np.uint8), r"at least 32 x 32 pixels. Received: 64 x 31"),
+        (np.zeros((0, 64, 3), np.uint8), r"Received: uint8 of shape \(0, 64, 3\)"),
     ],
 )
 def test_other_arrays_are_refused(image, message):

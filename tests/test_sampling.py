@@ -10,6 +10,7 @@ from alignseg_tf.layers import (
     bilinear_sample,
     resize_align_corners,
 )
+from alignseg_tf.layers.sampling import sampling_positions
 
 SIZES = [((7, 11), (7, 11)), ((3, 3), (14, 19)), ((5, 6), (1, 9)), ((1, 1), (4, 1))]
 
@@ -62,6 +63,41 @@ def test_sampling_equals_the_definition(sampling, source, result):
     offsets = (3 * rng.normal(size=(2, *result, 2))).astype("float32")
     expected = numpy_sample(features, offsets, sampling)
     np.testing.assert_allclose(sample(features, offsets, sampling), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampling", SAMPLING_CONVENTIONS)
+@pytest.mark.parametrize(("source", "result"), SIZES)
+def test_positions_are_where_a_map_is_read(sampling, source, result):
+    """A map of its own cells' x, y and of ones, read there, tells the place."""
+    rng = np.random.default_rng(0)
+    offsets = (2 * rng.normal(size=(2, *result, 2))).astype("float32")
+    positions = ops.convert_to_numpy(
+        sampling_positions(ops.convert_to_tensor(offsets), source, sampling)
+    )
+    assert positions.dtype == np.float32
+    assert positions.shape == offsets.shape
+    y, x = np.mgrid[: source[0], : source[1]]
+    places = np.stack([x, y, np.ones_like(x)], -1).astype("float32")
+    read = sample(np.stack([places] * 2), offsets, sampling)
+    last = np.array(source[::-1]) - 1
+    inside = ((positions >= 0) & (positions <= last)).all(-1)
+    np.testing.assert_allclose(positions[inside], read[inside][:, :2], atol=1e-5)
+    # Outside, ones fade to zero over one cell.
+    beyond = np.maximum(np.maximum(-positions, positions - last), 0)
+    np.testing.assert_allclose(
+        read[..., 2], np.clip(1 - beyond, 0, 1).prod(-1), atol=1e-5, err_msg="outside"
+    )
+    if min(source) > 2:
+        assert inside.any()
+        assert not inside.all()
+
+
+def test_positions_are_float32_under_bfloat16():
+    offsets = ops.full((1, 1, 1025, 2), 0.25, "bfloat16")
+    positions = ops.convert_to_numpy(sampling_positions(offsets, (1, 1025)))
+    np.testing.assert_array_equal(positions[0, 0, :, 0], np.arange(1025) + 0.25)
+    with pytest.raises(ValueError, match="must be one of .*Received: sampling='nearest'"):
+        sampling_positions(offsets, (1, 1025), "nearest")
 
 
 def test_an_offset_of_one_is_one_cell():

@@ -84,7 +84,7 @@ def test_the_panel_has_a_place_for_each_field():
     assert panel.shape == (2 * (6 * 40 + 18), 3 * 6 * 50 + 2 * 4, 3)
     assert (panel[18:258, :300] == 7).all()
     assert (panel[18:258, 304:604] == [255, 0, 0]).all()  # red is to the right
-    assert (panel[18:258, 608:] == 255).all()  # white is no offset
+    assert (panel[18:258, 608:] == 0).all()  # black is no offset
     assert (panel[:18, 304:604] < 128).any(), "the name and the longest vector"
 
 

@@ -10,7 +10,7 @@ from alignseg_tf import AlignSeg, backbones, checkpoints, losses, metrics, optim
 from alignseg_tf.data.augmentation import Augmentation
 from alignseg_tf.data.catalog import IGNORE, LabelSpace
 from alignseg_tf.model import freeze_batch_norm
-from alignseg_tf.prediction import load_model
+from alignseg_tf.networks import load_model
 from alignseg_tf.transfer import transfer_weights
 from training.recipe import Recipe, RecipeError
 

@@ -25,7 +25,7 @@ from alignseg_tf.data.readers import DataError, load_image, read_image_sizes
 from alignseg_tf.data.sources import DataSource, open_data
 from alignseg_tf.export import export_saved_model
 from alignseg_tf.files import atomic_path
-from alignseg_tf.prediction import load_model
+from alignseg_tf.networks import load_model
 from alignseg_tf.progress import counter, duration
 from training.recipe import Recipe, RecipeError, load_recipe
 from training.train import train

@@ -1,6 +1,6 @@
-"""Evaluate a model: per-class IoU, mean IoU, pixel accuracy, as a table and as JSON.
+"""Evaluate a model: IoU, boundaries, calibration, as a table, JSON, CSV and a page with pictures.
 
-python -m training.evaluate MODEL --data FOLDER --json report.json
+python -m training.evaluate MODEL --data FOLDER --output runs/evaluation
 """
 
 import argparse
@@ -12,31 +12,48 @@ from pathlib import Path
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import Sample
 from alignseg_tf.data.sources import add_data_arguments, data_from_arguments
-from alignseg_tf.evaluation import Report, evaluate
+from alignseg_tf.evaluation import evaluate_model
+from alignseg_tf.evaluation_files import write_report
+from alignseg_tf.evaluation_report import Report
 from alignseg_tf.files import write_text
 from alignseg_tf.prediction import Predictor
 from alignseg_tf.progress import counter
+from alignseg_tf.protocols import Protocol, add_protocol_arguments, protocol_from_arguments
+
+# In the folder of an evaluation: what an interrupted one goes on from.
+RECORD_FILE = "pictures.jsonl"
 
 
 def evaluate_and_write(
-    model: Path, samples: Sequence[Sample], label_space: LabelSpace, json_file: Path | None
+    model: Path,
+    samples: Sequence[Sample],
+    label_space: LabelSpace,
+    json_file: Path | None,
+    protocol: Protocol | None = None,
+    output: Path | None = None,
 ) -> Report:
-    """Evaluate a saved model and write the report as JSON.
+    """Evaluate a saved model and write the report.
+
+    Args:
+        model: a `.keras` or `.tflite` file, or the folder of a SavedModel.
+        samples: pictures with labels.
+        label_space: what the labels mean.
+        json_file: file for the numbers, or None.
+        protocol: how pictures go through the model; whole by default.
+        output: folder for all that `write_report` writes, and for what an interrupted evaluation
+            goes on from; or None.
 
     Raises:
         ValueError: the model cannot be read, or has other classes than the data.
     """
-    predictor = Predictor(model)
-    if predictor.label_space.classes != label_space.classes:
-        raise ValueError(
-            f"{model} and the data must have the same classes. Received: "
-            f"{', '.join(predictor.label_space.classes)} in the model and "
-            f"{', '.join(label_space.classes)} in the data"
-        )
-
-    report = evaluate(predictor.class_map, samples, label_space, counter("evaluating"))
+    protocol = protocol or Protocol()
+    record = None if output is None else output / RECORD_FILE
+    report = evaluate_model(model, samples, label_space, protocol, record, counter("evaluating"))
     if json_file is not None:
         write_text(json_file, json.dumps(report.to_dict(), indent=1))
+    if output is not None:
+        predictor = Predictor(model, protocol)
+        write_report(report, output, label_space, samples, predictor.class_map, str(model))
     return report
 
 
@@ -45,10 +62,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.evaluate", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("model", type=Path, help="a .keras file or the folder of a SavedModel")
+    parser.add_argument(
+        "model", type=Path, help="a .keras or .tflite file, or the folder of a SavedModel"
+    )
     add_data_arguments(parser)
     parser.add_argument("--split", default="val", help="which part of the data (%(default)s)")
-    parser.add_argument("--json", type=Path, help="file to write the report to")
+    parser.add_argument(
+        "--output", type=Path,
+        help="folder for the report: a page with pictures, JSON, CSV; an interrupted evaluation "
+        "goes on from there",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    add_protocol_arguments(parser)
     return parser
 
 
@@ -56,13 +81,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
     try:
-        data = data_from_arguments(parsed)
+        protocol = protocol_from_arguments(parsed)
+        data = data_from_arguments(parsed, counter("making the data set"))
         samples = data.samples(parsed.split)
-        report = evaluate_and_write(parsed.model, samples, data.label_space, parsed.json)
-    except ValueError as error:
+        report = evaluate_and_write(
+            parsed.model, samples, data.label_space, parsed.json, protocol, parsed.output
+        )
+    except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; with --output the same command goes on", file=sys.stderr)
+        return 130
     print(report.table())
+    if parsed.output is not None:
+        print(f"\nWith pictures: {parsed.output / 'report.html'}")
     return 0
 
 

@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from alignseg_tf.data.readers import Sample
 from alignseg_tf.data.sources import DataSource
-from alignseg_tf.evaluation import Report
+from alignseg_tf.evaluation_report import Report
 from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.progress import duration
 from training.logs import VALIDATION_METRIC

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from alignseg_tf import visualization
+from alignseg_tf import alignment, visualization
 from alignseg_tf.data.catalog import IGNORE, LabelSpace
 from alignseg_tf.data.readers import Sample, load_sample
 from alignseg_tf.prediction import Predictor
@@ -92,7 +92,7 @@ class TensorBoard(keras.callbacks.Callback):
                 shrunk(visualization.colorize(predicted, palette)),
             )
             tf.summary.image(f"picture, truth, prediction/{number}", row[None])
-            fields = visualization.offset_fields(self.model, image)
+            fields = alignment.offset_fields(self.model, image)
             if fields:
                 tf.summary.image(f"offset fields/{number}", offset_panel(image, fields)[None])
             for name, field in fields.items():
@@ -138,7 +138,7 @@ def offset_panel(
     side = min(height, width)
     wheel = np.full((height, width, 3), 255, np.uint8)
     wheel[:side, :side] = visualization.offset_legend(1.0, side)[:side]
-    cells.append(visualization.titled(wheel, "direction; full colour is the longest"))
+    cells.append(visualization.titled(wheel, "direction; black is none, full colour the longest"))
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
     rows = [
         visualization.side_by_side(*cells[first : first + columns])

@@ -29,7 +29,7 @@ from alignseg_tf.data.pipeline import (
 )
 from alignseg_tf.data.readers import DataError, Sample
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
-from alignseg_tf.evaluation import Report
+from alignseg_tf.evaluation_report import Report
 from alignseg_tf.files import DiskFullError, write_text
 from alignseg_tf.progress import counter
 from training import multi_worker

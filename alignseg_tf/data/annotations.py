@@ -70,7 +70,7 @@ def read_coco(file: str | Path, images: str | Path) -> Annotations:
 
     Args:
         file: the JSON, such as `instances_val2017.json`.
-        images: the folder under which its `file_name`s are.
+        images: the folder under which each `file_name` of it is.
 
     Raises:
         DataError: the file is not as expected, or a picture is not there.

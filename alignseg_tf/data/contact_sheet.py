@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from alignseg_tf import visualization
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import Sample, load_sample
 
@@ -31,9 +32,6 @@ def draw_contact_sheet(
     Raises:
         DataError: a file is not readable any more.
     """
-    # The data need no layers, which pictures of offset fields do.
-    from alignseg_tf import visualization
-
     pair_width = 2 * THUMBNAIL + 2
     width = PAIRS * pair_width + (PAIRS - 1) * GAP
     filled = {name: samples for name, samples in splits.items() if samples}

@@ -8,6 +8,7 @@ Hidden files and folders, such as `._a.png` or `.ipynb_checkpoints`, are no data
 """
 
 import csv
+import glob
 import io
 import os
 from collections import Counter, deque
@@ -304,14 +305,23 @@ def load_image(path: str | Path) -> np.ndarray:
         DataError: as `opened`, or the values are not 8 or 16 bits a channel.
     """
     with opened(path) as picture:
-        upright = ImageOps.exif_transpose(picture)
-        if upright.mode not in DEEP_MODES:
-            return np.asarray(_to_rgb(upright))
-        mode, values = upright.mode, np.asarray(upright)
+        return rgb_pixels(picture, str(path))
+
+
+def rgb_pixels(picture: Image.Image, name: str = "the picture") -> np.ndarray:
+    """Turn a Pillow picture to uint8 RGB [H, W, 3], as `load_image` does; `name` is for errors.
+
+    Raises:
+        DataError: the values are not 8 or 16 bits a channel.
+    """
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode not in DEEP_MODES:
+        return np.asarray(_to_rgb(upright))
     # 16-bit grey, which Pillow's own conversion would clip at 255.
-    if mode == "F" or values.min() < 0 or values.max() > 65535:
+    values = np.asarray(upright)
+    if upright.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise DataError(
-            f"{path}: expected 8 or 16 bits a channel. Received: mode {mode}, values "
+            f"{name}: expected 8 or 16 bits a channel. Received: mode {upright.mode}, values "
             f"{values.min()} to {values.max()}"
         )
     return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, -1)
@@ -460,13 +470,17 @@ def check_samples(
 
 
 def in_parallel(
-    function: Callable[[Item], Result], items: Iterable[Item], ahead: int = 64
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    ahead: int = 64,
+    workers: int | None = None,
 ) -> Iterator[Result]:
     """Yield the results for all items in order, from threads that are at most `ahead` in front.
 
-    Pillow decodes without holding Python's lock, so threads do.
+    Pillow decodes without holding Python's lock, so threads do. There are `workers` of them, by
+    default as many as Python thinks fit.
     """
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(workers) as pool:
         pending: deque = deque()
         for item in items:
             pending.append(pool.submit(function, item))
@@ -509,20 +523,48 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
-    """List the pictures among files and folders, in order; folders are searched at all depths.
+    """List the pictures among files, folders and patterns, in order.
 
     Raises:
-        DataError: a path is not there, or a folder has no picture.
+        DataError: as `find_named_pictures`.
     """
-    pictures: list[Path] = []
+    return [path for path, _ in find_named_pictures(paths)]
+
+
+def find_named_pictures(
+    paths: Iterable[str | Path], leave_out: Path | None = None
+) -> list[tuple[Path, Path]]:
+    """List pictures, each with its path below the folder that was asked for.
+
+    Args:
+        paths: files, folders (searched at all depths), and patterns such as `street/*.jpg` or
+            `**/left.png`.
+        leave_out: a folder whose files are not taken.
+
+    Returns:
+        (path, path below the folder, or the name of a file), in the order of `paths`, each once.
+
+    Raises:
+        DataError: a path is not there, a folder has no picture, or nothing fits a pattern.
+    """
+    found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        if path.is_dir():
-            inside = [p for p in _files(path) if p.suffix.lower() in IMAGE_SUFFIXES]
-            if not inside:
-                raise _no_pictures(path)
-            pictures += inside
-        elif path.is_file():
-            pictures.append(path)
+        if path.exists() or not glob.has_magic(str(path)):
+            matches = [path]
         else:
-            raise DataError(f"{path}: no such file or folder")
-    return pictures
+            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+            if not matches:
+                raise DataError(f"{path}: nothing fits this pattern")
+        for match in matches:
+            if match.is_dir():
+                inside = [p for p in _files(match) if p.suffix.lower() in IMAGE_SUFFIXES]
+                if leave_out is not None:
+                    inside = [p for p in inside if not p.resolve().is_relative_to(leave_out)]
+                if not inside:
+                    raise _no_pictures(match)
+                found |= {p: p.relative_to(match) for p in inside}
+            elif match.is_file():
+                found[match] = Path(match.name)
+            else:
+                raise DataError(f"{match}: no such file or folder")
+    return list(found.items())

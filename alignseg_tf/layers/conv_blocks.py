@@ -40,8 +40,8 @@ class ConvNormAct(keras.layers.Layer):
         [B, H, W, filters].
 
     Reference:
-        "ABN" in the official code, whose norm multiplies by |gamma| + eps; here it is a plain
-        batch norm, and the checkpoint converter writes |gamma| + eps into gamma.
+        "ABN" in the official code, whose norm multiplies by `|gamma| + eps`; here it is a plain
+        batch norm, and the checkpoint converter writes that into gamma.
     """
 
     def __init__(self, filters: int, kernel_size: int, use_bias: bool = False, **kwargs: Any):

@@ -34,6 +34,11 @@ def check_sampling(sampling: str) -> str:
     return sampling
 
 
+def aligns_corners(sampling: str) -> bool:
+    """Whether -1 and 1 are the centres of a map's outer cells; otherwise their outer edges."""
+    return check_sampling(sampling) in ("standard", "released_align_corners")
+
+
 def _regular_grid(out_size: Size, in_size: Size, align_corners: bool) -> tuple[Tensor, Tensor]:
     """Positions of `linspace(-1, 1, out_size)` in cells of an axis of `in_size` cells.
 
@@ -98,6 +103,61 @@ def offset_scale(
     return (w - 1.0) / (2.0 * h), (h - 1.0) / (2.0 * w)
 
 
+def _axes(
+    offsets: Tensor, read_size: tuple[Size, Size], sampling: str
+) -> tuple[tuple[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, tuple[Tensor, Tensor]]]:
+    """Turn offsets into distances from the regular grid, both in cells of the map that is read.
+
+    Args:
+        offsets: floating [B, H, W, 2], (x, y), in the unit of the convention.
+        read_size: (h, w).
+        sampling: one of `SAMPLING_CONVENTIONS`.
+
+    Returns:
+        For x and for y: the distance, float32 [B, H, W], and whole part and fraction of the grid,
+        broadcastable to it.
+    """
+    height, width = read_size
+    out_height, out_width = ops.shape(offsets)[1:3]
+    align_corners = aligns_corners(sampling)
+    offsets = ops.cast(offsets, "float32")
+    scale_x, scale_y = offset_scale(sampling, height, width, out_height, out_width)
+    grid_x = _regular_grid(out_width, width, align_corners)
+    whole_y, fraction_y = _regular_grid(out_height, height, align_corners)
+    grid_y = (ops.expand_dims(whole_y, 1), ops.expand_dims(fraction_y, 1))
+    return (offsets[..., 0] * scale_x, grid_x), (offsets[..., 1] * scale_y, grid_y)
+
+
+def sampling_positions(
+    offsets: Tensor, read_size: tuple[Size, Size], sampling: str = "standard"
+) -> Tensor:
+    """Return where `bilinear_sample` reads a map.
+
+    Args:
+        offsets: floating [B, H, W, 2], (x, y).
+        read_size: (h, w) of the map that is read.
+        sampling: one of `SAMPLING_CONVENTIONS`.
+
+    Returns:
+        float32 [B, H, W, 2], (x, y) in cells of the map that is read; a position below 0 or above
+        n - 1 is outside of its cells' centres.
+
+    Raises:
+        ValueError: `sampling` names no convention.
+
+    Example:
+        >>> still = sampling_positions(ops.zeros((1, 1, 5, 2)), (3, 3))
+        >>> ops.convert_to_numpy(still)[0, 0, :, 0].tolist()
+        [0.0, 0.5, 1.0, 1.5, 2.0]
+    """
+    along_x, along_y = _axes(offsets, read_size, sampling)
+    positions = [
+        ops.cast(whole, "float32") + (fraction + distance)
+        for distance, (whole, fraction) in (along_x, along_y)
+    ]
+    return ops.stack(positions, -1)
+
+
 def bilinear_sample(features: Tensor, offsets: Tensor, sampling: str = "standard") -> Tensor:
     """Sample a map at a regular grid that is moved by an offset a cell.
 
@@ -139,17 +199,10 @@ def bilinear_sample(features: Tensor, offsets: Tensor, sampling: str = "standard
     Reference:
         AlignSeg, section 3.2; the conventions are those of the official code's versions.
     """
-    check_sampling(sampling)
     batch, height, width, channels = ops.shape(features)
-    out_height, out_width = ops.shape(offsets)[1:3]
-    align_corners = sampling in ("standard", "released_align_corners")
-    offsets = ops.cast(offsets, "float32")
-    scale_x, scale_y = offset_scale(sampling, height, width, out_height, out_width)
-    grid_x = _regular_grid(out_width, width, align_corners)
-    whole_y, fraction_y = _regular_grid(out_height, height, align_corners)
-    grid_y = (ops.expand_dims(whole_y, 1), ops.expand_dims(fraction_y, 1))
-    corners_x = _corners(offsets[..., 0] * scale_x, grid_x, width)
-    corners_y = _corners(offsets[..., 1] * scale_y, grid_y, height)
+    (distance_x, grid_x), (distance_y, grid_y) = _axes(offsets, (height, width), sampling)
+    corners_x = _corners(distance_x, grid_x, width)
+    corners_y = _corners(distance_y, grid_y, height)
 
     # Four gathers of whole rows of C values are the fastest form with a right gradient.
     cells = ops.reshape(features, (-1, channels))

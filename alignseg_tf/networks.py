@@ -1,0 +1,321 @@
+"""A trained model in any saved form, as a function from pictures to logits or class ids."""
+
+import json
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.layers import resize_align_corners
+from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
+
+# Where an exported SavedModel keeps its label space: beside the assets, as model servers want.
+LABEL_SPACE_FILE = Path("assets.extra") / "classes.json"
+# The same in the archive that ends a TFLite file; `LABELS_FILE` has names alone, a line each.
+TFLITE_LABEL_SPACE_FILE, TFLITE_LABELS_FILE = "classes.json", "labels.txt"
+
+
+class Network:
+    """What prediction needs to know of a model.
+
+    Attributes:
+        label_space: names and colours of the classes.
+        input_size: height and width of the pictures it takes, or None for any from 32 on.
+        gives_logits: whether `logits` works; some files hold class maps as their only output.
+    """
+
+    label_space: LabelSpace
+    input_size: tuple[int, int] | None = None
+    gives_logits = True
+
+    def logits(self, images: np.ndarray) -> Any:
+        """Return float32 logits [B, l, l, C] of uint8 RGB pictures [B, H, W, 3].
+
+        The outer cells of the logits lie on the outer pixels.
+        """
+        raise NotImplementedError
+
+    def class_map(self, image: np.ndarray) -> np.ndarray:
+        """Return the class ids, uint8 [H, W], of a uint8 RGB picture of the network's input size.
+
+        For networks without logits.
+        """
+        raise NotImplementedError
+
+
+def logits_model(model: AlignSeg) -> keras.Model:
+    """Return the part of a model that gives logits at stride 4, with the same variables."""
+    return keras.Model(model.inputs[0], model.get_layer("segmentation_head").output)
+
+
+class KerasNetwork(Network):
+    """An `AlignSeg` in memory.
+
+    Args:
+        model: the model; it is not changed.
+        device: TensorFlow device to run on, such as `GPU:1`; None leaves that to TensorFlow.
+    """
+
+    def __init__(self, model: AlignSeg, device: str | None = None):
+        self.label_space = label_space_of(model)
+        head = logits_model(model)
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
+        def run(images: Any) -> Any:
+            return tf.cast(head(tf.cast(images, tf.float32), training=False), tf.float32)
+
+        self._run = run
+        self._device = device
+
+    def logits(self, images: np.ndarray) -> Any:
+        """Return the head's logits, which have stride 4."""
+        with tf.device(self._device):
+            return self._run(tf.convert_to_tensor(images))
+
+
+class SavedModelNetwork(Network):
+    """The folder of a SavedModel that `alignseg_tf.export` wrote.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            self._loaded = tf.saved_model.load(str(path))  # signatures do not keep it alive
+            signatures = self._loaded.signatures
+            self._class_map = signatures["serving_default"]
+        except (OSError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"{path}: not a SavedModel with the signature 'serving_default' ({error})"
+            ) from error
+        # Folders of other origin, and early ones, may give class maps alone.
+        self._logits = signatures["logits"] if "logits" in signatures else None  # noqa: SIM401
+        self.gives_logits = self._logits is not None
+        if not (path / LABEL_SPACE_FILE).is_file():
+            raise ValueError(f"{path}: {LABEL_SPACE_FILE} with the names of the classes is missing")
+        content = json.loads((path / LABEL_SPACE_FILE).read_text(encoding="utf-8"))
+        self.label_space = LabelSpace.from_dict(content, str(path / LABEL_SPACE_FILE))
+
+    def logits(self, images: np.ndarray) -> Any:
+        """Return what the signature `logits` gives."""
+        check_gives_logits(self)
+        logits: Any = self._logits
+        return logits(images=tf.convert_to_tensor(images.astype(np.float32)))["logits"]
+
+    def class_map(self, image: np.ndarray) -> np.ndarray:
+        """Return what the signature `serving_default` gives."""
+        return self._class_map(images=tf.convert_to_tensor(image[None]))["class_map"].numpy()[0]
+
+
+def check_gives_logits(network: Network) -> None:
+    """Raise a `ValueError` if a network has class maps as its only output."""
+    if not network.gives_logits:
+        raise ValueError(
+            "This model's file gives class maps alone, so a picture can go through whole, once, "
+            "and there are no probabilities; expected a model with logits, such as the .keras file"
+        )
+
+
+class TfliteNetwork(Network):
+    """A `.tflite` file, run by LiteRT.
+
+    The input is RGB 0..255 [1, h, w, 3], uint8 or float32, of one size or of any; the output is
+    logits [1, l, l, C] or class ids [1, h, w]. Quantised tensors are converted by their scale and
+    zero point. Names of classes come from `classes.json` or `labels.txt` in the archive at the end
+    of the file, where TFLite keeps associated files; without them the classes are numbered.
+
+    Raises:
+        ImportError: LiteRT is not installed.
+        ValueError: the file is missing, unreadable, or has other inputs or outputs.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise ImportError(
+                f"{path}: a .tflite file needs LiteRT: pip install ai-edge-litert"
+            ) from error
+        try:
+            self._interpreter = Interpreter(model_path=str(path))
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: not readable as a TFLite model ({error})") from error
+        inputs = self._interpreter.get_input_details()
+        outputs = self._interpreter.get_output_details()
+        shape = [int(n) for n in inputs[0]["shape_signature"]] if inputs else []
+        if len(inputs) != 1 or len(outputs) != 1 or len(shape) != 4 or shape[-1] != 3:
+            raise ValueError(
+                f"{path}: expected one input [1, h, w, 3] and one output. Received: inputs "
+                f"{[d['shape_signature'].tolist() for d in inputs]}, outputs "
+                f"{[d['shape_signature'].tolist() for d in outputs]}"
+            )
+        self._input = inputs[0]
+        self._allocated: tuple[int, ...] | None = None
+        self._lock = threading.Lock()  # an interpreter runs one picture at a time
+        self.input_size = None if -1 in shape[1:3] else (shape[1], shape[2])
+        out_shape = outputs[0]["shape_signature"].tolist()
+        self.gives_logits = len(out_shape) == 4
+        if len(out_shape) not in (3, 4):
+            raise ValueError(
+                f"{path}: expected logits [1, l, l, classes] or class ids [1, h, w]. Received: an "
+                f"output {out_shape}"
+            )
+        self.label_space = _tflite_label_space(path, out_shape[3] if self.gives_logits else None)
+
+    def _run(self, image: np.ndarray) -> np.ndarray:
+        with self._lock:
+            return self._invoke(image)
+
+    def _invoke(self, image: np.ndarray) -> np.ndarray:
+        shape = (1, *image.shape)
+        if shape != self._allocated:
+            if self.input_size is None:
+                self._interpreter.resize_tensor_input(self._input["index"], shape)
+            self._interpreter.allocate_tensors()
+            self._allocated = shape
+        self._interpreter.set_tensor(self._input["index"], _quantized(image[None], self._input))
+        self._interpreter.invoke()
+        output = self._interpreter.get_output_details()[0]
+        return _dequantized(self._interpreter.get_tensor(output["index"]), output)
+
+    def logits(self, images: np.ndarray) -> Any:
+        """Run the pictures one after another."""
+        check_gives_logits(self)
+        return tf.convert_to_tensor(np.concatenate([self._run(image) for image in images]))
+
+    def class_map(self, image: np.ndarray) -> np.ndarray:
+        """Return the class ids that the file gives."""
+        return self._run(image)[0].astype(np.uint8)
+
+
+def _quantized(images: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """Turn RGB 0..255 into the values of an input tensor."""
+    scale, zero_point = tensor["quantization"]
+    if tensor["dtype"] == np.float32 or not scale:
+        return images.astype(tensor["dtype"])
+    limits = np.iinfo(tensor["dtype"])
+    values = np.round(images / np.float32(scale)) + zero_point
+    return np.clip(values, limits.min, limits.max).astype(tensor["dtype"])
+
+
+def _dequantized(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    scale, zero_point = tensor["quantization"]
+    if values.ndim == 3:  # class ids
+        return values
+    if not scale:
+        return values.astype(np.float32)
+    return (values.astype(np.float32) - zero_point) * np.float32(scale)
+
+
+def _tflite_label_space(path: Path, num_classes: int | None) -> LabelSpace:
+    """Read the names in the archive at the end of a file, or number the classes."""
+    space = None
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if TFLITE_LABEL_SPACE_FILE in names:
+                content = json.loads(archive.read(TFLITE_LABEL_SPACE_FILE))
+                space = LabelSpace.from_dict(content, f"{path}, {TFLITE_LABEL_SPACE_FILE}")
+            elif TFLITE_LABELS_FILE in names:
+                lines = archive.read(TFLITE_LABELS_FILE).decode().splitlines()
+                space = LabelSpace(tuple(line for line in lines if line))
+    if space is None and num_classes is None:
+        raise ValueError(
+            f"{path}: the names of the classes are missing; expected {TFLITE_LABEL_SPACE_FILE} or "
+            f"{TFLITE_LABELS_FILE} in the archive at the end of a file that gives class maps"
+        )
+    if space is None:
+        return numbered_classes(num_classes or 0)
+    if num_classes not in (None, space.num_classes):
+        raise ValueError(
+            f"{path}: {space.num_classes} classes are named and the output has {num_classes}"
+        )
+    return space
+
+
+def load_model(path: str | Path) -> AlignSeg:
+    """Read a `.keras` file in safe mode.
+
+    Raises:
+        ValueError: the file is missing, unreadable or no AlignSeg.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected a .keras model")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:
+        raise ValueError(f"{path}: not readable as a Keras model ({error})") from error
+    if not isinstance(model, AlignSeg):
+        raise ValueError(f"{path}: expected an AlignSeg. Received: a {type(model).__name__}")
+    return model
+
+
+def load_network(model_or_path: Any, device: str | None = None) -> Network:
+    """Return a model in any saved form as a `Network`.
+
+    Args:
+        model_or_path: an `AlignSeg`, the path of a `.keras` or `.tflite` file, or the folder of a
+            SavedModel.
+        device: TensorFlow device that holds and runs the model; Keras models only.
+
+    Raises:
+        ValueError: there is no such model at that path, or it cannot be put on a device.
+    """
+    if isinstance(model_or_path, str | Path):
+        path = Path(model_or_path)
+        saved_model = path.is_dir()
+        if (saved_model or path.suffix == ".tflite") and device is not None:
+            raise ValueError(f"{path}: only .keras models run on a chosen device, not {device}")
+        if saved_model:
+            return SavedModelNetwork(path)
+        if path.suffix == ".tflite":
+            if not path.is_file():
+                raise ValueError(f"{path}: no such file; expected a .tflite model")
+            return TfliteNetwork(path)
+        with tf.device(device):
+            return KerasNetwork(load_model(path), device)
+    return KerasNetwork(model_or_path, device)
+
+
+def numbered_classes(count: int) -> LabelSpace:
+    """Return a label space whose classes are called by their ids."""
+    return LabelSpace(tuple(f"class {i}" for i in range(count)))
+
+
+def label_space_of(model: Any) -> LabelSpace:
+    """Return the label space that a model was saved with, or numbered classes without one."""
+    if model.label_space:
+        return LabelSpace.from_dict(model.label_space, "the model's label space")
+    return numbered_classes(model.num_classes)
+
+
+def segment(model: Any, images: Any) -> Any:
+    """Run a model inside of a graph and choose the likeliest class of each pixel.
+
+    Args:
+        model: an `AlignSeg`, whose logits may have stride 4.
+        images: RGB 0..255 [B, H, W, 3], any dtype.
+
+    Returns:
+        Class ids, uint8 [B, H, W].
+
+    Raises:
+        tf.errors.InvalidArgumentError: a side is shorter than 32 pixels.
+    """
+    tf.debugging.assert_greater_equal(
+        tf.reduce_min(tf.shape(images)[1:3]),
+        MIN_IMAGE_SIZE,
+        f"Images must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels.",
+    )
+    logits = model(tf.cast(images, tf.float32), training=False)["segmentation"]
+    if not model.upsample_logits:
+        logits = resize_align_corners(logits, ops.shape(images)[1:3])
+    return tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)

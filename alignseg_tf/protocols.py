@@ -1,0 +1,264 @@
+"""How a picture of any size goes through a network: whole, in windows, at several scales, mirrored.
+
+Shape legend
+    H, W   height and width of the picture, in pixels
+    t      height or width of a tile, in pixels of the scaled picture
+
+A tile is a rectangle of the picture at one scale; the whole picture is the one tile of its scale.
+Half-pixel centres relate the picture to its scaled versions.
+"""
+
+import argparse
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from alignseg_tf.model import MIN_IMAGE_SIZE
+
+BLENDINGS = ("uniform", "gaussian")
+AVERAGES = ("probabilities", "logits")
+# Sides of the tiles of a picture that is too large to go through whole.
+LARGE_PICTURE_TILE = (1024, 1024)
+# The Gaussian's standard deviation as a share of the tile, as nnU-Net has it.
+GAUSSIAN_SIGMA = 1 / 8
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a picture is put through a network.
+
+    Attributes:
+        tile: height and width of sliding windows, in pixels of the scaled picture; None for whole
+            pictures. A smaller picture is one window of its own size.
+        overlap: share of a window that the next one covers again, in [0, 1); the last window of an
+            axis ends with the picture.
+        blending: weight of a window's pixels where several overlap: `uniform`, or `gaussian`, which
+            falls from the middle to the edge.
+        scales: factors by which the picture is resized; each counts the same.
+        flip: average with the mirrored picture (left and right swapped).
+        average: what is averaged over windows, scales and mirroring: `probabilities`, or `logits`
+            as the official code does.
+        batch_size: windows that go through the network at a time.
+        largest_whole: a picture that has more pixels than this at its largest scale goes through
+            in windows of 1024 x 1024 even if `tile` is None, since the network's memory grows with
+            it; None for no limit.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    Reference:
+        Sliding windows as in the official code (stride ceil(2/3 tile)); scales and mirroring as in
+        DeepLab. Of the official code's evaluation two defects are not repeated: its mirroring
+        reverses the height axis, and it fails at any scale but 1.
+    """
+
+    tile: tuple[int, int] | None = None
+    overlap: float = 1 / 3
+    blending: str = "uniform"
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    average: str = "probabilities"
+    batch_size: int = 1
+    largest_whole: int | None = 2**23
+
+    def __post_init__(self) -> None:
+        if self.tile is not None and min(self.tile) < MIN_IMAGE_SIZE:
+            raise ValueError(
+                f"`tile` must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels. "
+                f"Received: tile={self.tile}"
+            )
+        if not 0 <= self.overlap < 1:
+            raise ValueError(f"`overlap` must be in [0, 1). Received: overlap={self.overlap}")
+        if self.blending not in BLENDINGS:
+            raise ValueError(
+                f"`blending` must be one of {BLENDINGS}. Received: blending={self.blending!r}"
+            )
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"`scales` must be positive. Received: scales={self.scales}")
+        if self.average not in AVERAGES:
+            raise ValueError(
+                f"`average` must be one of {AVERAGES}. Received: average={self.average!r}"
+            )
+        if self.batch_size < 1:
+            raise ValueError(
+                f"`batch_size` must be at least 1. Received: batch_size={self.batch_size}"
+            )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a picture goes through once, as it is."""
+        return self.tile is None and self.scales == (1.0,) and not self.flip
+
+    def for_picture(self, height: int, width: int) -> "Protocol":
+        """Return the protocol that a picture of this size gets: windows where it is too large."""
+        if self.tile is not None or self.largest_whole is None:
+            return self
+        if height * width * max(self.scales) ** 2 <= self.largest_whole:
+            return self
+        return replace(self, tile=LARGE_PICTURE_TILE)
+
+    def __str__(self) -> str:
+        parts = ["whole pictures"]
+        if self.tile is not None:
+            parts = [
+                f"windows of {self.tile[0]} x {self.tile[1]}, overlap {100 * self.overlap:.0f} %, "
+                f"{self.blending} blending"
+            ]
+        if self.scales != (1.0,):
+            parts.append("scales " + ", ".join(f"{scale:g}" for scale in self.scales))
+        if self.flip:
+            parts.append("mirrored too")
+        if not self.is_plain:
+            parts.append(f"{self.average} averaged")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True)
+class Window:
+    """One tile on one axis, and what it has to say about the pixels of the picture.
+
+    Attributes:
+        start: first pixel of the tile, in the scaled picture.
+        first: first pixel of the picture that the tile covers.
+        position: where each covered pixel lies in the tile, float64 in 0 .. t - 1.
+        weight: its share in the average, float32; the shares of all windows add up to 1.
+    """
+
+    start: int
+    first: int
+    position: np.ndarray
+    weight: np.ndarray
+
+    @property
+    def end(self) -> int:
+        """One past the last pixel of the picture that the tile covers."""
+        return self.first + len(self.position)
+
+
+def axis_windows(
+    size: int, scaled: int, tile: int, overlap: float = 1 / 3, blending: str = "uniform"
+) -> list[Window]:
+    """Place the tiles of one axis.
+
+    Args:
+        size: pixels of the picture.
+        scaled: pixels of the scaled picture.
+        tile: pixels of a tile; at most `scaled` are used.
+        overlap: share of a tile that the next one covers again.
+        blending: `uniform` or `gaussian`.
+
+    Returns:
+        The windows from the first pixel to the last; together they cover every pixel.
+
+    Example:
+        >>> [window.start for window in axis_windows(100, 100, 60)]
+        [0, 40]
+    """
+    tile = min(tile, scaled)
+    stride = max(1, math.ceil(tile * (1 - overlap) - 1e-9))
+    count = math.ceil((scaled - tile) / stride) + 1
+    starts = [min(i * stride, scaled - tile) for i in range(count)]
+    # Where the picture's pixels lie in the scaled picture, by their centres.
+    place = np.clip((np.arange(size) + 0.5) * (scaled / size) - 0.5, 0, scaled - 1)
+    covered, weights = [], []
+    for start in starts:
+        inside = np.flatnonzero((place >= start - 0.5) & (place <= start + tile - 0.5))
+        covered.append(slice(inside[0], inside[-1] + 1))
+        weight = np.zeros(size)
+        distance = (place[inside] - start - (tile - 1) / 2) / (GAUSSIAN_SIGMA * tile)
+        weight[inside] = 1.0 if blending == "uniform" else np.exp(-0.5 * distance**2)
+        weights.append(weight)
+    total = np.sum(weights, 0)
+    return [
+        Window(
+            start,
+            int(part.start),
+            np.clip(place[part] - start, 0, tile - 1),
+            (weight[part] / total[part]).astype(np.float32),
+        )
+        for start, part, weight in zip(starts, covered, weights, strict=True)
+    ]
+
+
+def scaled_sizes(
+    height: int, width: int, protocol: Protocol, input_size: tuple[int, int] | None = None
+) -> list[tuple[int, int]]:
+    """Return height and width of a picture at each scale of a protocol.
+
+    Args:
+        height: of the picture.
+        width: of the picture.
+        protocol: its scales and tile.
+        input_size: the one size that the network takes, or None if it takes any.
+
+    Raises:
+        ValueError: a side gets too small, or the network's size does not go with the protocol.
+    """
+    if input_size is not None:
+        if protocol.scales != (1.0,) or protocol.tile not in (None, tuple(input_size)):
+            raise ValueError(
+                f"This model takes pictures of {input_size[0]} x {input_size[1]} alone, so scales "
+                f"must be 1 and a tile of that size. Received: {protocol}"
+            )
+        if protocol.tile is None:
+            return [input_size]
+        return [(max(height, input_size[0]), max(width, input_size[1]))]
+    sizes = [(round(height * s), round(width * s)) for s in protocol.scales]
+    for scale, size in zip(protocol.scales, sizes, strict=True):
+        if min(size) < MIN_IMAGE_SIZE:
+            raise ValueError(
+                f"The picture must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels"
+                + (f" at scale {scale:g}" if scale != 1 else "")
+                + f". Received: {size[1]} x {size[0]}"
+            )
+    return sizes
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how pictures go through the network."""
+    group = parser.add_argument_group("how pictures go through the network (whole and once)")
+    group.add_argument(
+        "--tile", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
+        help="sliding windows of this size, in pixels",
+    )  # fmt: skip
+    group.add_argument(
+        "--overlap", type=float, default=Protocol.overlap,
+        help="share of a window that the next one covers again (%(default).2f)",
+    )  # fmt: skip
+    group.add_argument(
+        "--blending", choices=BLENDINGS, default=Protocol.blending,
+        help="weights where windows overlap (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--scales", type=float, nargs="+", default=list(Protocol.scales), metavar="SCALE",
+        help="average over the picture resized by these factors, as 0.75 1 1.25 (1)",
+    )  # fmt: skip
+    group.add_argument("--flip", action="store_true", help="average with the mirrored picture too")
+    group.add_argument(
+        "--average", choices=AVERAGES, default=Protocol.average,
+        help="what is averaged; the official code averages logits (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--batch-size", type=int, default=Protocol.batch_size,
+        help="windows that go through at a time (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--largest-whole", type=int, default=Protocol.largest_whole, metavar="PIXELS",
+        help="a picture with more pixels goes through in windows of "
+        f"{LARGE_PICTURE_TILE[0]} x {LARGE_PICTURE_TILE[1]} (%(default)s)",
+    )  # fmt: skip
+
+
+def protocol_from_arguments(arguments: argparse.Namespace) -> Protocol:
+    """Return what the options say.
+
+    Raises:
+        ValueError: as `Protocol`.
+    """
+    values: dict[str, Any] = {}
+    for option in fields(Protocol):
+        value = getattr(arguments, option.name)
+        values[option.name] = tuple(value) if isinstance(value, list) else value
+    return Protocol(**values)

@@ -1,0 +1,144 @@
+"""Frames of videos and cameras, decoded and encoded by PyAV."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+CAMERA = "camera:"
+# How FFmpeg calls the cameras of each system, and the first one's number `n`.
+_CAMERAS = {
+    "linux": ("v4l2", "/dev/video{n}"),
+    "darwin": ("avfoundation", "{n}:none"),
+    "win32": ("dshow", "video={n}"),
+}
+# Of written videos, where the source does not say its own.
+DEFAULT_RATE = Fraction(25)
+
+
+def is_video(source: str | Path) -> bool:
+    """Whether a name on the command line is that of a video or, as `camera:0`, of a camera."""
+    return str(source).startswith(CAMERA) or Path(source).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _import_av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("videos and cameras need PyAV: pip install av") from error
+    return av
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+class Video:
+    """The frames of a video or a camera.
+
+    Args:
+        source: path of a video, or `camera:N` for the N-th camera (on Windows, its name).
+
+    Attributes:
+        frames: number of frames, or None where it is not known.
+        rate: frames a second.
+
+    Raises:
+        ValueError: it cannot be opened, or has no pictures.
+        ImportError: PyAV is not installed.
+    """
+
+    def __init__(self, source: str | Path):
+        av = _import_av()
+        self.source = str(source)
+        options: dict[str, Any] = {}
+        name = self.source
+        if name.startswith(CAMERA):
+            if sys.platform not in _CAMERAS:
+                raise ValueError(f"{source}: cameras of {sys.platform} are not known")
+            options["format"], device = _CAMERAS[sys.platform]
+            name = device.format(n=name.removeprefix(CAMERA))
+        try:
+            self._container = av.open(name, **options)
+        except (OSError, ValueError, av.error.FFmpegError) as error:
+            raise ValueError(f"{source}: not readable as a video ({_reason(error)})") from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise ValueError(f"{source}: expected a video. Received: a file without pictures")
+        stream = self._container.streams.video[0]
+        stream.thread_type = "AUTO"
+        self.rate = stream.average_rate or DEFAULT_RATE
+        self.frames = stream.frames or None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield the frames, uint8 RGB [H, W, 3], turned as the video says.
+
+        Raises:
+            ValueError: the video is damaged; the frames before were yielded.
+        """
+        av = _import_av()
+        frames = self._container.decode(video=0)
+        number = 0
+        while True:
+            try:
+                frame = next(frames)
+            except StopIteration:
+                return
+            except av.error.FFmpegError as error:
+                raise ValueError(
+                    f"{self.source}: damaged after frame {number} ({_reason(error)})"
+                ) from error
+            number += 1
+            # FFmpeg counts degrees counterclockwise, as `rot90` does.
+            yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+
+    def close(self) -> None:
+        """Release the file or the camera."""
+        self._container.close()
+
+
+@contextmanager
+def opened_video(source: str | Path) -> Iterator[Video]:
+    """Open a `Video` and close it at the end."""
+    video = Video(source)
+    try:
+        yield video
+    finally:
+        video.close()
+
+
+class VideoWriter:
+    """Writes an H.264 video (MP4).
+
+    Args:
+        path: the file.
+        rate: frames a second.
+    """
+
+    def __init__(self, path: Path, rate: Fraction):
+        av = _import_av()
+        self._av = av
+        self._container = av.open(str(path), "w", format="mp4")
+        self._rate = rate
+        self._stream: Any = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Append a frame, uint8 RGB [H, W, 3]; an odd last row or column is left out."""
+        frame = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
+        if self._stream is None:
+            self._stream = self._container.add_stream("libx264", rate=self._rate)
+            self._stream.height, self._stream.width = frame.shape[:2]
+            self._stream.pix_fmt = "yuv420p"
+        encoded = self._stream.encode(self._av.VideoFrame.from_ndarray(frame, format="rgb24"))
+        self._container.mux(encoded)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._stream is not None:
+            self._container.mux(self._stream.encode())
+        self._container.close()

@@ -1,0 +1,479 @@
+"""What is seen of a model's alignment, against its layers and against hand-made fields."""
+
+import functools
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from conftest import random_images, tiny_model
+from keras import ops
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.quiver import Quiver
+from PIL import Image
+
+from alignseg_tf import alignment, visualization
+from alignseg_tf.alignment import (
+    OUTSIDE,
+    AggregationTrace,
+    AlignmentTrace,
+    ContextTrace,
+    draw_context,
+    draw_features,
+    draw_offsets,
+    offset_fields,
+    trace_alignment,
+    write_alignment_figures,
+)
+from alignseg_tf.layers import (
+    SAMPLING_CONVENTIONS,
+    AlignedContextModeling,
+    AlignedFeatureAggregation,
+    bilinear_sample,
+    resize_align_corners,
+)
+
+MODES = {
+    "align": ["coarse", "fine"],
+    "align_coarse": ["coarse"],
+    "align_fine": ["fine"],
+    "bilinear": [],
+}
+STEPS = [f"aggregation_{place}" for place in ("p3", "p4", "p5", "context")]
+
+
+def model_of(aggregation="align", context="align", **kwargs):
+    """A tiny model, made once."""
+    return make_model(aggregation=aggregation, context=context, **kwargs)
+
+
+@functools.cache
+def make_model(**kwargs):
+    """A tiny model whose context offsets, too, lead to places inside of the map."""
+    model = tiny_model(**kwargs)
+    for weight in model.trainable_weights:
+        if "context_modeling" in weight.path and "field_" in weight.path:
+            weight.assign(0.1 * weight)
+    return model
+
+
+def layers_inside(model, image) -> dict:
+    """The inputs and the output of each alignment layer, by a model of its own."""
+    layers = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, AlignedFeatureAggregation | AlignedContextModeling)
+    ]
+    inside = keras.Model(
+        model.inputs, {layer.name: (layer.input, layer.output) for layer in layers}
+    )
+    return inside(ops.convert_to_tensor(image[None], "float32"), training=False)
+
+
+def array(x) -> np.ndarray:
+    return ops.convert_to_numpy(x)[0]
+
+
+def hand_made(size=(40, 60), maps=(11, 16), moved=("coarse", "fine"), channels=4) -> AlignmentTrace:
+    """A trace of nothing that was run: fields that point to the right, down, ..."""
+    rng = np.random.default_rng(0)
+    steps = []
+    for number, name in enumerate(STEPS):
+        angle = number * np.pi / 2
+        field = np.full((*maps, 2), (np.cos(angle), np.sin(angle)), np.float32)
+        before = {m: rng.normal(size=(*maps, channels)).astype("float32") for m in MODES["align"]}
+        after = {m: np.roll(x, 1, 1) if m in moved else x for m, x in before.items()}
+        fields = {m: (number + 1) * field.copy() for m in moved}
+        mode = next(mode for mode, names in MODES.items() if names == list(moved))
+        steps.append(AggregationTrace(name, mode, fields, before, after))
+    y, x = np.meshgrid(np.linspace(0, 2, 4), np.linspace(0, 2, 5), indexing="ij")
+    regular = np.stack([x, y], -1).astype("float32")
+    context = ContextTrace("context_modeling", 0 * regular, regular[:, ::-1].copy(), regular)
+    image = random_images(1, *size)[0]
+    return AlignmentTrace(image, tuple(steps), context)
+
+
+# The trace
+
+
+SOME = [{}, {"aggregation": "align_coarse", "context": "global"},
+        {"aggregation": "align_fine", "context": None}, {"aggregation": "bilinear"},
+        *({"sampling": name} for name in SAMPLING_CONVENTIONS[1:])]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", SOME, ids=str)
+def test_steps_are_what_the_layers_do(arguments, scene):
+    model = model_of(**arguments)
+    mode = model.aggregation
+    trace = trace_alignment(model, scene)
+    inside = layers_inside(model, scene)
+    np.testing.assert_array_equal(trace.image, scene)
+    assert [step.name for step in trace.steps] == STEPS
+    assert (trace.context is None) == (model.context != "align")
+    for step in trace.steps:
+        (fine, coarse), output = inside[step.name]
+        assert step.mode == mode
+        assert list(step.offsets) == MODES[mode]
+        np.testing.assert_allclose(step.before["fine"], array(fine), atol=1e-5)
+        resized = resize_align_corners(coarse, fine.shape[1:3])
+        np.testing.assert_allclose(step.before["coarse"], array(resized), atol=1e-5)
+        np.testing.assert_allclose(step.aligned, array(output), atol=1e-4)
+        plain = AlignedFeatureAggregation("bilinear")(fine, coarse)
+        np.testing.assert_allclose(step.unaligned, array(plain), atol=1e-4)
+        for name in ("coarse", "fine"):
+            still = np.array_equal(step.after[name], step.before[name])
+            assert still == (name not in MODES[mode])
+    if mode != "bilinear":
+        difference = np.abs(trace.steps[0].aligned - trace.steps[0].unaligned)
+        assert difference.mean() > 0.05
+
+
+def test_a_field_of_one_cell_is_a_shift_and_its_pixels(monkeypatch, scene):
+    def one_right_half_up(self, fine, coarse, training=None):
+        one = ops.ones_like(fine[..., :1])
+        return {"coarse": ops.concatenate([one, -0.5 * one], -1)}
+
+    model = model_of("align_coarse", "global")
+    monkeypatch.setattr(AlignedFeatureAggregation, "offsets", one_right_half_up)
+    step = trace_alignment(model, scene).steps[0]
+    height, width = step.before["fine"].shape[:2]
+    pixels = [(scene.shape[1] - 1) / (width - 1), -0.5 * (scene.shape[0] - 1) / (height - 1)]
+    np.testing.assert_allclose(step.offsets["coarse"][0, 0], pixels, rtol=1e-5)
+    before = step.before["coarse"]
+    expected = (before[:-1, 1:] + before[1:, 1:]) / 2
+    np.testing.assert_allclose(step.after["coarse"][1:, :-1], expected, atol=1e-5)
+    assert not step.after["coarse"][:, -1].any(), "zeros outside"
+
+
+@pytest.mark.parametrize("sampling", SAMPLING_CONVENTIONS)
+def test_context_positions_are_where_the_layer_reads(sampling, scene):
+    """Its output is the local branch and hat weights at these positions times the context."""
+    model = model_of(**({} if sampling == "standard" else {"sampling": sampling}))
+    context = trace_alignment(model, scene).context
+    x, output = layers_inside(model, scene)["context_modeling"]
+    local, cells = (array(part) for part in model.get_layer("context_modeling").branches(x))
+    read = np.zeros_like(local)
+    for row, column in np.ndindex(3, 3):
+        distance = np.abs(context.positions - [column, row])
+        read += np.clip(1 - distance, 0, 1).prod(-1)[..., None] * cells[row, column]
+    np.testing.assert_allclose(local + read, array(output), atol=1e-4)
+    assert np.abs(read).mean() > 0.01
+    ends = (0, 2) if sampling in ("standard", "released_align_corners") else (-0.5, 2.5)
+    height, width = x.shape[1:3]
+    regular = context.regular_positions
+    np.testing.assert_allclose(regular[0, :, 0], np.linspace(*ends, width), atol=1e-6)
+    np.testing.assert_allclose(regular[:, 0, 1], np.linspace(*ends, height), atol=1e-6)
+    np.testing.assert_array_equal(context.offsets, offset_fields(model, scene)["context_modeling"])
+
+
+def test_the_chosen_cell_is_the_nearest_one():
+    places = {
+        (0.0, 0.0): 0, (2.0, 0.0): 2, (0.0, 2.0): 6, (1.4, 0.6): 4, (-0.5, 2.5): 6,
+        (-0.6, 1.0): OUTSIDE, (1.0, 2.6): OUTSIDE, (1.6, 1.0): 5,
+    }  # fmt: skip
+    positions = np.array([list(places)], np.float32)
+    context = ContextTrace("context_modeling", positions, positions, positions[:, ::-1])
+    assert context.chosen.tolist() == [list(places.values())]
+    assert context.regular.tolist() == [list(places.values())[::-1]]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (47, 33), (64, 96)])
+def test_pictures_of_any_size_in_numbers_of_any_kind(size):
+    image = random_images(1, *size)[0]
+    model = model_of()
+    trace = trace_alignment(model, image.astype("float64"))
+    assert trace.image.dtype == np.uint8
+    np.testing.assert_array_equal(trace.image, image)
+    fields = offset_fields(model, image)
+    for step in trace.steps:
+        for name, field in step.offsets.items():
+            np.testing.assert_array_equal(field, fields[f"{step.name}/{name}"])
+            assert field.shape[:2] == step.aligned.shape[:2]
+    assert all(draw(trace) for draw in (draw_offsets, draw_context, draw_features))
+
+
+def test_the_model_stays_and_the_size_of_its_logits_does_not_matter(scene):
+    model, small = model_of(), model_of(upsample_logits=False)
+    weights = [w.copy() for w in model.get_weights()]
+    trace, same = trace_alignment(model, scene), trace_alignment(small, scene)
+    np.testing.assert_array_equal(trace.steps[3].aligned, same.steps[3].aligned)
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_half_precision_models_are_traced_in_float32(scene):
+    trace = trace_alignment(model_of(dtype="mixed_bfloat16"), scene)
+    for step in trace.steps:
+        for maps in (step.offsets, step.before, step.after):
+            assert {x.dtype for x in maps.values()} == {np.dtype("float32")}
+    assert trace.context.positions.dtype == np.float32
+    exact = trace_alignment(model_of(), scene).steps[0].aligned
+    assert np.abs(trace.steps[0].aligned - exact).mean() < 0.05 * np.abs(exact).mean()
+
+
+@pytest.mark.parametrize("look", [trace_alignment, offset_fields])
+def test_what_cannot_be_traced(look):
+    image = random_images(1, 32, 40)[0]
+    with pytest.raises(ValueError, match="Expected an AlignSeg. Received: a Functional"):
+        look(model_of().backbone, image)
+    for wrong in (image[:31], image[..., 0], image[..., :2]):
+        with pytest.raises(ValueError, match=r"at least 32 x 32 .*Received: shape \(3\d, 4\d"):
+            look(model_of(), wrong)
+
+
+# Offset fields
+
+
+@pytest.mark.parametrize("sampling", SAMPLING_CONVENTIONS)
+@pytest.mark.parametrize("read_size", [(12, 10), (3, 3)])
+def test_offsets_are_given_in_pixels(sampling, read_size):
+    """A map that holds where each of its cells is in the picture tells how far a sample moved."""
+    image_size, out_size = (96, 80), (12, 10)
+    align_corners = sampling in ("standard", "released_align_corners")
+    places = []
+    for pixels, cells in zip(image_size, read_size, strict=True):
+        index = np.arange(cells)
+        places.append(
+            index * (pixels - 1) / (cells - 1)
+            if align_corners
+            else (index + 0.5) * pixels / cells - 0.5
+        )
+    y, x = np.meshgrid(*places, indexing="ij")
+    where = np.stack([x, y], -1)[None].astype("float32")
+    offset = np.array([0.2, -0.1], "float32")
+    field = np.broadcast_to(offset, (1, *out_size, 2)).copy()
+    sampled, still = (
+        array(bilinear_sample(where, ops.convert_to_tensor(f), sampling))
+        for f in (field, 0 * field)
+    )
+    middle = (6, 5)  # far from the border, beyond which is zero
+    expected = sampled[middle] - still[middle]
+    scale = alignment._pixels_per_offset(sampling, read_size, out_size, image_size)
+    assert np.abs(expected).min() > 0.05
+    np.testing.assert_allclose(scale * offset, expected, rtol=2e-4)
+
+
+def test_offset_fields_are_those_that_the_model_samples_with(monkeypatch, scene):
+    model = model_of()
+    fields = offset_fields(model, scene)
+
+    seen = {}
+
+    def record(cls, name_of):
+        original = cls.offsets
+
+        def offsets(self, *args, **kwargs):
+            result = original(self, *args, **kwargs)
+            for name, field in name_of(self, result).items():
+                seen[name] = array(field)
+            return result
+
+        monkeypatch.setattr(cls, "offsets", offsets)
+
+    record(AlignedFeatureAggregation, lambda x, r: {f"{x.name}/{k}": v for k, v in r.items()})
+    record(AlignedContextModeling, lambda x, r: {x.name: r})
+    model(scene[None].astype("float32"), training=False)
+    assert fields.keys() == seen.keys()
+    assert len(fields) == 9
+    for name, field in fields.items():
+        # In the standard convention an offset of 1 is the distance of two cells of the result.
+        pitch = [(n - 1) / (m - 1) for n, m in zip(scene.shape[:2], field.shape[:2], strict=True)]
+        np.testing.assert_allclose(field, seen[name] * pitch[::-1], rtol=1e-4, atol=1e-4)
+        assert field.dtype == np.float32
+    assert fields["aggregation_p3/fine"].shape == (25, 33, 2)
+    assert fields["context_modeling"].shape == (4, 5, 2)
+
+
+def test_offset_fields_of_other_modes():
+    image = np.zeros((64, 64, 3), np.uint8)
+    names = offset_fields(model_of("align_fine", None), image)
+    assert set(names) == {f"{step}/fine" for step in STEPS}
+    assert offset_fields(model_of("bilinear", "global"), image) == {}
+
+
+# The figures
+
+
+def texts(figure) -> list[str]:
+    inside = [text for axes in figure.axes for text in axes.texts]
+    return [text.get_text() for text in [*figure.texts, *inside]]
+
+
+def pictures(figure) -> list[np.ndarray]:
+    return [np.asarray(image.get_array()) for axes in figure.axes for image in axes.images]
+
+
+def arrows(figure) -> list[Quiver]:
+    return [x for axes in figure.axes for x in axes.collections if isinstance(x, Quiver)]
+
+
+@pytest.mark.parametrize("size", [(360, 480), (1024, 2048), (480, 360), (64, 96), (32, 320)])
+@pytest.mark.parametrize("moved", [("coarse", "fine"), ("fine",)])
+def test_nothing_overlaps_and_nothing_is_cut_off(size, moved):
+    trace = hand_made(size, moved=moved)
+    for draw in (draw_offsets, draw_context, draw_features):
+        figure = draw(trace)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        written = [text for text in figure.texts if text.get_text()]
+        boxes = [text.get_window_extent(renderer) for text in written]
+        panels = [axes.get_window_extent(renderer) for axes in figure.axes]
+        for box in boxes:
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1, draw
+            assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1, draw
+        pairs = [*itertools.combinations(boxes, 2), *itertools.combinations(panels, 2)]
+        for one, other in [*pairs, *itertools.product(boxes, panels)]:
+            width = min(one.x1, other.x1) - max(one.x0, other.x0)
+            height = min(one.y1, other.y1) - max(one.y0, other.y0)
+            assert width < 1 or height < 1, draw
+
+
+def test_offsets_are_painted_with_one_scale_a_map_and_pointed_at():
+    trace = hand_made()
+    figure = draw_offsets(trace)
+    shown, said = pictures(figure), " ".join(texts(figure))
+    assert "AlignFA 1: P3 (stride 8) into P2 (stride 4)" in texts(figure)
+    assert "AlignFA 4: context (stride 32) into P2..P5 (stride 4)" in texts(figure)
+    for number, step in enumerate(trace.steps, 1):
+        assert f"mean {number} px, longest {number} px" in said
+        painted = visualization.offset_field(step.offsets["fine"], 4.0)
+        assert sum(np.array_equal(x, painted) for x in shown) == 2, "coarse and fine"
+    wheel = visualization.offset_legend(1.0, 401)[:401]
+    assert sum(np.array_equal(x, wheel) for x in shown) == 1
+    assert texts(figure).count("4 px") == 2, "the end of both scales"
+    assert sum(np.array_equal(x, trace.image) for x in shown) == 1
+
+    fields = arrows(figure)
+    assert len(fields) == 8
+    factor = 1 / fields[0].scale
+    assert f"{factor:g}x (coarse) and {factor:g}x (fine)" in said.replace("\n", " ")
+    # The second step points 2 pixels down from cells that lie evenly over the picture.
+    second = fields[1]
+    np.testing.assert_allclose(second.U, 0, atol=1e-6)
+    np.testing.assert_allclose(second.V, 2, atol=1e-6)
+    assert second.angles == second.scale_units == "xy"
+    cells = np.stack([second.X / (59 / 15), second.Y / (39 / 10)])
+    np.testing.assert_allclose(cells, cells.round(), atol=1e-6)
+    assert cells[0].max() <= 15
+    assert cells[1].max() <= 10
+    bottom, top = second.axes.get_ylim()
+    assert bottom > top, "y is down"
+
+
+def test_a_longer_outlier_does_not_darken_the_rest():
+    trace = hand_made(maps=(20, 30))
+    trace.steps[0].offsets["coarse"][0, 0] = 500.0, 0.0
+    said = texts(draw_offsets(trace))
+    assert said.count("4 px") == 2
+    assert any("longest 500 px" in text for text in said)
+
+
+def test_no_offsets_at_all_are_black():
+    trace = hand_made(moved=("coarse",))
+    for step in trace.steps:
+        step.offsets["coarse"][:] = 0.0
+    figure = draw_offsets(trace)
+    assert sum(x.shape == (11, 16, 3) and not x.any() for x in pictures(figure)) == 4
+    assert "1 px" in texts(figure)
+
+
+@pytest.mark.parametrize("value", [0.03, 0.69, 0.7, 1.0, 1.49, 2.9, 11.0, 500.0])
+def test_round_factor(value):
+    factor = alignment._round_factor(value)
+    assert factor <= value < 1.67 * factor
+    assert float(f"{factor:.0e}") == factor or f"{factor:.1e}".startswith("1.5")
+
+
+def test_context_shows_the_chosen_and_the_regular_cells():
+    trace = hand_made((40, 60))
+    trace.context.positions[0] = -3.0, 0.0
+    figure = draw_context(trace)
+    grey = np.asarray(Image.fromarray(trace.image).convert("L"), np.float32)
+    chosen, regular = pictures(figure)[:2]
+    for (y, x), cell, own in (((39, 0), 8, 6), ((39, 59), 6, 8), ((26, 30), 4, 4), ((0, 0), -1, 0)):
+        for painted, number in ((chosen, cell), (regular, own)):
+            color = (0, 0, 0) if number == OUTSIDE else alignment.CELL_COLORS[number]
+            expected = 0.45 * grey[y, x] + 0.55 * np.array(color)
+            np.testing.assert_allclose(painted[y, x], expected, atol=0.51)
+    said = " ".join(texts(figure)).replace("\n", " ")
+    # Two of the five columns are cell 0's and 1's own; a quarter of the rows is outside.
+    assert "25 % outside of the map" in said
+    share = 100 * (trace.context.chosen != trace.context.regular).mean()
+    assert f"{share:.0f} % read another cell than their own" in said
+    cells = [f"{100 * (trace.context.chosen == cell).mean():.0f} %" for cell in range(9)]
+    assert sorted(cells) == sorted(text for text in texts(figure) if text.endswith(" %"))
+    (field,) = arrows(figure)
+    ends = np.stack([field.X + field.U.ravel(), field.Y + field.V.ravel()], -1)
+    np.testing.assert_allclose(ends, trace.context.positions.reshape(-1, 2), atol=1e-6)
+
+
+def test_features_before_and_after_have_the_same_colors_where_they_are_the_same():
+    trace = hand_made()
+    shown = [x for x in pictures(draw_features(trace)) if x.shape == (11, 16, 3)]
+    assert len(shown) == 24
+    for row in range(4):
+        maps = shown[6 * row : 6 * row + 6]
+        for before, after in zip(maps[::2], maps[1::2], strict=True):
+            np.testing.assert_array_equal(np.roll(before, 1, 1), after)
+            assert before.std() > 20
+    still = draw_features(hand_made(moved=("fine",)))
+    assert sum(x.shape == (11, 16, 3) for x in pictures(still)) == 20
+    assert "coarse map, not moved" in texts(still)
+    assert "fine map, aligned" in texts(still)
+
+
+def test_principal_colors_show_the_largest_components():
+    """Four channels, of which one hardly varies; and a group of another scale and origin."""
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(20, 30, 4)) * [0.01, 1.0, 3.0, 2.0]
+    second = 1000 * first[::-1] + 5000
+    painted = alignment._principal_colors([[first, first], [second, second]])
+    np.testing.assert_array_equal(painted[0], painted[1])
+    np.testing.assert_allclose(painted[2][::-1], painted[0], atol=1)
+    for color, channel in enumerate((2, 3, 1)):
+        correlation = np.corrcoef(painted[0][..., color].ravel(), first[..., channel].ravel())
+        assert correlation[0, 1] > 0.95
+    # A group has no greater say in the basis for having larger values.
+    loud = 1000 * rng.normal(size=(20, 30, 4)) * [2.0, 1.0, 0.01, 0.01]
+    painted = alignment._principal_colors([[first * [0, 0, 1, 0]], [loud]])
+    correlation = np.corrcoef(painted[0][..., 0].ravel(), first[..., 2].ravel())
+    assert correlation[0, 1] > 0.95
+    constant = alignment._principal_colors([[np.ones((4, 4, 8))]])
+    assert (constant[0] == constant[0][0, 0]).all()
+
+
+@pytest.mark.parametrize("draw", [draw_offsets, draw_features])
+def test_a_bilinear_model_has_no_such_figures(draw):
+    trace = trace_alignment(model_of("bilinear"), random_images(1, 32, 32)[0])
+    with pytest.raises(ValueError, match=r"Expected .*aggregation.*Received: .* is bilinear"):
+        draw(trace)
+
+
+def test_a_model_without_aligned_context_has_no_such_figure():
+    trace = trace_alignment(model_of("align_fine", None), random_images(1, 32, 32)[0])
+    with pytest.raises(ValueError, match=r"Expected .*context is align. Received: "):
+        draw_context(trace)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ({}, ["offsets", "features", "context"]),
+        ({"aggregation": "align_coarse", "context": "global"}, ["offsets", "features"]),
+        ({"aggregation": "bilinear"}, ["context"]),
+    ],
+)
+def test_files(arguments, names, tmp_path, scene):
+    paths = write_alignment_figures(model_of(**arguments), scene, tmp_path / "new", "street")
+    assert paths == [tmp_path / "new" / f"street_{name}.png" for name in names]
+    assert sorted(paths) == sorted((tmp_path / "new").iterdir()), "nothing else is left"
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.format == "PNG"
+            assert min(picture.size) > 300
+
+
+def test_a_model_that_aligns_nothing_has_no_files(tmp_path, scene):
+    model = model_of("bilinear", "global")
+    with pytest.raises(ValueError, match="Received: aggregation='bilinear', context='global'"):
+        write_alignment_figures(model, scene, tmp_path / "new", "street")
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,209 @@
+import io
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import CLASSES, random_images, tiny_model
+
+from alignseg_tf import Predictor
+from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.networks import TfliteNetwork, load_network, logits_model
+from alignseg_tf.protocols import Protocol
+
+SPACE = LabelSpace(CLASSES)
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(label_space=SPACE.to_dict())
+
+
+def convert(function, shape, dtype=tf.uint8, quantize=None):
+    """A TFLite file of a function of pictures, built-in operations only."""
+    concrete = tf.function(function).get_concrete_function(tf.TensorSpec(shape, dtype))
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
+    if quantize is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([image] for image in quantize)
+        converter.inference_input_type = converter.inference_output_type = tf.uint8
+    return converter.convert()
+
+
+def with_archive(content, **files):
+    """Append the archive that holds a TFLite file's associated files."""
+    archive = io.BytesIO(content)
+    with zipfile.ZipFile(archive, "a") as opened:
+        for name, text in files.items():
+            opened.writestr(name.replace("__", "."), text)
+    return archive.getvalue()
+
+
+@pytest.fixture(scope="module")
+def tflite(model, tmp_path_factory):
+    """The model at one size: logits, class maps; and at any size."""
+    pytest.importorskip("ai_edge_litert")
+    folder = tmp_path_factory.mktemp("tflite")
+    head = logits_model(model)
+
+    def logits(images):
+        return tf.cast(head(tf.cast(images, tf.float32), training=False), tf.float32)
+
+    def classes(images):
+        scores = model(tf.cast(images, tf.float32), training=False)["segmentation"]
+        return tf.cast(tf.argmax(scores, -1, output_type=tf.int32), tf.uint8)
+
+    fixed = convert(logits, (1, *SIZE, 3))
+    names = json.dumps(SPACE.to_dict())
+    (folder / "logits.tflite").write_bytes(with_archive(fixed, classes__json=names))
+    (folder / "numbered.tflite").write_bytes(fixed)
+    (folder / "labels.tflite").write_bytes(with_archive(fixed, labels__txt="a\nb\nc\n"))
+    maps = convert(classes, (1, *SIZE, 3))
+    (folder / "maps.tflite").write_bytes(with_archive(maps, classes__json=names))
+    (folder / "nameless.tflite").write_bytes(maps)
+    (folder / "float.tflite").write_bytes(convert(logits, (1, *SIZE, 3), tf.float32))
+    return folder
+
+
+@pytest.mark.parametrize("upsample", [True, False])
+def test_logits_have_stride_4(upsample):
+    model = tiny_model(upsample_logits=upsample)
+    images = random_images(2, 50, 67)
+    logits = load_network(model).logits(images).numpy()
+    assert logits.dtype == np.float32
+    assert logits.shape == (2, 13, 18, 3)  # the pooling's ceil mode
+    expected = logits_model(model)(images.astype("float32"), training=False)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert logits.std() > 0.1
+
+
+def test_mixed_precision_gives_float32_logits():
+    network = load_network(tiny_model(dtype="mixed_bfloat16"))
+    assert network.logits(random_images(1, 64, 64)).dtype == tf.float32
+
+
+@pytest.mark.parametrize("name", ["logits", "float", "numbered"])
+def test_tflite_gives_the_models_logits(name, tflite, model):
+    image = random_images(1, *SIZE)
+    network = load_network(tflite / f"{name}.tflite")
+    assert network.input_size == SIZE
+    expected = load_network(model).logits(image).numpy()
+    np.testing.assert_allclose(network.logits(image), expected, atol=2e-3)
+    assert network.label_space.num_classes == 3
+    twice = network.logits(np.repeat(image, 2, 0))
+    np.testing.assert_array_equal(twice[0], twice[1])
+
+
+def test_tflite_names(tflite):
+    assert load_network(tflite / "logits.tflite").label_space == SPACE
+    assert load_network(tflite / "labels.tflite").label_space.classes == ("a", "b", "c")
+    assert load_network(tflite / "numbered.tflite").label_space.classes[0] == "class 0"
+
+
+def test_tflite_predicts_pictures_of_any_size(tflite, model):
+    image = random_images(1, *SIZE)[0]
+    for name in ("logits", "maps"):
+        predictor = Predictor(tflite / f"{name}.tflite")
+        found = predictor(image)
+        assert (found.class_map == Predictor(model).class_map(image)).mean() > 0.99
+        other = random_images(1, 90, 70)[0]
+        found = predictor(other)
+        assert found.class_map.shape == (90, 70)
+        assert len(np.unique(found.class_map)) > 1
+    # One pixel is enlarged; nothing in it is smaller than the model's input.
+    assert predictor.class_map(np.zeros((1, 1, 3), np.uint8)).shape == (1, 1)
+    windows = Predictor(tflite / "logits.tflite", Protocol(tile=SIZE))
+    whole = Predictor(model, Protocol(tile=SIZE))
+    tall = random_images(1, 100, 150)[0]
+    np.testing.assert_allclose(windows.probabilities(tall), whole.probabilities(tall), atol=1e-3)
+
+
+def test_class_maps_alone_have_no_probabilities(tflite):
+    network = load_network(tflite / "maps.tflite")
+    assert not network.gives_logits
+    prediction = Predictor(tflite / "maps.tflite")(random_images(1, *SIZE)[0])
+    assert prediction.confidence is None
+    for wrong in (
+        lambda: prediction.probabilities,
+        lambda: network.logits(random_images(1, *SIZE)),
+        lambda: Predictor(tflite / "maps.tflite", Protocol(flip=True)),
+        lambda: Predictor(tflite / "maps.tflite").probabilities(random_images(1, *SIZE)[0]),
+    ):
+        with pytest.raises(ValueError, match=r"class maps alone|without a model"):
+            wrong()
+
+
+def test_quantised_tensors_are_converted(tmp_path, monkeypatch):
+    pytest.importorskip("ai_edge_litert")
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 1, 32, 48, 3)).astype(np.float32)
+    kernel = tf.constant(rng.normal(size=(4, 4, 3, 5)).astype(np.float32) / 50)
+    function = lambda x: tf.nn.conv2d(x / 255 - 0.5, kernel, 4, "SAME")  # noqa: E731
+    content = convert(function, (1, 32, 48, 3), tf.float32, quantize=images)
+    (tmp_path / "int8.tflite").write_bytes(content)
+    network = TfliteNetwork(tmp_path / "int8.tflite")
+    assert network._input["dtype"] == np.uint8
+    found = network.logits(images[0].astype(np.uint8)).numpy()
+    expected = function(images[0]).numpy()
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=0.05 * abs(expected).max())
+
+
+def test_what_cannot_be_read(tmp_path, tflite):
+    (tmp_path / "bad.tflite").write_bytes(b"not a flatbuffer")
+    with pytest.raises(ValueError, match=r"bad\.tflite: not readable as a TFLite model"):
+        load_network(tmp_path / "bad.tflite")
+    with pytest.raises(ValueError, match=r"gone\.tflite: no such file"):
+        load_network(tmp_path / "gone.tflite")
+    with pytest.raises(ValueError, match=r"nameless\.tflite: the names of the classes are missing"):
+        load_network(tflite / "nameless.tflite")
+    two = convert(lambda x: tf.reduce_mean(tf.cast(x, tf.float32), (1, 2)), (1, *SIZE, 3))
+    (tmp_path / "vector.tflite").write_bytes(two)
+    with pytest.raises(
+        ValueError, match=r"vector\.tflite: expected logits .*\[1, 3\]"
+    ):
+        load_network(tmp_path / "vector.tflite")
+    grey = convert(lambda x: tf.cast(x, tf.float32), (1, *SIZE, 1))
+    (tmp_path / "grey.tflite").write_bytes(grey)
+    with pytest.raises(ValueError, match=r"grey\.tflite: expected one input \[1, h, w, 3\]"):
+        load_network(tmp_path / "grey.tflite")
+    with pytest.raises(ValueError, match=r"only \.keras models run on a chosen device"):
+        load_network(tflite / "logits.tflite", "GPU:1")
+    content = (tflite / "numbered.tflite").read_bytes()
+    (tmp_path / "four.tflite").write_bytes(with_archive(content, labels__txt="a\nb\nc\nd"))
+    with pytest.raises(ValueError, match="4 classes are named and the output has 3"):
+        load_network(tmp_path / "four.tflite")
+
+
+def test_without_litert_the_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ai_edge_litert.interpreter", None)
+    (tmp_path / "m.tflite").write_bytes(b"x")
+    with pytest.raises(ImportError, match="pip install ai-edge-litert"):
+        load_network(tmp_path / "m.tflite")
+
+
+def test_a_saved_model_with_class_maps_alone(tmp_path, model):
+    """Those of servers that need nothing else."""
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    from alignseg_tf.networks import LABEL_SPACE_FILE, segment
+
+    archive.add_endpoint(
+        "serving_default",
+        lambda images: {"class_map": segment(model, images)},
+        [tf.TensorSpec((None, None, None, 3), tf.uint8, "images")],
+    )
+    archive.write_out(str(tmp_path / "1"), verbose=False)
+    (tmp_path / "1" / LABEL_SPACE_FILE).parent.mkdir()
+    (tmp_path / "1" / LABEL_SPACE_FILE).write_text(json.dumps(SPACE.to_dict()))
+    predictor, image = Predictor(tmp_path / "1"), random_images(1, *SIZE)[0]
+    found = predictor(image)
+    assert (found.class_map == Predictor(model).class_map(image)).mean() > 0.999
+    assert found.confidence is None
+    with pytest.raises(ValueError, match="class maps alone"):
+        predictor.probabilities(image)
+    with pytest.raises(ValueError, match="at least 32 x 32 pixels. Received: 96 x 20"):
+        predictor(np.zeros((20, 96, 3), np.uint8))

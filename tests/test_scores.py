@@ -1,0 +1,58 @@
+import json
+
+import numpy as np
+import pytest
+
+from alignseg_tf.scores import PictureScores, count_confusion, score_picture
+
+
+def test_confusion_is_counted_without_ignored_pixels():
+    truth = np.array([[0, 1, 255], [2, 2, 1]], np.uint8)
+    predicted = np.array([[0, 2, 0], [2, 1, 1]], np.uint8)
+    expected = [[1, 0, 0], [0, 1, 1], [0, 1, 1]]
+    np.testing.assert_array_equal(count_confusion(truth, predicted, 3), expected)
+
+
+def test_counts_beyond_float32_are_exact():
+    truth = np.zeros((4100, 4100), np.uint8)  # more than 2**24 pixels
+    assert count_confusion(truth, truth, 2)[0, 0] == 4100**2
+
+
+@pytest.mark.parametrize(
+    ("predicted", "message"),
+    [
+        (np.zeros((2, 2), np.uint8), r"size \(3, 3\). Received: \(2, 2\)"),
+        (np.full((3, 3), 2, np.uint8), "class 2, but there are 2 classes"),
+    ],
+)
+def test_predictions_that_do_not_fit(predicted, message):
+    with pytest.raises(ValueError, match=message):
+        count_confusion(np.zeros((3, 3), np.uint8), predicted, 2)
+
+
+def test_confidence_is_binned_over_labelled_pixels():
+    truth = np.array([[0, 1, 255, 1]], np.uint8)
+    predicted = np.array([[0, 0, 0, 1]], np.uint8)
+    confidence = np.array([[1.0, 0.51, 0.9, 0.5]], np.float32)
+    calibration = score_picture("a", truth, predicted, 2, confidence).calibration
+    assert calibration[14].tolist() == [1, 1, 1.0]
+    np.testing.assert_allclose(calibration[7], [2, 1, 1.01], rtol=1e-6)
+    assert calibration[:, 0].sum() == 3
+
+
+@pytest.mark.parametrize("with_confidence", [True, False])
+def test_scores_survive_json(with_confidence):
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 5, (2, 20, 30)).astype(np.uint8)
+    confidence = rng.random((20, 30)).astype(np.float32) if with_confidence else None
+    scores = score_picture("a b.png", truth, predicted, 5, confidence, in_windows=True)
+    again = PictureScores.from_dict(json.loads(json.dumps(scores.to_dict())))
+    assert again.name == "a b.png"
+    assert again.in_windows
+    np.testing.assert_array_equal(again.confusion(5), count_confusion(truth, predicted, 5))
+    for name in ("boundary", "trimap"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(scores, name))
+    if with_confidence:
+        np.testing.assert_array_equal(again.calibration, scores.calibration)
+    else:
+        assert again.calibration is None
