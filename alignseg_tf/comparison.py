@@ -20,7 +20,7 @@ from alignseg_tf.evaluation import check_classes, evaluate_model
 from alignseg_tf.evaluation_files import Segmenter, legend_url, render, row_url
 from alignseg_tf.evaluation_report import TABLE_DISTANCE, Interval, Report, interval, percent
 from alignseg_tf.files import write_text
-from alignseg_tf.prediction import Predictor
+from alignseg_tf.prediction import predictors_on_all_gpus
 from alignseg_tf.progress import counter
 from alignseg_tf.protocols import protocol_from_arguments
 from alignseg_tf.scores import BOUNDARY_DISTANCES
@@ -113,7 +113,7 @@ class Comparison:
 
     def table(self) -> str:
         """Return a table for the terminal, in % and points of %."""
-        width = max(14, *(len(name) for name in self.first.classes))
+        width = max(15, *(len(name) for name in self.first.classes))
         boundary = self.differences["boundary_f"][BOUNDARY_DISTANCES.index(TABLE_DISTANCE)]
         head = (
             f"{'class':<{width}}  IoU of A  IoU of B    B - A   {'95 % interval':<16}"
@@ -143,7 +143,7 @@ class Comparison:
             f"{self.first.pictures} pictures, {self.first.protocol}; * where the interval leaves "
             "out 0",
         ]
-        return "\n".join(lines)
+        return "\n".join(line.rstrip() for line in lines)
 
     def difference(self, name: str, place: Any = ()) -> tuple[str, str]:
         """Return a difference, with a star if 0 is outside of its interval, and that interval.
@@ -326,17 +326,17 @@ def compare_from_arguments(arguments: argparse.Namespace) -> str:
     data = data_from_arguments(arguments, counter("making the data set"))
     samples = data.samples(arguments.split)
     models = (arguments.first, arguments.second)
-    predictors = tuple(Predictor(model, protocol) for model in models)
-    for predictor, model in zip(predictors, models, strict=True):
-        check_classes(predictor, data.label_space, model)
+    predictors = [predictors_on_all_gpus(model, protocol) for model in models]
+    for copies, model in zip(predictors, models, strict=True):
+        check_classes(copies[0], data.label_space, model)
     reports = [
         evaluate_model(
-            model, samples, data.label_space, protocol, arguments.output / f"{name}.jsonl",
+            model, copies, samples, data.label_space, arguments.output / f"{name}.jsonl",
             counter(f"evaluating {name.upper()}"),
         )
-        for name, model in zip("ab", models, strict=True)
+        for name, model, copies in zip("ab", models, predictors, strict=True)
     ]  # fmt: skip
     comparison = Comparison(reports[0], reports[1], (str(models[0]), str(models[1])))
-    class_maps = (predictors[0].class_map, predictors[1].class_map)
+    class_maps = (predictors[0][0].class_map, predictors[1][0].class_map)
     *_, page = write_comparison(comparison, arguments.output, data.label_space, samples, class_maps)
     return f"{comparison.table()}\n\nWith pictures: {page}"

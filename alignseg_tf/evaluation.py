@@ -14,8 +14,7 @@ from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import Sample, in_parallel, load_sample
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.files import differences, fingerprint
-from alignseg_tf.prediction import Prediction, Predictor, predictors_on_all_gpus
-from alignseg_tf.protocols import Protocol
+from alignseg_tf.prediction import Prediction, Predictor
 from alignseg_tf.scores import PictureScores, score_picture
 
 Segment = Callable[[np.ndarray], np.ndarray | Prediction]
@@ -193,26 +192,26 @@ def check_classes(predictor: Predictor, label_space: LabelSpace, model: Any) -> 
 
 def evaluate_model(
     model: str | Path,
+    predictors: Sequence[Predictor],
     samples: Sequence[Sample],
     label_space: LabelSpace,
-    protocol: Protocol,
     record: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Evaluate a saved model, on all GPUs where there are several.
+    """Evaluate a saved model.
 
     Args:
         model: a `.keras` or `.tflite` file, or the folder of a SavedModel.
+        predictors: the model, loaded once a device, see `prediction.predictors_on_all_gpus`.
         samples: pictures with labels.
         label_space: what the labels mean; the model must have its classes.
-        protocol: how pictures go through the model.
         record: see `evaluate`; it belongs to the model's bytes, the protocol and the pictures.
         progress: called with (done, total).
 
     Raises:
-        ValueError: the model cannot be read, or has other classes; or as `evaluate`.
+        ValueError: the model has other classes; or as `evaluate`.
     """
-    predictors = predictors_on_all_gpus(model, protocol)
+    protocol = str(predictors[0].protocol)
     check_classes(predictors[0], label_space, model)
     identity = None if record is None else {"model": fingerprint(model)}
-    return evaluate(predictors, samples, label_space, progress, str(protocol), record, identity)
+    return evaluate(predictors, samples, label_space, progress, protocol, record, identity)

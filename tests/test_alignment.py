@@ -433,10 +433,10 @@ def test_principal_colors_show_the_largest_components():
         correlation = np.corrcoef(painted[0][..., color].ravel(), first[..., channel].ravel())
         assert correlation[0, 1] > 0.95
     # A group has no greater say in the basis for having larger values.
-    loud = 1000 * rng.normal(size=(20, 30, 4)) * [2.0, 1.0, 0.01, 0.01]
+    loud = 1000 * rng.normal(size=(20, 30, 4)) * [2.0, 1.0, 0.0, 0.0]
     painted = alignment._principal_colors([[first * [0, 0, 1, 0]], [loud]])
-    correlation = np.corrcoef(painted[0][..., 0].ravel(), first[..., 2].ravel())
-    assert correlation[0, 1] > 0.95
+    assert painted[0][..., 0].std() > 20, "red is the third channel, the only one of this group"
+    assert painted[0][..., 1:].std() < 1
     constant = alignment._principal_colors([[np.ones((4, 4, 8))]])
     assert (constant[0] == constant[0][0, 0]).all()
 

@@ -16,7 +16,7 @@ from alignseg_tf.evaluation import evaluate_model
 from alignseg_tf.evaluation_files import write_report
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.files import write_text
-from alignseg_tf.prediction import Predictor
+from alignseg_tf.prediction import predictors_on_all_gpus
 from alignseg_tf.progress import counter
 from alignseg_tf.protocols import Protocol, add_protocol_arguments, protocol_from_arguments
 
@@ -46,14 +46,14 @@ def evaluate_and_write(
     Raises:
         ValueError: the model cannot be read, or has other classes than the data.
     """
-    protocol = protocol or Protocol()
     record = None if output is None else output / RECORD_FILE
-    report = evaluate_model(model, samples, label_space, protocol, record, counter("evaluating"))
+    predictors = predictors_on_all_gpus(model, protocol)
+    report = evaluate_model(model, predictors, samples, label_space, record, counter("evaluating"))
     if json_file is not None:
         write_text(json_file, json.dumps(report.to_dict(), indent=1))
     if output is not None:
-        predictor = Predictor(model, protocol)
-        write_report(report, output, label_space, samples, predictor.class_map, str(model))
+        class_map = predictors[0].class_map
+        write_report(report, output, label_space, samples, class_map, str(model))
     return report
 
 

@@ -1,0 +1,117 @@
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import CLASSES, write_folder
+from PIL import Image
+
+from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.readers import load_label, read_folder
+from alignseg_tf.evaluation import evaluate
+from alignseg_tf.evaluation_files import confusion_figure, render, write_report
+from alignseg_tf.evaluation_report import Report
+
+SPACE = LabelSpace(CLASSES)
+
+
+def by_color(image):
+    """Classes from colours: right but for noise, and never a disc on the left."""
+    found = np.where(image[..., 0] > 140, 1, np.where(image[..., 2] > 150, 2, 0))
+    found[:, :30][found[:, :30] == 2] = 0
+    return found.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    samples = read_folder(write_folder(folder / "data", 1, 11), "val")
+    report = evaluate(by_color, samples, SPACE)
+    shown = []
+
+    def class_map(image):
+        shown.append(image)
+        return by_color(image)
+
+    paths = write_report(report, folder / "out", SPACE, samples, class_map, "<b>Model & co</b>")
+    return report, samples, paths, shown
+
+
+def pictures(page):
+    """The pictures that a page holds."""
+    import base64
+
+    return [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+        for content in re.findall(r'src="data:image/\w+;base64,([^"]+)"', page)
+    ]
+
+
+def test_all_files_are_there(evaluated):
+    report, _, paths, _ = evaluated
+    assert [path.name for path in paths] == [
+        "evaluation.json", "classes.csv", "pictures.csv", "confusion.png", "report.html",
+    ]  # fmt: skip
+    assert all(path.stat().st_size > 100 for path in paths)
+    assert json.loads(paths[0].read_text())["mean_iou"] == report.mean_iou
+    assert 0.5 < report.mean_iou < 0.999
+    with Image.open(paths[3]) as picture:
+        assert min(picture.size) > 300
+
+
+def test_the_page_stands_alone_and_escapes(evaluated):
+    report, _, paths, _ = evaluated
+    page = paths[-1].read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "http" not in page.replace("http-equiv", "")
+    assert "&lt;b&gt;Model &amp; co&lt;/b&gt;" in page
+    assert "<b>Model" not in page
+    for value in (*report.iou, report.pixel_accuracy, *report.mean_boundary_f):
+        assert f"{100 * value:.2f}" in page
+    assert "Does it know when it is wrong" not in page  # no confidence was given
+
+
+def test_the_worst_and_the_best_pictures_are_shown(evaluated):
+    report, samples, paths, shown = evaluated
+    page = paths[-1].read_text()
+    order = np.argsort(report.picture_iou, kind="stable")
+    names = re.findall(r"<figcaption>(\d+\.png): mean IoU", page)
+    expected = [samples[i].image.name for i in [*order[:4], *order[::-1][:4]]]
+    assert names == expected
+    assert len(shown) == 8
+    row = pictures(page)[1]  # the first is the confusion matrix
+    assert row.shape == (64, 4 * 96 + 3 * 4, 3)
+    # The last part has mistakes in red, and only there.
+    image, truth = shown[0], load_label(samples[order[0]].label, SPACE)
+    wrong = (by_color(image) != truth) & (truth != 255)
+    red = row[:, -96:, 0].astype(int) - row[:, -96:, 1] > 70
+    assert (red == wrong)[1:].mean() > 0.97
+    assert wrong.sum() > 5
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_few_pictures_are_shown_once(count, tmp_path):
+    samples = read_folder(write_folder(tmp_path / "data", 1, count), "val")
+    report = evaluate(by_color, samples, SPACE)
+    page = write_report(report, tmp_path / "out", SPACE, samples, by_color)[-1].read_text()
+    assert len(re.findall(r"<figcaption>\d+\.png", page)) == count
+
+
+def test_a_confusion_matrix_of_many_classes_has_no_numbers():
+    few, many = (
+        confusion_figure(np.eye(n, dtype=np.int64), [f"class {i}" for i in range(n)])
+        for n in (5, 150)
+    )
+    assert [text.get_text() for text in few.axes[0].texts] == ["100"] * 5
+    assert not many.axes[0].texts
+    assert many.get_size_inches()[0] <= 26
+
+
+def test_a_template_with_a_hole_is_an_error():
+    with pytest.raises(Exception, match="undefined"):
+        render("report.html", title="x")
+
+
+def test_a_report_without_confidence_has_no_calibration():
+    assert Report("ab", []).calibration is None
