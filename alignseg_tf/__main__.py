@@ -58,7 +58,7 @@ def export(arguments: argparse.Namespace) -> int:
     pictures = [load_image(path) for path in find_pictures(arguments.check)] or None
     agreement = export_saved_model(load_model(arguments.model), arguments.output, pictures)
     on = f"{len(pictures)} pictures" if pictures else "a picture of noise"
-    print(f"{arguments.output}: signatures serving_default, serve_bytes")
+    print(f"{arguments.output}: signatures serving_default, serve_bytes, logits")
     print(f"same class as the Keras model on {100 * agreement:.4f} % of the pixels of {on}")
     return 0
 
@@ -81,10 +81,11 @@ def convert(arguments: argparse.Namespace) -> int:
 def summary(arguments: argparse.Namespace) -> int:
     """Print the blocks of a model: shapes, parameters, multiply-adds, time."""
     from alignseg_tf.networks import label_space_of, load_model
+    from alignseg_tf.progress import counter
     from alignseg_tf.summary import summarize
 
     model = load_model(arguments.model)
-    blocks = summarize(model, tuple(arguments.size), arguments.runs)
+    blocks = summarize(model, tuple(arguments.size), arguments.runs, counter("timing"))
     print(blocks.table())
     print(f"classes: {', '.join(label_space_of(model).classes)}")
     print(f"normalization: {model.normalization}\nsampling: {model.sampling}")

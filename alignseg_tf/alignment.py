@@ -168,7 +168,7 @@ def trace_alignment(model: AlignSeg, image: np.ndarray) -> AlignmentTrace:
         >>> [step.name for step in trace.steps]
         ['aggregation_p3', 'aggregation_p4', 'aggregation_p5', 'aggregation_context']
         >>> trace.steps[0].offsets["coarse"].shape, trace.context.positions.shape
-        ((17, 25, 2), (2, 3, 2))
+        ((17, 25, 2), (3, 4, 2))
     """
     steps, context = [], None
     for layer, inputs in _run_up_to(model, image, _is_fusing):
@@ -560,7 +560,9 @@ def draw_context(trace: AlignmentTrace) -> Figure:
     chosen, regular = trace.context.chosen, trace.context.regular
     size = trace.image.shape[:2]
     title = "Context chosen by aligned context modeling (AlignCM)"
-    sheet = _Sheet(1, 3, trace.image, title, 5.5, False, False, False)
+    sheet = _Sheet(
+        1, 3, trace.image, title, area=5.5, row_titles=False, captions=False, picture=False
+    )
     grey = np.asarray(Image.fromarray(trace.image).convert("L"), np.float32)[..., None]
     for column, cells in enumerate((chosen, regular)):
         colors = np.array([*CELL_COLORS, (0, 0, 0)], np.uint8)[cells]  # OUTSIDE is the last
@@ -644,7 +646,7 @@ def draw_features(trace: AlignmentTrace) -> Figure:
             headings += [f"{name} map, not moved"]
     headings += ["sum, unaligned", "sum, aligned"]
     title = "Feature maps before and after alignment"
-    sheet = _Sheet(len(trace.steps), len(headings), trace.image, title, 3.4, captions=False)
+    sheet = _Sheet(len(trace.steps), len(headings), trace.image, title, area=3.4, captions=False)
     for row, step in enumerate(trace.steps):
         sheet.row_title(row, _step_title(row + 1, step.name))
         groups = [

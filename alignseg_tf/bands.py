@@ -141,7 +141,7 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         size: height and width.
 
     Returns:
-        uint8 [*size, 3].
+        uint8 [height, width, 3].
     """
     if image.shape[:2] == tuple(size):
         return image

@@ -36,12 +36,16 @@ class StepTimes(keras.callbacks.Callback):
         return float(np.median(np.diff(self.ends)))
 
 
-def peak_memory() -> str:
-    """Return the largest memory that this process has had, and that of each GPU."""
+def peak_resident_bytes() -> int:
+    """Return the largest memory that this process has had."""
     # The unit is KiB on Linux, bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    parts = [f"{peak / 2**30:.1f} GiB"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_memory() -> str:
+    """Return the largest memory that this process has had, and that of each GPU."""
+    parts = [f"{peak_resident_bytes() / 2**30:.1f} GiB"]
     for number, _ in enumerate(tf.config.list_physical_devices("GPU")):
         used = tf.config.experimental.get_memory_info(f"GPU:{number}")["peak"]
         parts.append(f"{used / 2**30:.1f} GiB on GPU {number}")
