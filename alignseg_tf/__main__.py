@@ -30,7 +30,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def alignment(arguments: argparse.Namespace) -> int:
     """Draw what the alignment layers of a model do in pictures."""
-    from alignseg_tf.alignment import write_alignment_figures
+    from alignseg_tf.alignment_figures import write_alignment_figures
     from alignseg_tf.networks import load_model
 
     found = find_named_pictures(arguments.pictures, leave_out=arguments.output.resolve())

@@ -11,14 +11,34 @@ no border: neither against it, nor inside. Distances are Euclidean, from pixel c
 centre.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from alignseg_tf.data.catalog import IGNORE
 
+# Pictures are counted in bands of rows of so many pixels, since the arrays in between are larger.
+BAND_PIXELS = 2**22
 # What is farther than the largest distance asked for.
 _FAR = np.iinfo(np.int32).max
+
+
+def row_bands(height: int, width: int, margin: int = 0) -> Iterator[tuple[slice, slice]]:
+    """Divide a picture into bands of rows.
+
+    Args:
+        height: of the picture.
+        width: of the picture.
+        margin: rows that are needed above and below a band.
+
+    Yields:
+        The rows with their margins, in the picture; and the band itself, within them.
+    """
+    rows = max(1, BAND_PIXELS // max(1, width))
+    for first in range(0, height, rows):
+        last = min(first + rows, height)
+        top = max(0, first - margin)
+        yield slice(top, min(last + margin, height)), slice(first - top, last - top)
 
 
 def boundary_classes(class_map: np.ndarray) -> np.ndarray:
@@ -53,25 +73,29 @@ def _disc(radius: int) -> list[tuple[int, int, int]]:
     return sorted((cell for cell in disc if cell[0] <= radius**2), reverse=True)
 
 
-def _nearest_match(boundary: np.ndarray, other: np.ndarray, radius: int) -> np.ndarray:
+def _nearest_match(
+    boundary: np.ndarray, other: np.ndarray, radius: int, band: slice
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the squared distance of each pixel of one boundary to its class in the other.
 
     Args:
         boundary: from `boundary_classes`, [H, W].
         other: likewise.
         radius: what is farther is `_FAR`.
+        band: rows of the boundary's pixels.
 
     Returns:
-        int32 [number of boundary pixels], in the order of `np.nonzero`.
+        Their classes, uint8 [number of pixels], and distances, int32.
     """
-    y, x = np.nonzero(boundary != IGNORE)
-    classes = boundary[y, x]
+    y, x = np.nonzero(boundary[band] != IGNORE)
+    classes = boundary[band][y, x]
+    y += band.start
     padded = np.pad(other, radius, constant_values=IGNORE)
     place = (y + radius) * padded.shape[1] + x + radius
     flat, nearest = padded.ravel(), np.full(len(y), _FAR, np.int32)
     for squared, dy, dx in _disc(radius):  # nearer ones overwrite
         nearest[flat[place + (dy * padded.shape[1] + dx)] == classes] = squared
-    return nearest
+    return classes, nearest
 
 
 def boundary_counts(
@@ -92,19 +116,17 @@ def boundary_counts(
         int64 [D, n, 4]: predicted boundary pixels, those of them that are confirmed, true boundary
         pixels, those of them that are confirmed.
     """
-    true_boundary = boundary_classes(truth)
-    found_boundary = boundary_classes(np.where(truth == IGNORE, np.uint8(IGNORE), predicted))
     radius = max(distances)
     counts = np.zeros((len(distances), num_classes, 4), np.int64)
-    for place, (own, other) in enumerate(
-        ((found_boundary, true_boundary), (true_boundary, found_boundary))
-    ):
-        classes = own[own != IGNORE]
-        nearest = _nearest_match(own, other, radius)
-        counts[:, :, 2 * place] = np.bincount(classes, minlength=num_classes)
-        for index, distance in enumerate(distances):
-            confirmed = classes[nearest <= distance**2]
-            counts[index, :, 2 * place + 1] = np.bincount(confirmed, minlength=num_classes)
+    for rows, band in row_bands(len(truth), truth.shape[1], radius + 1):
+        labelled = np.where(truth[rows] == IGNORE, np.uint8(IGNORE), predicted[rows])
+        found, true = boundary_classes(labelled), boundary_classes(truth[rows])
+        for place, (own, other) in enumerate(((found, true), (true, found))):
+            classes, nearest = _nearest_match(own, other, radius, band)
+            counts[:, :, 2 * place] += np.bincount(classes, minlength=num_classes)
+            for index, distance in enumerate(distances):
+                confirmed = classes[nearest <= distance**2]
+                counts[index, :, 2 * place + 1] += np.bincount(confirmed, minlength=num_classes)
     return counts
 
 
@@ -151,13 +173,16 @@ def trimap_counts(
         int64 [D, n, 3]: pixels that are right, that truth gives the class, that the prediction
         gives it.
     """
-    squared = squared_distance_to_border(truth, max(distances))
-    near = squared <= max(distances) ** 2
-    squared, true_classes, found_classes = squared[near], truth[near], predicted[near]
+    radius = max(distances)
     counts = np.zeros((len(distances), num_classes, 3), np.int64)
-    for index, distance in enumerate(distances):
-        inside = squared <= distance**2
-        true, found = true_classes[inside], found_classes[inside]
-        for place, classes in enumerate((true[true == found], true, found)):
-            counts[index, :, place] = np.bincount(classes, minlength=num_classes)
+    for rows, band in row_bands(len(truth), truth.shape[1], radius + 1):
+        squared = squared_distance_to_border(truth[rows], radius)[band]
+        near = squared <= radius**2
+        squared = squared[near]
+        true_classes, found_classes = (x[rows][band][near] for x in (truth, predicted))
+        for index, distance in enumerate(distances):
+            inside = squared <= distance**2
+            true, found = true_classes[inside], found_classes[inside]
+            for place, classes in enumerate((true[true == found], true, found)):
+                counts[index, :, place] += np.bincount(classes, minlength=num_classes)
     return counts

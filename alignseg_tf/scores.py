@@ -109,9 +109,36 @@ def count_confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int) 
         raise ValueError(
             f"The model predicts class {int(predicted.max())}, but there are {num_classes} classes"
         )
-    valid = truth < num_classes
-    cells = truth[valid].astype(np.int64) * num_classes + predicted[valid]
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+    counts = np.zeros(num_classes**2, np.int64)
+    for rows, _ in boundaries.row_bands(*truth.shape):
+        valid = truth[rows] < num_classes
+        cells = truth[rows][valid].astype(np.int64) * num_classes + predicted[rows][valid]
+        counts += np.bincount(cells, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def count_calibration(
+    truth: np.ndarray, predicted: np.ndarray, confidence: np.ndarray
+) -> np.ndarray:
+    """Count the labelled pixels of each bin of confidence.
+
+    Args:
+        truth: class ids, uint8 [H, W], `IGNORE` where there is no label.
+        predicted: class ids, uint8 [H, W].
+        confidence: float32 [H, W] in 0..1.
+
+    Returns:
+        float64 [bins, 3]: pixels, those that are right, the sum of their confidences.
+    """
+    table = np.zeros((CALIBRATION_BINS, 3))
+    for rows, _ in boundaries.row_bands(*truth.shape):
+        labelled = truth[rows] != IGNORE
+        sure = confidence[rows][labelled].astype(np.float64)
+        right = (truth[rows] == predicted[rows])[labelled]
+        place = np.minimum((sure * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+        for column, weights in enumerate((None, right, sure)):
+            table[:, column] += np.bincount(place, weights, CALIBRATION_BINS)
+    return table
 
 
 def score_picture(
@@ -137,15 +164,6 @@ def score_picture(
     """
     confusion = count_confusion(truth, predicted, num_classes).ravel()
     cells = np.flatnonzero(confusion)
-    calibration = None
-    if confidence is not None:
-        labelled = truth != IGNORE
-        sure = confidence[labelled].astype(np.float64)
-        right = (truth == predicted)[labelled]
-        place = np.minimum((sure * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
-        calibration = np.stack(
-            [np.bincount(place, w, CALIBRATION_BINS) for w in (None, right, sure)], 1
-        ).astype(np.float64)
     distances = BOUNDARY_DISTANCES
     return PictureScores(
         name,
@@ -153,6 +171,6 @@ def score_picture(
         confusion[cells],
         boundaries.boundary_counts(truth, predicted, num_classes, distances),
         boundaries.trimap_counts(truth, predicted, num_classes, distances),
-        calibration,
+        None if confidence is None else count_calibration(truth, predicted, confidence),
         in_windows,
     )

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from alignseg_tf import boundaries
 from alignseg_tf.boundaries import (
     boundary_classes,
     boundary_counts,
@@ -9,6 +10,12 @@ from alignseg_tf.boundaries import (
 )
 
 IGNORE = 255
+
+
+@pytest.fixture(params=[2**22, 500, 1], ids=["whole", "bands", "rows"], autouse=True)
+def bands(request, monkeypatch):
+    """Pictures are counted in bands of rows; their height changes nothing."""
+    monkeypatch.setattr(boundaries, "BAND_PIXELS", request.param)
 
 
 def blobs(seed: int, height: int = 40, width: int = 53, classes: int = 4) -> np.ndarray:

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from alignseg_tf import boundaries
 from alignseg_tf.scores import PictureScores, count_confusion, score_picture
 
 
@@ -56,3 +57,16 @@ def test_scores_survive_json(with_confidence):
         np.testing.assert_array_equal(again.calibration, scores.calibration)
     else:
         assert again.calibration is None
+
+
+def test_bands_of_rows_change_nothing(monkeypatch):
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 5, (2, 20, 30)).astype(np.uint8)
+    truth[:3] = 255
+    confidence = rng.random((20, 30)).astype(np.float32)
+    whole = score_picture("a", truth, predicted, 5, confidence)
+    monkeypatch.setattr(boundaries, "BAND_PIXELS", 70)
+    parts = score_picture("a", truth, predicted, 5, confidence)
+    for name in ("cells", "pixels", "boundary", "trimap"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    np.testing.assert_allclose(parts.calibration, whole.calibration, rtol=1e-12)
