@@ -331,6 +331,8 @@ def predict_from_arguments(arguments: argparse.Namespace) -> int:
             outcomes.append(outcome)
             _report_skipped(outcome)
         for video in videos:
+            if video.startswith(CAMERA) and arguments.frames is None:
+                print(f"{video}: recording until Ctrl-C")
             show = counter(f"{video}: frame")
             outcome = predict_video(
                 predictor, video, output, arguments.write, arguments.every, arguments.frames, show

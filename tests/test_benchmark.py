@@ -118,3 +118,33 @@ def test_the_command_of_the_documentation_is_one():
     assert commands
     for command in commands:
         assert benchmark.build_parser().parse_args(command.split()).run is benchmark.run_input
+
+
+def test_memory_is_measured_on_a_picture_that_is_segmented_and_counted(
+    capsys, tmp_path, monkeypatch
+):
+    """In small: the whole command, with a tiny network under the decoder."""
+
+    def tiny(recipe, space):
+        assert recipe.backbone_weights == "none"
+        return tiny_model(num_classes=space.num_classes)
+
+    monkeypatch.setattr(benchmark, "build_model", tiny)
+    counted = []
+    count = benchmark.score_picture
+
+    def watched(*arguments):
+        counted.append(count(*arguments))
+        return counted[-1]
+
+    monkeypatch.setattr(benchmark, "score_picture", watched)
+    arguments = ["memory", "--size", "100", "150", "--classes", "7", "--tile", "64", "64"]
+    assert benchmark.main([*arguments, "--json", str(tmp_path / "m.json")]) == 0
+    out = capsys.readouterr().out
+    assert "7 classes, picture of 100 x 150, windows of 64 x 64" in out
+    result = json.loads((tmp_path / "m.json").read_text())
+    assert result["peak_bytes"] >= result["start_bytes"] > 10**8
+    assert counted[0].pixels.sum() == 100 * 150
+    assert counted[0].confusion(7).shape == (7, 7)
+    assert benchmark.main(["memory", "--tile", "8", "8"]) == 2
+    assert "`tile` must be at least 32" in capsys.readouterr().err
