@@ -22,12 +22,13 @@ def test_a_terminal_shows_the_time_left(clock, monkeypatch, capsys):
     assert lines == ["", "reading 1/4, 1:30 left", "reading 3/4, 0:30 left", "reading 4/4, 2:00\n"]
 
 
-def test_elsewhere_there_is_one_line(clock, capsys):
+def test_elsewhere_there_is_a_line_every_half_minute_and_at_the_end(clock, capsys):
     show = progress.counter("reading")
-    for done in range(1, 4):
-        clock[0] += 60
-        show(done, 3)
-    assert capsys.readouterr().out == "reading 3/3, 3:00\n"
+    for done in range(1, 6):
+        clock[0] += 20
+        show(done, 5)
+    lines = ["reading 2/5, 1:00 left", "reading 4/5, 0:20 left", "reading 5/5, 1:40"]
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_duration():

@@ -14,10 +14,24 @@ from PIL import Image
 
 from alignseg_tf.data.readers import Sample, read_folder
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.evaluation import Report
+from alignseg_tf.evaluation_report import Report
+from alignseg_tf.scores import score_picture
 from training import report
 
-CONFUSION = np.array([[80, 10, 0], [5, 5, 0], [0, 0, 0]])
+CLASSES = ("ground", "box|es", "disc")
+# Of ground 80 pixels of 90 are found, of boxes 5 of 10; there is no disc.
+EVALUATION = Report(
+    CLASSES,
+    [
+        score_picture(
+            "a.png",
+            np.repeat([0, 1], [90, 10]).astype(np.uint8)[None],
+            np.repeat([0, 1, 0, 1], [80, 10, 5, 5]).astype(np.uint8)[None],
+            3,
+        )
+    ]
+    * 2,
+)
 DATA = {
     "path": "data",
     "hash": report.HASH,
@@ -25,7 +39,7 @@ DATA = {
 }
 
 
-def run_folder(path: Path, classes=("ground", "box|es", "disc")) -> Path:
+def run_folder(path: Path, classes=CLASSES) -> Path:
     (path / "run.json").write_text(json.dumps({"learning_rate": 0.25, "classes": classes}))
     (path / "metrics.csv").write_text(
         "epoch,seconds,learning_rate,val_mean_iou,loss,mean_iou,val_loss\n"
@@ -41,7 +55,7 @@ def run_folder(path: Path, classes=("ground", "box|es", "disc")) -> Path:
 
 def test_the_report_says_what_the_run_was(tmp_path):
     folder = run_folder(tmp_path)
-    report.write_report(folder, DATA, Report(CONFUSION, ("ground", "box|es", "disc"), 2))
+    report.write_report(folder, DATA, EVALUATION)
     found = json.loads((folder / "report.json").read_text())
     assert found["recipe"]["learning_rate"] == 0.25
     assert found["data"] == DATA
@@ -78,7 +92,7 @@ def test_without_matplotlib_there_are_no_curves_and_the_report_says_so(tmp_path,
         if name.split(".")[0] == "matplotlib":
             monkeypatch.setitem(sys.modules, name, None)
     folder = run_folder(tmp_path)
-    report.write_report(folder, DATA, Report(CONFUSION, ("ground", "box|es", "disc"), 2))
+    report.write_report(folder, DATA, EVALUATION)
     assert "No curves: matplotlib is not installed." in (folder / "report.md").read_text()
     found = json.loads((folder / "report.json").read_text())
     assert found["curves"] is None
