@@ -63,12 +63,12 @@ def predict_pictures(
     output: Path,
     kinds: Sequence[str] = DEFAULT_KINDS,
     progress: Callable[[int, int], None] | None = None,
-    overwrite: bool = False,
+    since: float = 0.0,
 ) -> Iterator[Outcome]:
     """Segment pictures and write the results into a folder.
 
-    A picture whose files are all there, and not older than itself, is left alone. The next
-    picture is read and the last one written while the network works.
+    A picture whose files are all there, and older neither than itself nor than `since`, is left
+    alone. The next picture is read and the last one written while the network works.
 
     Args:
         predictor: the model.
@@ -76,7 +76,7 @@ def predict_pictures(
         output: the folder.
         kinds: which of `KINDS` to write.
         progress: called with (done, total).
-        overwrite: segment those again that have results.
+        since: seconds since the epoch; older files are made again.
 
     Yields:
         What became of each, in order.
@@ -87,7 +87,7 @@ def predict_pictures(
 
     def load(item: tuple[Path, Path]) -> np.ndarray | str | None:
         path, name = item
-        if not overwrite and all(_is_newer(file, path) for file in files(name)):
+        if all(_is_newer(file, path, since) for file in files(name)):
             return None
         try:
             return load_image(path)
@@ -126,9 +126,9 @@ def predict_pictures(
         yield outcome
 
 
-def _is_newer(file: Path, picture: Path) -> bool:
+def _is_newer(file: Path, picture: Path, since: float) -> bool:
     try:
-        return file.stat().st_mtime >= picture.stat().st_mtime
+        return file.stat().st_mtime >= max(picture.stat().st_mtime, since)
     except OSError:
         return False
 
@@ -219,20 +219,35 @@ def write_outcomes(outcomes: Sequence[Outcome], path: Path) -> None:
     write_text(path, text.getvalue())
 
 
-def check_output(output: Path, run: dict[str, str], overwrite: bool) -> None:
-    """Refuse to mix the predictions of two models, or of two protocols, in one folder.
+def claim_output(output: Path, run: dict[str, str], overwrite: bool) -> float:
+    """Write down what a folder holds predictions of, and refuse to mix two models or protocols.
+
+    Args:
+        output: the folder.
+        run: what tells these predictions from others.
+        overwrite: whether older predictions, also of others, are to be made again.
+
+    Returns:
+        The time, in seconds since the epoch, from which on files are of this run. It is kept when
+        an interrupted run goes on, so that what an interrupted `overwrite` left is not taken for
+        its own.
 
     Raises:
-        ValueError: the folder holds others.
+        ValueError: the folder holds other predictions.
     """
     path = output / RUN_FILE
     if path.is_file() and not overwrite:
         there = json.loads(path.read_text(encoding="utf-8"))
+        since = there.pop("since")
         if different := differences(there, run):
             raise ValueError(
                 f"{output} holds other predictions:{different}\n"
                 "give another --output, or --overwrite"
             )
+        return since
+    since = time.time()
+    write_text(path, json.dumps({**run, "since": since}, indent=1))
+    return since
 
 
 def result_names(pictures: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
@@ -313,9 +328,7 @@ def predict_from_arguments(arguments: argparse.Namespace) -> int:
     predictor = Predictor(arguments.model, protocol)
     check_kinds(arguments.write, predictor.label_space, predictor.network.gives_logits)
     run = {"model": fingerprint(arguments.model), "protocol": str(protocol)}
-    check_output(output, run, arguments.overwrite)
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(output / RUN_FILE, json.dumps(run, indent=1))
+    since = claim_output(output, run, arguments.overwrite)
 
     outcomes: list[Outcome] = []
     started = time.monotonic()
@@ -326,7 +339,7 @@ def predict_from_arguments(arguments: argparse.Namespace) -> int:
             output,
             arguments.write,
             counter("predicting"),
-            arguments.overwrite,
+            since,
         ):
             outcomes.append(outcome)
             _report_skipped(outcome)

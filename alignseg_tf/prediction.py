@@ -146,7 +146,7 @@ class Predictor:
         """Return class ids, confidence, and how the picture went through the network."""
         if not self.network.gives_logits:
             return self._class_map(image), None, self.protocol
-        protocol = self.protocol.for_picture(*image.shape[:2])
+        protocol = self._protocol_for(image)
         class_map = np.empty(image.shape[:2], np.uint8)
         confidence = np.empty(image.shape[:2], np.float32) if with_confidence else None
         for band in self._bands(image, protocol, with_confidence=with_confidence):
@@ -155,6 +155,11 @@ class Predictor:
             if confidence is not None:
                 confidence[rows] = band.confidence
         return class_map, confidence, protocol
+
+    def _protocol_for(self, image: np.ndarray) -> Protocol:
+        if self.network.input_size is not None:  # it gets large pictures made smaller
+            return self.protocol
+        return self.protocol.for_picture(*image.shape[:2])
 
     def _bands(self, image: np.ndarray, protocol: Protocol, **wanted: bool) -> Any:
         return segment_in_bands(
@@ -191,7 +196,7 @@ class Predictor:
         """
         image = picture_array(image)
         check_gives_logits(self.network)
-        protocol = self.protocol.for_picture(*image.shape[:2])
+        protocol = self._protocol_for(image)
         bands = self._bands(image, protocol, with_probabilities=True)
         return np.concatenate([band.probabilities for band in bands])
 

@@ -115,6 +115,8 @@ def test_tflite_predicts_pictures_of_any_size(tflite, model):
         found = predictor(other)
         assert found.class_map.shape == (90, 70)
         assert len(np.unique(found.class_map)) > 1
+    large = Predictor(tflite / "logits.tflite", Protocol(largest_whole=1000))(other)
+    assert not large.in_windows
     # One pixel is enlarged; nothing in it is smaller than the model's input.
     assert predictor.class_map(np.zeros((1, 1, 3), np.uint8)).shape == (1, 1)
     windows = Predictor(tflite / "logits.tflite", Protocol(tile=SIZE))
