@@ -49,8 +49,8 @@ class _Scale:
 
     Args:
         logits: uint8 [B, t, t, 3] -> float32 [B, l, l, C].
-        image: uint8 [H, W, 3].
-        size: height and width of the scaled picture.
+        scaled: the scaled picture, uint8 [any, any, 3].
+        size: H and W of the picture itself.
         protocol: tile, overlap, blending, batch size.
         flip: whether the picture is mirrored.
     """
@@ -58,7 +58,7 @@ class _Scale:
     def __init__(
         self,
         logits: Callable[[Any], Any],
-        image: np.ndarray,
+        scaled: np.ndarray,
         size: tuple[int, int],
         protocol: Protocol,
         flip: bool,
@@ -66,12 +66,13 @@ class _Scale:
         self.logits = logits
         self.batch_size = protocol.batch_size
         self.flip = flip
-        self.image = resized(image, size)
-        tile = protocol.tile or size
-        self.tile = min(tile[0], size[0]), min(tile[1], size[1])
+        self.image = scaled
+        height, width = scaled.shape[:2]
+        tile = protocol.tile or (height, width)
+        self.tile = min(tile[0], height), min(tile[1], width)
         self.rows, self.columns = (
-            axis_windows(n, scaled, t, protocol.overlap, protocol.blending)
-            for n, scaled, t in zip(image.shape[:2], size, tile, strict=True)
+            axis_windows(n, m, t, protocol.overlap, protocol.blending)
+            for n, m, t in zip(size, (height, width), tile, strict=True)
         )
         self.computed: dict[int, list[Any]] = {}
 
@@ -178,7 +179,9 @@ def segment_in_bands(
     height, width = image.shape[:2]
     sizes = scaled_sizes(height, width, protocol, input_size)
     mirrored = (False, True) if protocol.flip else (False,)
-    views = [_Scale(logits, image, size, protocol, flip) for size in sizes for flip in mirrored]
+    views = []
+    for scaled in (resized(image, size) for size in sizes):
+        views += [_Scale(logits, scaled, (height, width), protocol, flip) for flip in mirrored]
     of_probabilities = protocol.average == "probabilities"
     one_part = len(views) == 1 and views[0].is_one_tile
     rows = max(1, BAND_BYTES // (4 * width * num_classes))

@@ -136,6 +136,7 @@ def _is_newer(file: Path, picture: Path, since: float) -> bool:
 def predict_video(
     predictor: "Predictor",
     source: str,
+    name: str,
     output: Path,
     kinds: Sequence[str] = DEFAULT_KINDS,
     every: int = 1,
@@ -150,6 +151,7 @@ def predict_video(
     Args:
         predictor: the model.
         source: path of a video, or `camera:N`, which goes on until Ctrl-C or `limit`.
+        name: of the results, see `result_names`.
         output: the folder.
         kinds: which of `KINDS` to write.
         every: take each so-many-th frame.
@@ -159,7 +161,6 @@ def predict_video(
     Raises:
         ImportError: PyAV is not installed.
     """
-    name = source.replace(":", "_") if source.startswith(CAMERA) else Path(source).stem
     moving = [kind for kind in kinds if KINDS[kind].picture is not None]
     still = [kind for kind in kinds if kind not in moving]
     size: tuple[int, int] = (0, 0)
@@ -310,10 +311,10 @@ def predict_from_arguments(arguments: argparse.Namespace) -> int:
     Raises:
         ValueError: an argument is wrong; nothing was written.
     """
-    for name in ("every", "frames"):
-        value = getattr(arguments, name)
+    for option in ("every", "frames"):
+        value = getattr(arguments, option)
         if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1. Received: {value}")
+            raise ValueError(f"--{option} must be at least 1. Received: {value}")
     protocol = protocol_from_arguments(arguments)
     output = arguments.output
     videos = [source for source in arguments.pictures if is_video(source)]
@@ -322,7 +323,8 @@ def predict_from_arguments(arguments: argparse.Namespace) -> int:
         if folder.is_dir() and folder.resolve() == output.resolve():
             raise ValueError(f"--output must not be the pictures' folder. Received: {output}")
     pictures = result_names(find_named_pictures(others, leave_out=output.resolve()))
-    result_names([(Path(video), Path(Path(video).name)) for video in videos])
+    # A camera's name has a colon, which names of files must not have everywhere.
+    named_videos = result_names([(Path(v), Path(Path(v).name.replace(":", "_"))) for v in videos])
     from alignseg_tf.prediction import Predictor
 
     predictor = Predictor(arguments.model, protocol)
@@ -343,13 +345,15 @@ def predict_from_arguments(arguments: argparse.Namespace) -> int:
         ):
             outcomes.append(outcome)
             _report_skipped(outcome)
-        for video in videos:
+        for path, name in named_videos:
+            video = str(path)
             if video.startswith(CAMERA) and arguments.frames is None:
                 print(f"{video}: recording until Ctrl-C")
             show = counter(f"{video}: frame")
             outcome = predict_video(
-                predictor, video, output, arguments.write, arguments.every, arguments.frames, show
-            )
+                predictor, video, str(name), output, arguments.write, arguments.every,
+                arguments.frames, show,
+            )  # fmt: skip
             outcomes.append(outcome)
             _report_skipped(outcome)
     finally:

@@ -234,13 +234,10 @@ def _page(
         )  # fmt: skip
     borders = [
         {
-            "name": f"{title}, {which}",
+            "name": f"{title} %, {which}",
             "cells": [percent(x) for x in getattr(report, name)],
         }
-        for title, name in (
-            ("boundary F %", "mean_boundary_f"),
-            ("trimap IoU %", "mean_trimap_iou"),
-        )
+        for title, name in BORDER_SCORES
         for which, report in (("A", first), ("B", second))
     ]
     borders += [

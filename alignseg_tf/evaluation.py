@@ -82,18 +82,16 @@ def _score_all(
     def score(index: int) -> tuple[int, PictureScores]:
         sample = samples[index]
         image, truth = load_sample(sample, space)
-        segment = free.get()
         try:
-            found = segment(image)
-        except ValueError as error:
-            raise ValueError(f"{sample.image}: {error}") from error
-        finally:
-            free.put(segment)
-        confidence, in_windows = None, False
-        if isinstance(found, Prediction):
-            confidence, in_windows = found.confidence, found.in_windows
-            found = found.class_map
-        try:
+            segment = free.get()
+            try:
+                found = segment(image)
+            finally:
+                free.put(segment)
+            confidence, in_windows = None, False
+            if isinstance(found, Prediction):
+                confidence, in_windows = found.confidence, found.in_windows
+                found = found.class_map
             return index, score_picture(
                 sample.image.name, truth, found, space.num_classes, confidence, in_windows
             )

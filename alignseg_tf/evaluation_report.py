@@ -106,7 +106,7 @@ class Report:
     def frequency_weighted_iou(self) -> float:
         """Mean of `iou` over the labelled pixels: each class counts as often as it is true."""
         share = self.confusion.sum(1)
-        return _ratio(np.nansum(share * np.nan_to_num(self.iou)), share.sum())
+        return _ratio(np.sum(share * np.nan_to_num(self.iou)), share.sum())
 
     @property
     def precision(self) -> np.ndarray:

@@ -307,6 +307,16 @@ def test_a_video_becomes_a_video_and_files_a_frame(model_file, clip, tmp_path, c
     assert outcomes(out)["clip.mp4"]["frames"] == "4"
 
 
+def test_videos_that_differ_in_the_suffix_alone_are_told_apart(model_file, clip, tmp_path):
+    (tmp_path / "clip.m4v").write_bytes(clip.read_bytes())
+    out = tmp_path / "out"
+    arguments = [clip, tmp_path / "clip.m4v", "--output", out, "--write", "color", "--frames", "1"]
+    assert run(model_file, *arguments) == 0
+    assert sorted(path.name for path in out.glob("*.mp4")) == [
+        "clip_m4v_color.mp4", "clip_mp4_color.mp4",
+    ]  # fmt: skip
+
+
 def test_a_damaged_video_is_skipped_and_leaves_no_video(model_file, clip, tmp_path, capsys):
     (tmp_path / "broken.mp4").write_bytes(clip.read_bytes()[:400])
     (tmp_path / "text.avi").write_text("no video")
