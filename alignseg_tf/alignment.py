@@ -31,6 +31,7 @@ from alignseg_tf.layers.sampling import aligns_corners, offset_scale, sampling_p
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 
 Tensor = Any
+Size = Any  # an int, or a scalar tensor inside of a graph
 
 # The number of no cell.
 OUTSIDE = -1
@@ -251,18 +252,30 @@ def _to_numpy(x: Tensor) -> np.ndarray:
 def _in_pixels(
     offsets: Tensor, sampling: str, read_size: Sequence[int], image_size: Sequence[int]
 ) -> np.ndarray:
-    field = _to_numpy(offsets)
-    return field * _pixels_per_offset(sampling, read_size, field.shape[:2], image_size)
+    return _to_numpy(offsets_in_pixels(offsets, sampling, read_size, image_size))
 
 
-def _pixels_per_offset(
-    sampling: str, read_size: Sequence[int], out_size: Sequence[int], image_size: Sequence[int]
-) -> np.ndarray:
-    """Return how many pixels of the picture an offset of 1 is along x and along y, [2]."""
-    cells = [float(scale) for scale in offset_scale(sampling, *read_size, *out_size)]
+def offsets_in_pixels(
+    offsets: Tensor, sampling: str, read_size: Sequence[Size], image_size: Sequence[Size]
+) -> Tensor:
+    """Return offsets in pixels of the picture; also inside of a graph, where sizes are tensors.
+
+    Args:
+        offsets: floating [B, H, W, 2], (x, y), in the unit of the convention.
+        sampling: one of `SAMPLING_CONVENTIONS`.
+        read_size: (h, w) of the map that is read, which covers the picture.
+        image_size: height and width of the picture.
+
+    Returns:
+        float32 [B, H, W, 2], (x, y).
+    """
+    cells_x, cells_y = offset_scale(sampling, *read_size, *ops.shape(offsets)[1:3])
+    image_size, read_size = (
+        [ops.cast(n, "float32") for n in size] for size in (image_size, read_size)
+    )
     if aligns_corners(sampling):
         # The centres of the outer cells lie on those of the outer pixels.
-        pixels = [(n - 1) / max(1, m - 1) for n, m in zip(image_size, read_size, strict=True)]
+        y, x = ((n - 1.0) / ops.maximum(m - 1.0, 1.0) for n, m in zip(image_size, read_size))
     else:
-        pixels = [n / m for n, m in zip(image_size, read_size, strict=True)]
-    return np.array([cells[0] * pixels[1], cells[1] * pixels[0]], np.float32)
+        y, x = (n / m for n, m in zip(image_size, read_size))
+    return ops.cast(offsets, "float32") * ops.stack([cells_x * x, cells_y * y])

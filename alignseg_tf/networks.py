@@ -28,11 +28,13 @@ class Network:
         label_space: names and colours of the classes.
         input_size: height and width of the pictures it takes, or None for any from 32 on.
         gives_logits: whether `logits` works; some files hold class maps as their only output.
+        gives_class_maps: whether `class_map` works.
     """
 
     label_space: LabelSpace
     input_size: tuple[int, int] | None = None
     gives_logits = True
+    gives_class_maps = False
 
     def logits(self, images: np.ndarray) -> Any:
         """Return float32 logits [B, l, l, C] of uint8 RGB pictures [B, H, W, 3].
@@ -44,7 +46,7 @@ class Network:
     def class_map(self, image: np.ndarray) -> np.ndarray:
         """Return the class ids, uint8 [H, W], of a uint8 RGB picture of the network's input size.
 
-        For networks without logits.
+        By the network itself; from logits, `Predictor` makes them.
         """
         raise NotImplementedError
 
@@ -91,6 +93,7 @@ class SavedModelNetwork(Network):
             self._loaded = tf.saved_model.load(str(path))  # signatures do not keep it alive
             signatures = self._loaded.signatures
             self._class_map = signatures["serving_default"]
+            shape = self._class_map.structured_input_signature[1]["images"].shape
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a SavedModel with the signature 'serving_default' ({error})"
@@ -98,6 +101,8 @@ class SavedModelNetwork(Network):
         # Folders of other origin, and early ones, may give class maps alone.
         self._logits = signatures["logits"] if "logits" in signatures else None  # noqa: SIM401
         self.gives_logits = self._logits is not None
+        self.gives_class_maps = True
+        self.input_size = None if shape[1] is None else (shape[1], shape[2])
         if not (path / LABEL_SPACE_FILE).is_file():
             raise ValueError(f"{path}: {LABEL_SPACE_FILE} with the names of the classes is missing")
         content = json.loads((path / LABEL_SPACE_FILE).read_text(encoding="utf-8"))
@@ -162,6 +167,7 @@ class TfliteNetwork(Network):
         self.input_size = None if -1 in shape[1:3] else (shape[1], shape[2])
         out_shape = outputs[0]["shape_signature"].tolist()
         self.gives_logits = len(out_shape) == 4
+        self.gives_class_maps = not self.gives_logits
         if len(out_shape) not in (3, 4):
             raise ValueError(
                 f"{path}: expected logits [1, l, l, classes] or class ids [1, h, w]. Received: an "
@@ -263,12 +269,14 @@ def load_network(model_or_path: Any, device: str | None = None) -> Network:
 
     Args:
         model_or_path: an `AlignSeg`, the path of a `.keras` or `.tflite` file, or the folder of a
-            SavedModel.
+            SavedModel; a `Network` is returned as it is.
         device: TensorFlow device that holds and runs the model; Keras models only.
 
     Raises:
         ValueError: there is no such model at that path, or it cannot be put on a device.
     """
+    if isinstance(model_or_path, Network):
+        return model_or_path
     if isinstance(model_or_path, str | Path):
         path = Path(model_or_path)
         saved_model = path.is_dir()

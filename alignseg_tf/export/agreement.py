@@ -1,0 +1,108 @@
+"""How far an exported file is from the model that it was made of."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from alignseg_tf.bands import resized
+from alignseg_tf.networks import Network
+from alignseg_tf.prediction import Predictor
+from alignseg_tf.protocols import Protocol
+
+# Rounding decides between classes of equal logits; anything more is a broken export.
+LEAST_AGREEMENT = 0.99
+DEFAULT_CHECK_SIZE = (192, 256)
+TIMED_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """An exported network beside the model that it was made of.
+
+    Attributes:
+        pictures: how many pictures were compared.
+        same_class: share of their pixels to which both give the same class, 0..1.
+        difference: largest difference of two logits; None where the export has class maps alone.
+        largest_logit: largest absolute logit of the model, to compare `difference` with.
+        latency: median seconds of the export for the first picture, on this machine.
+        size: height and width of that picture, as it went through the network.
+    """
+
+    pictures: int
+    same_class: float
+    difference: float | None
+    largest_logit: float
+    latency: float
+    size: tuple[int, int]
+
+    def __str__(self) -> str:
+        pictures = "a picture" if self.pictures == 1 else f"{self.pictures} pictures"
+        text = f"same class on {100 * self.same_class:.4f} % of the pixels of {pictures}"
+        if self.difference is not None:
+            text += (
+                f"; logits differ by at most {self.difference:.1e} "
+                f"(largest logit {self.largest_logit:.1f})"
+            )
+        return text
+
+
+def noise_picture(size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return a uint8 RGB picture of noise, to compare on where there is no other."""
+    size = size or DEFAULT_CHECK_SIZE
+    return np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+
+
+def compare_networks(
+    model: Network, exported: Network, images: Iterable[np.ndarray] | None = None
+) -> Agreement:
+    """Run a model and an export of it on the same pictures.
+
+    Pictures are resized first where the export takes one size alone. The export's own class maps
+    are compared, where it has them.
+
+    Args:
+        model: what was exported.
+        exported: what was written.
+        images: uint8 RGB pictures [H, W, 3]; one of noise by default.
+
+    Returns:
+        What differs, and how long the export takes.
+    """
+    whole = Protocol(largest_whole=None)
+    before = Predictor(model, whole)
+    after = exported.class_map if exported.gives_class_maps else Predictor(exported, whole).class_map
+    images = [noise_picture(exported.input_size)] if images is None else list(images)
+    same, differences, largest = [], [], 0.0
+    for image in images:
+        if exported.input_size is not None:
+            image = resized(image, exported.input_size)
+        same.append(before.class_map(image) == after(image))
+        logits = np.asarray(model.logits(image[None]))
+        largest = max(largest, float(np.abs(logits).max()))
+        if exported.gives_logits:
+            difference = np.abs(logits - np.asarray(exported.logits(image[None])))
+            differences.append(float(difference.max()))
+    first = images[0] if exported.input_size is None else resized(images[0], exported.input_size)
+    return Agreement(
+        len(images),
+        float(np.concatenate([agreement.ravel() for agreement in same]).mean()),
+        max(differences) if differences else None,
+        largest,
+        median_latency(after, first),
+        first.shape[:2],
+    )
+
+
+def median_latency(run: Callable[[np.ndarray], Any], image: np.ndarray) -> float:
+    """Return the median seconds of a few runs, the first of which is not counted."""
+    run(image)
+    times = []
+    for _ in range(TIMED_RUNS):
+        started = time.perf_counter()
+        run(image)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)

@@ -1,0 +1,161 @@
+"""A trained model as a SavedModel that needs TensorFlow alone."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from alignseg_tf.alignment import offsets_in_pixels
+from alignseg_tf.data.catalog import MAX_CLASSES
+from alignseg_tf.export.agreement import LEAST_AGREEMENT, Agreement, compare_networks
+from alignseg_tf.export.inference_graph import CONTEXT_FIELD, inference_model, offset_fields
+from alignseg_tf.files import atomic_path
+from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
+from alignseg_tf.layers.inference_sampling import resize_by_kernel
+from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
+from alignseg_tf.networks import (
+    LABEL_SPACE_FILE,
+    KerasNetwork,
+    SavedModelNetwork,
+    label_space_of,
+    logits_model,
+)
+
+
+def export_saved_model(
+    model: AlignSeg,
+    path: str | Path,
+    check_images: Iterable[np.ndarray] | None = None,
+    image_size: tuple[int, int] | None = None,
+    operations: str = "tensorflow",
+) -> Agreement:
+    """Write the inference graph as a SavedModel, load it again and compare it with the model.
+
+    Signatures (B, H and W are free, H and W from 32 on):
+        `serving_default`: `images`, uint8 RGB [B, H, W, 3] -> `class_map`, uint8 [B, H, W].
+        `serve_bytes`: `image_bytes`, string [B], JPEG or PNG files of any sizes ->
+            `class_map_bytes`, string [B], PNG files whose grey values are class ids, each of its
+            picture's size. EXIF orientation is ignored.
+        `probabilities`: `images`, uint8 RGB [B, H, W, 3] -> `probabilities`, float32
+            [B, H, W, classes].
+        `logits`: `images`, float32 RGB 0..255 [B, H, W, 3] -> `logits`, float32 at stride 4
+            [B, l, l, classes], whose outer cells lie on the outer pixels.
+        `offsets`, for a model that aligns: `images`, uint8 RGB [B, H, W, 3] -> for each offset
+            field, float32 [B, l, l, 2], (x, y) in pixels of the picture: `aggregation_p3_coarse`,
+            `aggregation_p3_fine`, ..., `context_modeling`.
+
+    Args:
+        model: the model to write; it is not changed.
+        path: the folder to write, `.../VERSION` for model servers; it is replaced as a whole.
+        check_images: uint8 RGB pictures to compare on; one of noise by default.
+        image_size: height and width, if all pictures have one size; every shape but the batch is
+            then fixed.
+        operations: as in `inference_model`; `keras` for XLA.
+
+    Returns:
+        How far the SavedModel is from the model.
+
+    Raises:
+        ValueError: the model has more than 255 classes, `path` is a file, or the SavedModel
+            does not agree with the model; what was at `path` stays then.
+    """
+    if model.num_classes > MAX_CLASSES:
+        raise ValueError(
+            f"Class maps are uint8: at most {MAX_CLASSES} classes. Received: {model.num_classes}"
+        )
+    if Path(path).is_file():
+        raise ValueError(f"{path}: expected a folder to write. Received: a file")
+
+    with atomic_path(path) as temporary:
+        module, signatures = _served(model, image_size, operations)
+        tf.saved_model.save(module, str(temporary), signatures=signatures)
+        label_space_file = temporary / LABEL_SPACE_FILE
+        label_space_file.parent.mkdir()
+        content = json.dumps(label_space_of(model).to_dict(), indent=1)
+        label_space_file.write_text(content, encoding="utf-8")
+        agreement = compare_networks(
+            KerasNetwork(model), SavedModelNetwork(temporary), check_images
+        )
+        if agreement.same_class < LEAST_AGREEMENT:
+            raise ValueError(
+                f"{path}: the SavedModel does not agree with the model: {agreement}; at least "
+                f"{100 * LEAST_AGREEMENT:.0f} % expected. Nothing was written"
+            )
+    return agreement
+
+
+def _served(
+    model: AlignSeg, image_size: tuple[int, int] | None, operations: str
+) -> tuple[tf.Module, dict[str, Any]]:
+    """Return the object that `tf.saved_model.save` writes, and its signatures."""
+    inference = inference_model(model, operations)
+    outputs = {"logits": logits_model(inference).output, **offset_fields(model, inference)}
+    network = keras.Model(inference.inputs[0], outputs)
+    shape = (None, *(image_size or (None, None)), 3)
+
+    # The network is traced once, and the signatures call what was traced.
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])
+    def run(images: Any) -> tuple[Any, dict[str, Any]]:
+        tf.debugging.assert_greater_equal(
+            tf.reduce_min(tf.shape(images)[1:3]),
+            MIN_IMAGE_SIZE,
+            f"Images must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels.",
+        )
+        outputs = network(images, training=False)
+        logits = tf.cast(outputs.pop("logits"), tf.float32)
+        size = ops.shape(images)[1:3]
+        offsets = {
+            name: offsets_in_pixels(field, model.sampling, _read_size(name, field), size)
+            for name, field in outputs.items()
+        }
+        return logits, offsets
+
+    def at_picture_size(images: Any) -> Any:
+        logits = run(tf.cast(images, tf.float32))[0]
+        return resize_by_kernel(logits, ops.shape(images)[1:3])
+
+    def class_map(images: Any) -> Any:
+        return tf.cast(tf.argmax(at_picture_size(images), -1, output_type=tf.int32), tf.uint8)
+
+    def class_map_png(image_bytes: Any) -> Any:
+        image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
+        image = tf.ensure_shape(image, shape[1:])
+        return tf.io.encode_png(class_map(image[None])[0][..., None])
+
+    def all_class_map_pngs(image_bytes: Any) -> Any:
+        return tf.map_fn(class_map_png, image_bytes, parallel_iterations=1)
+
+    uint8 = tf.TensorSpec(shape, tf.uint8, "images")
+    float32 = tf.TensorSpec(shape, tf.float32, "images")
+    encoded = tf.TensorSpec((None,), tf.string, "image_bytes")
+
+    def signature(function: Callable[..., Any], name: str, *arguments: tf.TensorSpec) -> Any:
+        return tf.function(lambda *inputs: {name: function(*inputs)}, arguments)
+
+    module = tf.Module()
+    module.weights = [weight.value for weight in network.weights]
+    signatures = {
+        "serving_default": signature(class_map, "class_map", uint8),
+        "serve_bytes": signature(all_class_map_pngs, "class_map_bytes", encoded),
+        "probabilities": signature(
+            lambda images: tf.nn.softmax(at_picture_size(images)), "probabilities", uint8
+        ),
+        "logits": signature(lambda images: run(images)[0], "logits", float32),
+    }
+    if len(outputs) > 1:
+        signatures["offsets"] = tf.function(
+            lambda images: run(tf.cast(images, tf.float32))[1], [uint8]
+        )
+    return module, signatures
+
+
+def _read_size(name: str, field: Any) -> tuple[Any, Any]:
+    """Return the size of the map that an offset field reads: its own, or that of the context."""
+    if name == CONTEXT_FIELD:
+        return CONTEXT_BINS, CONTEXT_BINS
+    return tuple(ops.shape(field)[1:3])
