@@ -15,6 +15,7 @@ from alignseg_tf.batch_prediction import (
 from alignseg_tf.data.importing import add_import_arguments
 from alignseg_tf.data.readers import find_named_pictures, load_image
 from alignseg_tf.data.sources import add_data_arguments
+from alignseg_tf.export.command import add_export_arguments
 from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.layers import SAMPLING_CONVENTIONS
 from alignseg_tf.protocols import add_protocol_arguments
@@ -50,16 +51,10 @@ def alignment(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Write a SavedModel and say how well it agrees with the model."""
-    from alignseg_tf.data.readers import find_pictures
-    from alignseg_tf.export import export_saved_model
-    from alignseg_tf.networks import load_model
+    """Write a model in other forms and say how well they agree with it."""
+    from alignseg_tf.export.command import export_from_arguments
 
-    pictures = [load_image(path) for path in find_pictures(arguments.check)] or None
-    agreement = export_saved_model(load_model(arguments.model), arguments.output, pictures)
-    on = f"{len(pictures)} pictures" if pictures else "a picture of noise"
-    print(f"{arguments.output}: signatures serving_default, serve_bytes, logits")
-    print(f"same class as the Keras model on {100 * agreement:.4f} % of the pixels of {on}")
+    print(export_from_arguments(arguments))
     return 0
 
 
@@ -149,15 +144,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("pictures", nargs="+", help="pictures, folders, or patterns in quotes")
     command.add_argument("--output", type=Path, required=True, help="folder for the figures")
 
-    command = add("export", export, "write a SavedModel that TensorFlow alone can serve")
-    command.add_argument("model", type=Path, help="a .keras file")
-    command.add_argument(
-        "--output", type=Path, required=True, help="folder to write, e.g. savedmodels/NAME/1"
-    )
-    command.add_argument(
-        "--check", nargs="*", type=Path, default=[], metavar="PICTURE",
-        help="files or folders of pictures on which to compare the SavedModel with the model",
-    )  # fmt: skip
+    command = add("export", export, "write a SavedModel, TFLite or ONNX, and compare it")
+    add_export_arguments(command)
 
     command = add("convert", convert, "turn official PyTorch weights into a .keras file")
     command.add_argument("checkpoint", type=Path, help=".pth (needs PyTorch) or .npz")

@@ -270,12 +270,12 @@ def offsets_in_pixels(
         float32 [B, H, W, 2], (x, y).
     """
     cells_x, cells_y = offset_scale(sampling, *read_size, *ops.shape(offsets)[1:3])
-    image_size, read_size = (
+    (height, width), (rows, columns) = (
         [ops.cast(n, "float32") for n in size] for size in (image_size, read_size)
     )
     if aligns_corners(sampling):
         # The centres of the outer cells lie on those of the outer pixels.
-        y, x = ((n - 1.0) / ops.maximum(m - 1.0, 1.0) for n, m in zip(image_size, read_size))
-    else:
-        y, x = (n / m for n, m in zip(image_size, read_size))
-    return ops.cast(offsets, "float32") * ops.stack([cells_x * x, cells_y * y])
+        height, width = height - 1.0, width - 1.0
+        rows, columns = ops.maximum(rows - 1.0, 1.0), ops.maximum(columns - 1.0, 1.0)
+    pixels = ops.stack([cells_x * width / columns, cells_y * height / rows])
+    return ops.cast(offsets, "float32") * pixels

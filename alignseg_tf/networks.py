@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.catalog import MAX_CLASSES, LabelSpace
+from alignseg_tf.environment import cores
 from alignseg_tf.layers import resize_align_corners
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 
@@ -19,6 +20,8 @@ from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 LABEL_SPACE_FILE = Path("assets.extra") / "classes.json"
 # The same in the archive that ends a TFLite file; `LABELS_FILE` has names alone, a line each.
 TFLITE_LABEL_SPACE_FILE, TFLITE_LABELS_FILE = "classes.json", "labels.txt"
+# The same in the metadata of an ONNX file.
+ONNX_LABEL_SPACE_KEY = "classes"
 
 
 class Network:
@@ -142,14 +145,9 @@ class TfliteNetwork(Network):
     """
 
     def __init__(self, path: Path):
+        interpreter = import_litert(path).Interpreter
         try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError as error:
-            raise ImportError(
-                f"{path}: a .tflite file needs LiteRT: pip install ai-edge-litert"
-            ) from error
-        try:
-            self._interpreter = Interpreter(model_path=str(path))
+            self._interpreter = interpreter(model_path=str(path), num_threads=cores())
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: not readable as a TFLite model ({error})") from error
         inputs = self._interpreter.get_input_details()
@@ -201,6 +199,21 @@ class TfliteNetwork(Network):
         return self._run(image)[0].astype(np.uint8)
 
 
+def import_litert(path: Path) -> Any:
+    """Return LiteRT's module `interpreter`.
+
+    Raises:
+        ImportError: it is not installed; the message names `path`, which needs it.
+    """
+    try:
+        from ai_edge_litert import interpreter
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: a .tflite file needs LiteRT: pip install ai-edge-litert"
+        ) from error
+    return interpreter
+
+
 def _quantized(images: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
     """Turn RGB 0..255 into the values of an input tensor."""
     scale, zero_point = tensor["quantization"]
@@ -246,6 +259,55 @@ def _tflite_label_space(path: Path, num_classes: int | None) -> LabelSpace:
     return space
 
 
+class OnnxNetwork(Network):
+    """An `.onnx` file that `alignseg_tf.export` wrote, run by ONNX Runtime.
+
+    Raises:
+        ImportError: ONNX Runtime is not installed.
+        ValueError: the file is unreadable, or has other inputs, outputs or metadata.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                f"{path}: an .onnx file needs ONNX Runtime: pip install onnxruntime"
+            ) from error
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), providers=onnxruntime.get_available_providers()
+            )
+        except Exception as error:  # its exceptions have no class of their own in common
+            raise ValueError(f"{path}: not readable as an ONNX model ({error})") from error
+        inputs = [(x.name, x.type, len(x.shape)) for x in self._session.get_inputs()]
+        outputs = [x.name for x in self._session.get_outputs()]
+        classes = self._session.get_modelmeta().custom_metadata_map.get(ONNX_LABEL_SPACE_KEY)
+        if inputs != [("images", "tensor(uint8)", 4)] or outputs != ["logits"] or classes is None:
+            raise ValueError(
+                f"{path}: expected the input images, uint8 [B, H, W, 3], the output logits, and "
+                f"{ONNX_LABEL_SPACE_KEY!r} in the metadata. Received: inputs {inputs}, outputs "
+                f"{outputs}, {'no ' if classes is None else ''}classes"
+            )
+        height, width = self._session.get_inputs()[0].shape[1:3]
+        self.input_size = (height, width) if isinstance(height, int) else None
+        self.label_space = LabelSpace.from_dict(
+            json.loads(classes), f"{path}, {ONNX_LABEL_SPACE_KEY}"
+        )
+
+    def logits(self, images: np.ndarray) -> Any:
+        """Return what the file gives."""
+        return tf.convert_to_tensor(self._session.run(None, {"images": images})[0])
+
+
+def check_class_count(num_classes: int) -> None:
+    """Raise a `ValueError` if there are more classes than a uint8 class map can hold."""
+    if num_classes > MAX_CLASSES:
+        raise ValueError(
+            f"Class maps are uint8: at most {MAX_CLASSES} classes. Received: {num_classes}"
+        )
+
+
 def load_model(path: str | Path) -> AlignSeg:
     """Read a `.keras` file in safe mode.
 
@@ -268,8 +330,8 @@ def load_network(model_or_path: Any, device: str | None = None) -> Network:
     """Return a model in any saved form as a `Network`.
 
     Args:
-        model_or_path: an `AlignSeg`, the path of a `.keras` or `.tflite` file, or the folder of a
-            SavedModel; a `Network` is returned as it is.
+        model_or_path: an `AlignSeg`, the path of a `.keras`, `.tflite` or `.onnx` file, or the
+            folder of a SavedModel; a `Network` is returned as it is.
         device: TensorFlow device that holds and runs the model; Keras models only.
 
     Raises:
@@ -279,15 +341,15 @@ def load_network(model_or_path: Any, device: str | None = None) -> Network:
         return model_or_path
     if isinstance(model_or_path, str | Path):
         path = Path(model_or_path)
-        saved_model = path.is_dir()
-        if (saved_model or path.suffix == ".tflite") and device is not None:
+        formats = {".tflite": TfliteNetwork, ".onnx": OnnxNetwork}
+        if (path.is_dir() or path.suffix in formats) and device is not None:
             raise ValueError(f"{path}: only .keras models run on a chosen device, not {device}")
-        if saved_model:
+        if path.is_dir():
             return SavedModelNetwork(path)
-        if path.suffix == ".tflite":
+        if path.suffix in formats:
             if not path.is_file():
-                raise ValueError(f"{path}: no such file; expected a .tflite model")
-            return TfliteNetwork(path)
+                raise ValueError(f"{path}: no such file; expected a {path.suffix} model")
+            return formats[path.suffix](path)
         with tf.device(device):
             return KerasNetwork(load_model(path), device)
     return KerasNetwork(model_or_path, device)

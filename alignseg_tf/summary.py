@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from alignseg_tf.environment import cores
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 
 # The layers that inference can do without: the second head, and what brings it to full size.
@@ -396,6 +396,5 @@ def _device() -> str:
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         return tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or cores
-    return f"{cores} CPU cores, {threads} threads"
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or cores()
+    return f"{cores()} CPU cores, {threads} threads"

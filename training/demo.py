@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"\nDone in {duration(time.monotonic() - started)}. In {output}:\n"
         f"  best.keras        the model, for keras.saving.load_model after `import alignseg_tf`\n"
         f"  savedmodel/1      the same for tf.saved_model.load; agrees with it on "
-        f"{100 * agreement:.2f} % of pixels\n"
+        f"{100 * agreement.same_class:.2f} % of pixels\n"
         f"  overlays/         {len(pictures)} pictures that training has not seen\n"
         f"  evaluation.json   the table above, with the confusion matrix\n"
         f"  metrics.csv       loss and mean IoU an epoch; also in tensorboard/\n"

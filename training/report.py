@@ -6,10 +6,7 @@ code, and a hash of the data.
 
 import csv
 import hashlib
-import importlib.metadata
 import json
-import os
-import platform
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from alignseg_tf.data.readers import Sample
 from alignseg_tf.data.sources import DataSource
+from alignseg_tf.environment import machine, versions
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.progress import duration
 from training.logs import VALIDATION_METRIC
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("alignseg_tf", "tensorflow", "keras", "numpy")
 # More curves than this cannot be told apart: those with the lowest IoU at the end are drawn.
 MOST_CURVES = 20
 
@@ -84,32 +80,6 @@ def shown_path(path: Path) -> str:
     """Return a path as it was given, but `~` for the user's home."""
     home = Path.home()
     return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that matter."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # used from a clone, not installed
-            found[name] = str(importlib.import_module(name).__version__)
-    return found
-
-
-def machine() -> dict[str, Any]:
-    """Return the processor, the number of its cores that this process may use, and the GPUs."""
-    model = platform.processor() or platform.machine()
-    if (cpuinfo := Path("/proc/cpuinfo")).is_file():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        model = names[0] if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpus = [
-        tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
-        for gpu in tf.config.list_physical_devices("GPU")
-    ]
-    return {"system": platform.platform(), "cpu": model, "cores": cores, "gpus": gpus}
 
 
 def code() -> dict[str, Any] | None:

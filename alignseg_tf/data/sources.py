@@ -113,13 +113,15 @@ def _named_label_space(name: str | Path) -> LabelSpace:
         raise DataError(str(error)) from error
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+def add_data_arguments(
+    parser: argparse.ArgumentParser, positional: bool = False, required: bool = True
+) -> None:
     """Add `--data`, or `data` where it is the first word of a command, and what belongs to it."""
     help = "a folder, a CSV list, tfds:NAME or street_scenes; docs/datasets has all forms"
     if positional:
         parser.add_argument("data", help=help)
     else:
-        parser.add_argument("--data", required=True, help=help)
+        parser.add_argument("--data", required=required, help=help)
     parser.add_argument(
         "--layout", choices=tuple(LAYOUTS), help="how its files lie (told from the files)"
     )

@@ -1,7 +1,38 @@
-"""A trained model in the forms that others run: SavedModel, TFLite, ONNX."""
+"""A trained model in the forms that others run: SavedModel, TFLite, ONNX.
 
-from alignseg_tf.export.agreement import Agreement, compare_networks
-from alignseg_tf.export.inference_graph import inference_model
-from alignseg_tf.export.saved_model import export_saved_model
+A part is imported when its name is first used: `inference_model` needs no TensorFlow.
+"""
 
-__all__ = ["Agreement", "compare_networks", "export_saved_model", "inference_model"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alignseg_tf.export.agreement import Agreement, compare_networks
+    from alignseg_tf.export.inference_graph import inference_model
+    from alignseg_tf.export.onnx import export_onnx
+    from alignseg_tf.export.saved_model import export_saved_model
+    from alignseg_tf.export.tflite import export_tflite
+
+_MODULES = {
+    "Agreement": "agreement",
+    "compare_networks": "agreement",
+    "export_onnx": "onnx",
+    "export_saved_model": "saved_model",
+    "export_tflite": "tflite",
+    "inference_model": "inference_graph",
+}
+
+__all__ = [
+    "Agreement",
+    "compare_networks",
+    "export_onnx",
+    "export_saved_model",
+    "export_tflite",
+    "inference_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

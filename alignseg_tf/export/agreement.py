@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,19 @@ class Agreement:
         return text
 
 
+def check_agreement(agreement: Agreement, path: str | Path) -> None:
+    """Refuse an export that is not the model; quantised ones may differ more than this allows.
+
+    Raises:
+        ValueError: classes differ on more than 1 % of the pixels.
+    """
+    if agreement.same_class < LEAST_AGREEMENT:
+        raise ValueError(
+            f"{path}: what was written does not agree with the model: {agreement}; at least "
+            f"{100 * LEAST_AGREEMENT:.0f} % expected. Nothing was kept"
+        )
+
+
 def noise_picture(size: tuple[int, int] | None = None) -> np.ndarray:
     """Return a uint8 RGB picture of noise, to compare on where there is no other."""
     size = size or DEFAULT_CHECK_SIZE
@@ -74,7 +88,9 @@ def compare_networks(
     """
     whole = Protocol(largest_whole=None)
     before = Predictor(model, whole)
-    after = exported.class_map if exported.gives_class_maps else Predictor(exported, whole).class_map
+    after = Predictor(exported, whole).class_map
+    if exported.gives_class_maps:
+        after = exported.class_map
     images = [noise_picture(exported.input_size)] if images is None else list(images)
     same, differences, largest = [], [], 0.0
     for image in images:

@@ -1,13 +1,15 @@
 """A trained AlignSeg as an equal graph of plain layers that does less work.
 
-    training graph                                inference graph
-    convolution, batch norm                       one convolution with a bias
-    y + residual, batch norm                      the norm's scale is in both terms' convolutions
-    1x1 convolution of [fine, resized coarse]     1x1 on each, the coarse one before resizing
-    two offset branches                           one 1x1 convolution for both (in training too)
-    gathers, resizing by matrices                 the fastest operations that need no gradient
-    sampling of the 3x3 context                   one matrix product with hat weights
-    auxiliary head, dropout                       gone
+What becomes of the parts::
+
+    convolution, batch norm             one convolution with a bias
+    y + residual, then batch norm       the norm's scale goes into the convolutions of both terms
+    gathers, resizing by matrices       the fastest operations of what runs it, without gradients
+    sampling of the 3x3 context         one matrix product with hat weights
+    auxiliary head, dropout             gone
+
+That the offset branches share one 1x1 convolution, whose coarse half runs before the resizing, is
+so in training too.
 """
 
 from typing import Any

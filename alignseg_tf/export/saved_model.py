@@ -1,7 +1,7 @@
 """A trained model as a SavedModel that needs TensorFlow alone."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import tensorflow as tf
 from keras import ops
 
 from alignseg_tf.alignment import offsets_in_pixels
-from alignseg_tf.data.catalog import MAX_CLASSES
-from alignseg_tf.export.agreement import LEAST_AGREEMENT, Agreement, compare_networks
+from alignseg_tf.export.agreement import Agreement, check_agreement, compare_networks
 from alignseg_tf.export.inference_graph import CONTEXT_FIELD, inference_model, offset_fields
-from alignseg_tf.files import atomic_path
+from alignseg_tf.export.model_card import CARD_FILE, model_card
+from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
 from alignseg_tf.layers.inference_sampling import resize_by_kernel
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
@@ -22,6 +22,7 @@ from alignseg_tf.networks import (
     LABEL_SPACE_FILE,
     KerasNetwork,
     SavedModelNetwork,
+    check_class_count,
     label_space_of,
     logits_model,
 )
@@ -33,6 +34,9 @@ def export_saved_model(
     check_images: Iterable[np.ndarray] | None = None,
     image_size: tuple[int, int] | None = None,
     operations: str = "tensorflow",
+    quality: Mapping[str, Any] | None = None,
+    run: Mapping[str, Any] | None = None,
+    about: str = "",
 ) -> Agreement:
     """Write the inference graph as a SavedModel, load it again and compare it with the model.
 
@@ -56,6 +60,12 @@ def export_saved_model(
         image_size: height and width, if all pictures have one size; every shape but the batch is
             then fixed.
         operations: as in `inference_model`; `keras` for XLA.
+        quality: numbers of an evaluation for the model card, as `Report.to_dict` gives them.
+        run: values of the training run for the model card.
+        about: Markdown for the model card: data and their terms, intended use, known failures.
+
+    The model card is in `assets.extra`; for a `path` that ends in a version's number it is in the
+    folder above too.
 
     Returns:
         How far the SavedModel is from the model.
@@ -64,11 +74,9 @@ def export_saved_model(
         ValueError: the model has more than 255 classes, `path` is a file, or the SavedModel
             does not agree with the model; what was at `path` stays then.
     """
-    if model.num_classes > MAX_CLASSES:
-        raise ValueError(
-            f"Class maps are uint8: at most {MAX_CLASSES} classes. Received: {model.num_classes}"
-        )
-    if Path(path).is_file():
+    check_class_count(model.num_classes)
+    path = Path(path)
+    if path.is_file():
         raise ValueError(f"{path}: expected a folder to write. Received: a file")
 
     with atomic_path(path) as temporary:
@@ -81,11 +89,12 @@ def export_saved_model(
         agreement = compare_networks(
             KerasNetwork(model), SavedModelNetwork(temporary), check_images
         )
-        if agreement.same_class < LEAST_AGREEMENT:
-            raise ValueError(
-                f"{path}: the SavedModel does not agree with the model: {agreement}; at least "
-                f"{100 * LEAST_AGREEMENT:.0f} % expected. Nothing was written"
-            )
+        check_agreement(agreement, path)
+        named = path.parent if path.name.isdigit() else path
+        card = model_card(model, named.resolve().name, agreement, quality, run, about)
+        label_space_file.with_name(CARD_FILE).write_text(card, encoding="utf-8")
+    if path.name.isdigit():
+        write_text(path.parent / CARD_FILE, card)
     return agreement
 
 

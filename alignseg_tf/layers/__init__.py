@@ -3,6 +3,12 @@
 from alignseg_tf.layers.aligned_context_modeling import AlignedContextModeling
 from alignseg_tf.layers.aligned_feature_aggregation import AlignedFeatureAggregation
 from alignseg_tf.layers.conv_blocks import ConvNormAct, ResidualRefinement, SegmentationHead
+from alignseg_tf.layers.inference_sampling import (
+    AdaptivePooling,
+    ContextSampling,
+    Resizing,
+    Sampling,
+)
 from alignseg_tf.layers.offset_prediction import OffsetPrediction
 from alignseg_tf.layers.pixel_normalization import PixelNormalization
 from alignseg_tf.layers.sampling import (
@@ -15,13 +21,17 @@ from alignseg_tf.layers.sampling import (
 
 __all__ = [
     "SAMPLING_CONVENTIONS",
+    "AdaptivePooling",
     "AlignedContextModeling",
     "AlignedFeatureAggregation",
+    "ContextSampling",
     "ConvNormAct",
     "OffsetPrediction",
     "PixelNormalization",
     "ResidualRefinement",
     "ResizeLike",
+    "Resizing",
+    "Sampling",
     "SegmentationHead",
     "adaptive_average_pool",
     "bilinear_sample",

@@ -1,0 +1,44 @@
+"""What a figure was measured with: versions, processor, GPUs."""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+PACKAGES = ("alignseg_tf", "tensorflow", "keras", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that matter."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # used from a clone, not installed
+            found[name] = str(importlib.import_module(name).__version__)
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return the processor, the number of its cores that this process may use, and the GPUs."""
+    model = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).is_file():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        model = names[0] if names else model
+    gpus = [
+        tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    return {"system": platform.platform(), "cpu": model, "cores": cores(), "gpus": gpus}
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

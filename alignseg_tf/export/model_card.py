@@ -1,0 +1,148 @@
+"""What a user of an exported model should know of it, as a Markdown file beside it."""
+
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alignseg_tf.environment import machine, versions
+from alignseg_tf.export.agreement import Agreement
+from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
+from alignseg_tf.networks import label_space_of
+
+CARD_FILE = "MODEL_CARD.md"
+# Files of a training run that the card quotes where they lie beside the model.
+QUALITY_FILE, RUN_FILE = "evaluation.json", "run.json"
+
+
+def read_quality(path: Path) -> dict[str, Any]:
+    """Read the numbers that an evaluation wrote as JSON.
+
+    Raises:
+        ValueError: the file is missing or holds something else.
+    """
+    try:
+        quality = json.loads(path.read_text(encoding="utf-8"))
+        quality["mean_iou"], quality["pictures"], quality["protocol"], quality["iou"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected the JSON of an evaluation (python -m training.evaluate --json). "
+            f"Received: {error!r}"
+        ) from error
+    return quality
+
+
+def model_card(
+    model: AlignSeg,
+    name: str,
+    agreement: Agreement,
+    quality: Mapping[str, Any] | None = None,
+    run: Mapping[str, Any] | None = None,
+    about: str = "",
+) -> str:
+    """Return the text of a model card.
+
+    Args:
+        model: what was exported.
+        name: what it is called.
+        agreement: how far the export is from the model, with its latency.
+        quality: `Report.to_dict` of an evaluation; None where there was none.
+        run: values of the training run; None where they are not known.
+        about: Markdown on what no file can tell: data and their terms, intended use, failures.
+    """
+    sections = [
+        f"# {name}",
+        f"AlignSeg (arXiv 2003.00872) with {model.num_classes} classes and "
+        f"{model.count_params() / 1e6:.2f} M parameters, from RGB pictures to a class for each "
+        "pixel.",
+        "## About\n\n" + (about.strip() or _NOT_STATED),
+        "## Input and output\n\n" + _CONTRACT,
+        "## Classes\n\n" + _classes(model),
+        "## Quality\n\n" + _quality(quality),
+        "## Training\n\n" + _training(model, run),
+        "## Export\n\n" + _export(agreement),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+_NOT_STATED = (
+    "Data, their terms and intended use were not stated when this was exported "
+    "(`--about FILE.md` does)."
+)
+
+_CONTRACT = f"""\
+Pictures are RGB, 0..255, of any size from {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} on unless the
+signature says otherwise; normalisation is in the model.
+
+| signature | input | output |
+|---|---|---|
+| `serving_default` | `images`, uint8 [B, H, W, 3] | `class_map`, uint8 [B, H, W] |
+| `serve_bytes` | `image_bytes`, JPEG or PNG files | `class_map_bytes`, PNG files of class ids |
+| `probabilities` | `images`, uint8 [B, H, W, 3] | `probabilities`, float32 [B, H, W, classes] |
+| `logits` | `images`, float32 [B, H, W, 3] | `logits`, float32 at stride 4 |
+| `offsets` | `images`, uint8 [B, H, W, 3] | where each alignment layer reads, in pixels |
+
+`serve_bytes` ignores EXIF rotation: a phone's picture comes out as its pixels are stored. The
+readers, `Predictor` and the HTTP server of alignseg_tf turn pictures first."""
+
+
+def _classes(model: AlignSeg) -> str:
+    space = label_space_of(model)
+    rows = [
+        f"| {number} | {name} | {', '.join(map(str, color))} |"
+        for number, (name, color) in enumerate(zip(space.classes, space.palette, strict=True))
+    ]
+    return "\n".join(["| id | class | RGB |", "|---|---|---|", *rows])
+
+
+def _quality(quality: Mapping[str, Any] | None) -> str:
+    if quality is None:
+        return "Not measured, or not known when this was exported (`--quality FILE.json`)."
+    bounds = (quality.get("intervals") or {}).get("mean_iou")
+    interval = ""
+    if bounds:
+        level = quality["intervals"]["level"]
+        interval = f" ({100 * level:.0f} % interval {_percent(bounds['low'])} to " \
+            f"{_percent(bounds['high'])})"  # fmt: skip
+    rows = [f"| {name} | {_percent(value)} |" for name, value in quality["iou"].items()]
+    return "\n".join(
+        [
+            f"Mean IoU {_percent(quality['mean_iou'])} %{interval} on {quality['pictures']} "
+            f"pictures, {quality['protocol']}. The interval is of the choice of pictures.",
+            "",
+            "| class | IoU, % |",
+            "|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}"
+
+
+def _training(model: AlignSeg, run: Mapping[str, Any] | None) -> str:
+    decoder = (
+        f"{model.channels} channels, aggregation `{model.aggregation}`, context `{model.context}`, "
+        f"sampling `{model.sampling}`."
+    )
+    if run is None:
+        return f"{decoder} The run is not known."
+    values = "\n".join(
+        f"| {key} | {value} |" for key, value in run.items() if key not in ("classes", "palette")
+    )
+    return f"{decoder}\n\n| value of the run | |\n|---|---|\n{values}"
+
+
+def _export(agreement: Agreement) -> str:
+    here = machine()
+    height, width = agreement.size
+    processor = ", ".join(here["gpus"]) or f"{here['cores']} cores of {here['cpu']}"
+    used = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return (
+        f"Against the Keras model: {agreement}.\n\n"
+        f"A picture of {width} x {height} pixels takes {1e3 * agreement.latency:.0f} ms (median, "
+        f"batch 1) on {processor}.\n\n"
+        f"Written on {datetime.date.today().isoformat()} with {used}."
+    )

@@ -1,0 +1,213 @@
+"""A trained model as a TFLite file of built-in operations, run by LiteRT after it was written.
+
+Quantizations::
+
+    float32    the model's numbers
+    float16    weights in 16 bits, half the size; computed in float32 on a CPU
+    dynamic    weights in 8 bits; activations become 8 bits where an operation can use that
+    int8       weights and activations in 8 bits, ranges measured on pictures; where to sample is
+               computed in float32
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from alignseg_tf.bands import resized
+from alignseg_tf.export.agreement import (
+    Agreement,
+    check_agreement,
+    compare_networks,
+)
+from alignseg_tf.export.inference_graph import inference_model
+from alignseg_tf.export.tflite_metadata import with_metadata
+from alignseg_tf.files import atomic_path
+from alignseg_tf.layers.inference_sampling import resize_by_kernel
+from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
+from alignseg_tf.networks import (
+    KerasNetwork,
+    TfliteNetwork,
+    check_class_count,
+    import_litert,
+    label_space_of,
+    logits_model,
+)
+
+QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
+OUTPUTS = ("class_map", "logits")
+# Of many calibration pictures so many are used, evenly spread.
+CALIBRATION_PICTURES = 100
+
+
+def export_tflite(
+    model: AlignSeg,
+    path: str | Path,
+    image_size: tuple[int, int] | None = None,
+    quantization: str = "float32",
+    output: str = "class_map",
+    calibration_images: Sequence[np.ndarray] | None = None,
+    check_images: Iterable[np.ndarray] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Agreement:
+    """Write a `.tflite` file, run it with LiteRT and compare it with the model.
+
+    The file takes `images`, uint8 RGB [1, H, W, 3]. It holds built-in operations alone, the names
+    and colours of the classes in `classes.json`, and TFLite metadata with their names in
+    `labels.txt`.
+
+    Args:
+        model: the model to write; it is not changed.
+        path: the `.tflite` file.
+        image_size: height and width of all pictures, from 32 on; None for a file that takes any
+            size, which phones' accelerators do not, and 8-bit activations cannot.
+        quantization: one of `QUANTIZATIONS`.
+        output: `class_map`, uint8 [1, H, W], or `logits`, float32 at stride 4 [1, l, l, classes],
+            which sliding windows, several scales and probabilities need.
+        calibration_images: for `int8`: uint8 RGB pictures like those that will come. They are
+            resized, and 100 of them are used.
+        check_images: uint8 RGB pictures to compare on; one of noise by default.
+        progress: called with (done, total) while ranges are measured.
+
+    Returns:
+        How far the file is from the model, and how long it takes.
+
+    Raises:
+        ImportError: LiteRT is not installed.
+        ValueError: an argument out of its range, `int8` without a size or pictures, operations
+            that are not built in, or a float file that does not agree with the model; what was at
+            `path` stays then.
+    """
+    path = Path(path)
+    _check_arguments(model, path, image_size, quantization, output, calibration_images)
+    import_litert(path)
+    representative = None
+    if quantization == "int8":
+        representative = _representative(calibration_images or (), image_size, progress)
+    with _saved_graph(model, image_size, output) as folder:
+        content = _converted(folder, quantization, representative)
+    check_operators(content, path)
+    content = with_metadata(content, label_space_of(model), output)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+        agreement = compare_networks(KerasNetwork(model), TfliteNetwork(temporary), check_images)
+        if quantization in ("float32", "float16"):
+            check_agreement(agreement, path)
+    return agreement
+
+
+def _check_arguments(
+    model: AlignSeg,
+    path: Path,
+    image_size: tuple[int, int] | None,
+    quantization: str,
+    output: str,
+    calibration_images: Sequence[np.ndarray] | None,
+) -> None:
+    check_class_count(model.num_classes)
+    if path.suffix != ".tflite":
+        raise ValueError(f"The file must end in .tflite. Received: {path}")
+    for name, value, values in (
+        ("quantization", quantization, QUANTIZATIONS),
+        ("output", output, OUTPUTS),
+    ):
+        if value not in values:
+            raise ValueError(f"`{name}` must be one of {values}. Received: {name}={value!r}")
+    if image_size is not None and min(image_size) < MIN_IMAGE_SIZE:
+        raise ValueError(
+            f"`image_size` must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE}. "
+            f"Received: image_size={image_size}"
+        )
+    if quantization == "int8" and (image_size is None or not calibration_images):
+        raise ValueError(
+            "int8 needs a fixed `image_size`, and `calibration_images` like the pictures that will "
+            f"come. Received: image_size={image_size}, "
+            f"{len(calibration_images or ())} calibration pictures"
+        )
+
+
+def _representative(
+    images: Sequence[np.ndarray],
+    image_size: tuple[int, int] | None,
+    progress: Callable[[int, int], None] | None,
+) -> Callable[[], Iterator[list[np.ndarray]]]:
+    """Return what the converter measures ranges on: a few of the pictures, evenly spread."""
+    count = min(len(images), CALIBRATION_PICTURES)
+    chosen = [images[i * len(images) // count] for i in range(count)]
+
+    def pictures() -> Iterator[list[np.ndarray]]:
+        for number, image in enumerate(chosen, start=1):
+            yield [resized(image, image_size or image.shape[:2])[None]]
+            if progress is not None:
+                progress(number, count)
+
+    return pictures
+
+
+@contextmanager
+def _saved_graph(model: AlignSeg, image_size: tuple[int, int] | None, output: str) -> Iterator[str]:
+    """Yield a SavedModel of what the file will compute; from one, variables become constants."""
+    head = logits_model(inference_model(model, "tflite"))
+    shape = (1, *(image_size or (None, None)), 3)
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8, "images")])
+    def run(images: Any) -> dict[str, Any]:
+        logits = tf.cast(head(tf.cast(images, tf.float32), training=False), tf.float32)
+        if output == "logits":
+            return {output: logits}
+        logits = resize_by_kernel(logits, image_size or tuple(tf.unstack(tf.shape(images)[1:3])))
+        class_map = tf.argmax(logits, -1, output_type=tf.int32)  # no kernel for int64
+        return {output: tf.cast(class_map, tf.uint8)}
+
+    module = tf.Module()
+    module.weights = [weight.value for weight in head.weights]
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures={"serving_default": run})
+        yield folder
+
+
+def _converted(
+    folder: str, quantization: str, representative: Callable[[], Iterator[list[np.ndarray]]] | None
+) -> bytes:
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    if quantization != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantization == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if representative is not None:
+        converter.representative_dataset = representative
+        converter.target_spec.supported_ops.insert(0, tf.lite.OpsSet.TFLITE_BUILTINS_INT8)
+    return converter.convert()
+
+
+def operators(content: bytes) -> set[str]:
+    """Return the names of the operators in a `.tflite` file; `CUSTOM` stands for one not built in.
+
+    Args:
+        content: the file's bytes.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if name.isupper()}
+    model = schema.Model.GetRootAs(content)
+    codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
+    # Codes from 127 on stand in a second field; the first then has a placeholder.
+    return {names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())] for code in codes}
+
+
+def check_operators(content: bytes, path: Path) -> None:
+    """Refuse a file with operators that plain TFLite does not have.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if "CUSTOM" in operators(content):
+        raise ValueError(
+            f"{path}: the model needs operators that are not built into TFLite; expected built-in "
+            f"ones alone. Nothing was written"
+        )
