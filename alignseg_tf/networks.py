@@ -15,6 +15,7 @@ from alignseg_tf.data.catalog import MAX_CLASSES, LabelSpace
 from alignseg_tf.environment import cores
 from alignseg_tf.layers import resize_align_corners
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
+from alignseg_tf.quiet import silent_native_code
 
 # Where an exported SavedModel keeps its label space: beside the assets, as model servers want.
 LABEL_SPACE_FILE = Path("assets.extra") / "classes.json"
@@ -147,7 +148,8 @@ class TfliteNetwork(Network):
     def __init__(self, path: Path):
         interpreter = import_litert(path).Interpreter
         try:
-            self._interpreter = interpreter(model_path=str(path), num_threads=cores())
+            with silent_native_code():
+                self._interpreter = interpreter(model_path=str(path), num_threads=cores())
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: not readable as a TFLite model ({error})") from error
         inputs = self._interpreter.get_input_details()

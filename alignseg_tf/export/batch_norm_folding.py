@@ -30,7 +30,7 @@ def fold_batch_norms(model: keras.Model) -> keras.Model:
         model: a functional model; it is not changed, and nothing is shared with it.
 
     Returns:
-        A functional model of the same inputs, outputs and layer names.
+        A functional model of the same inputs and outputs, whose layers are called as before.
     """
     folded = {norm.name: conv for norm, conv in _foldable(model)}
     with_bias = {conv.name for conv in folded.values()}
@@ -49,11 +49,10 @@ def fold_batch_norms(model: keras.Model) -> keras.Model:
     copy = keras.models.clone_model(model, clone_function=clone, call_function=call)
     norm_of = {conv.name: model.get_layer(name) for name, conv in folded.items()}
     for layer in copy.layers:
-        original = model.get_layer(layer.name)
         if layer.name in with_bias:
-            layer.set_weights(_folded_weights(original, norm_of[layer.name]))
+            layer.set_weights(_folded_weights(model.get_layer(layer.name), norm_of[layer.name]))
         elif layer.weights:
-            layer.set_weights(original.get_weights())
+            layer.set_weights(model.get_layer(layer.name).get_weights())
     return copy
 
 

@@ -35,8 +35,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     tflite = parser.add_argument_group("for .tflite")
     tflite.add_argument(
         "--quantization", nargs="+", choices=QUANTIZATIONS, default=["float32"],
-        help="float32, float16, dynamic, int8; of several, each gets a file NAME_QUANTIZATION.tflite "
-        "(float32)",
+        help="one or several, each of which then gets a file NAME_QUANTIZATION.tflite (float32)",
     )  # fmt: skip
     tflite.add_argument(
         "--returns", choices=OUTPUTS, default="class_map",
@@ -191,7 +190,7 @@ def _line(path: Path, latency: float, same_class: float | None, difference: floa
     same = "" if same_class is None else f"{100 * same_class:.3f} %"
     logits = "" if difference is None else f"{difference:.1e}"
     return (
-        f"{str(path):{_WIDTH}}  {size / 1e6:5.1f} MB  {1e3 * latency:5.0f} ms  {same:>10}  "
+        f"{path!s:{_WIDTH}}  {size / 1e6:5.1f} MB  {1e3 * latency:5.0f} ms  {same:>10}  "
         f"{logits:>8}"
     )
 

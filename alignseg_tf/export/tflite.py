@@ -37,6 +37,7 @@ from alignseg_tf.networks import (
     label_space_of,
     logits_model,
 )
+from alignseg_tf.quiet import silent_native_code
 
 QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
 OUTPUTS = ("class_map", "logits")
@@ -182,7 +183,8 @@ def _converted(
     if representative is not None:
         converter.representative_dataset = representative
         converter.target_spec.supported_ops.insert(0, tf.lite.OpsSet.TFLITE_BUILTINS_INT8)
-    return converter.convert()
+    with silent_native_code():
+        return converter.convert()
 
 
 def operators(content: bytes) -> set[str]:

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import subprocess
 import sys
@@ -8,9 +9,11 @@ import tensorflow as tf
 from conftest import CLASSES, random_images, tiny_model
 from PIL import Image
 
-from alignseg_tf import Predictor, export
+from alignseg_tf import AlignSeg, Predictor, backbones, checkpoints
+from alignseg_tf.alignment import offset_fields
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.export import compare, export_saved_model
+from alignseg_tf.export import compare_networks, export_saved_model, saved_model
+from alignseg_tf.networks import KerasNetwork, SavedModelNetwork, load_network
 
 # What a server does: nothing is imported but TensorFlow and NumPy.
 SERVER = """
@@ -39,7 +42,7 @@ def exported(tmp_path_factory):
 
 def test_a_process_with_tensorflow_alone_serves_it(exported):
     folder, model, agreement = exported
-    assert agreement == 1.0
+    assert agreement.same_class == 1.0
     images = random_images(2, 50, 70)
     np.save(folder / "images.npy", images)
     pictures = random_images(1, 64, 96)[0], random_images(1, 41, 80, seed=1)[0]
@@ -79,24 +82,92 @@ def test_the_predictor_reads_it(exported, scene):
 
 
 def test_the_comparison_sees_another_model(exported, scene):
-    folder, _, _ = exported
+    folder, model, _ = exported
     other = tiny_model()
     rng = np.random.default_rng(7)
     for weight in other.trainable_weights:
         weight.assign(weight.numpy() + rng.normal(0, 0.2, weight.shape))
-    assert compare(other, folder / "model" / "1", [scene]) < 0.95
+    network = SavedModelNetwork(folder / "model" / "1")
+    agreement = compare_networks(KerasNetwork(other), network, [scene])
+    assert agreement.same_class < 0.95
+    assert agreement.difference > 0.1
+    same = compare_networks(KerasNetwork(model), network, [scene, scene])
+    assert same.same_class > 0.999
+    assert same.difference < 5e-3 * same.largest_logit
+    assert same.latency > 0
+    assert (same.pictures, same.size) == (2, (96, 128))
 
 
 def test_an_export_that_disagrees_is_not_written(exported, tmp_path, monkeypatch):
-    _, model, _ = exported
-    monkeypatch.setattr(export, "compare", lambda *arguments: 0.5)
+    _, model, agreement = exported
+    wrong = dataclasses.replace(agreement, same_class=0.5)
+    monkeypatch.setattr(saved_model, "compare_networks", lambda *arguments: wrong)
     (tmp_path / "1").mkdir()
-    with pytest.raises(ValueError, match=r"50\.00 % of the pixels, 99\.0 % expected"):
+    with pytest.raises(ValueError, match=r"same class on 50\.0000 % .* at least 99 % expected"):
         export_saved_model(model, tmp_path / "1")
     assert list(tmp_path.rglob("*")) == [tmp_path / "1"]
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="expected a folder to write. Received: a file"):
         export_saved_model(model, tmp_path / "file")
+
+
+def test_probabilities_and_offsets_are_those_of_the_model(exported, scene):
+    folder, model, _ = exported
+    signatures = tf.saved_model.load(str(folder / "model" / "1")).signatures
+    images = scene[None]
+    probabilities = signatures["probabilities"](images=images)["probabilities"].numpy()[0]
+    np.testing.assert_allclose(probabilities, Predictor(model).probabilities(scene), atol=5e-3)
+    offsets = signatures["offsets"](images=images)
+    expected = offset_fields(model, scene)
+    assert {name.replace("/", "_") for name in expected} == set(offsets)
+    for name, field in expected.items():
+        difference = np.abs(offsets[name.replace("/", "_")].numpy()[0] - field).max()
+        assert difference < 1e-3 * np.abs(field).max()
+
+
+def test_a_fixed_size_is_in_every_signature(exported, tmp_path, scene):
+    _, model, _ = exported
+    agreement = export_saved_model(
+        model, tmp_path / "fixed", image_size=(64, 96), operations="keras"
+    )
+    assert agreement.same_class > 0.999
+    assert agreement.size == (64, 96)
+    network = load_network(tmp_path / "fixed")
+    assert network.input_size == (64, 96)
+    same = Predictor(network).class_map(scene) == Predictor(model).class_map(scene)
+    assert same.shape == scene.shape[:2]
+    signatures = tf.saved_model.load(str(tmp_path / "fixed")).signatures
+    shapes = {name: s.structured_outputs for name, s in signatures.items()}
+    assert shapes["logits"]["logits"].shape.as_list() == [None, 17, 25, 3]
+    # XLA needs that, and operations that it can compile.
+    compiled = tf.function(lambda x: signatures["serving_default"](images=x), jit_compile=True)
+    images = random_images(1, 64, 96)
+    class_map = signatures["serving_default"](images=images)["class_map"].numpy()
+    assert (compiled(tf.constant(images))["class_map"].numpy() == class_map).mean() > 0.999
+
+
+def test_a_model_that_does_not_align_has_no_offsets(tmp_path):
+    model = tiny_model(aggregation="bilinear", context=None, auxiliary_head=False)
+    export_saved_model(model, tmp_path / "1")
+    assert "offsets" not in tf.saved_model.load(str(tmp_path / "1")).signatures
+
+
+def test_the_official_outputs_come_through_the_signature_logits(golden, tmp_path):
+    model = AlignSeg(backbones.resnet((1, 1, 1, 1)), 7, sampling="released", normalization=None)
+    checkpoints.load_official_state_dict(model, golden.state_dict("net_1111_7"))
+    export_saved_model(model, tmp_path / "1")
+    logits = tf.saved_model.load(str(tmp_path / "1")).signatures["logits"]
+    for name, shape in (("net_even", (1, 3, 96, 160)), ("net_odd", (1, 3, 97, 129))):
+        images = tf.constant(golden.images(shape, 5), tf.float32)
+        difference = np.abs(logits(images=images)["logits"] - golden[f"{name}.released.head"])
+        assert difference.max() < 2e-4
+
+
+def test_the_card_lies_beside_the_model_and_inside_of_it(exported):
+    folder, _, _ = exported
+    card = (folder / "model" / "MODEL_CARD.md").read_text()
+    assert card == (folder / "model" / "1" / "assets.extra" / "MODEL_CARD.md").read_text()
+    assert card.startswith("# model\n")
 
 
 def test_an_export_replaces_an_older_one_as_a_whole(exported, tmp_path):
@@ -106,7 +177,7 @@ def test_an_export_replaces_an_older_one_as_a_whole(exported, tmp_path):
     (target / "left over").write_text("from before")
     export_saved_model(model, target)
     assert not (target / "left over").exists()
-    assert [p.name for p in target.parent.iterdir()] == ["1"]
+    assert sorted(p.name for p in target.parent.iterdir()) == ["1", "MODEL_CARD.md"]
 
 
 def test_bytes_that_are_no_fit_picture_fail(exported):

@@ -1,0 +1,65 @@
+"""What a model card says."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import CLASSES, tiny_model
+
+from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.evaluation_report import Report
+from alignseg_tf.export.agreement import Agreement
+from alignseg_tf.export.model_card import model_card, read_quality
+from alignseg_tf.scores import score_picture
+
+AGREEMENT = Agreement(3, 0.99987, 1.5e-5, 12.0, 0.123, (360, 480))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(label_space=LabelSpace(CLASSES).to_dict())
+
+
+@pytest.fixture(scope="module")
+def quality():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 2, (4, 40, 50)).astype(np.uint8)
+    predicted = np.where(rng.random(truth.shape) < 0.8, truth, 1 - truth).astype(np.uint8)
+    scores = [score_picture("x", t, p, 3) for p, t in zip(predicted, truth, strict=True)]
+    return Report(CLASSES, scores, "whole pictures").to_dict()
+
+
+def test_it_quotes_what_was_measured(model, quality):
+    run = {"backbone": "resnet", "epochs": 7, "classes": list(CLASSES)}
+    card = model_card(model, "boxes", AGREEMENT, quality, run, "Drawn pictures, CC0.")
+    assert card.startswith("# boxes\n")
+    assert "Drawn pictures, CC0." in card
+    assert f"Mean IoU {100 * quality['mean_iou']:.2f} % (95 % interval" in card
+    assert f"| ground | {100 * quality['iou']['ground']:.2f} |" in card
+    assert "| disc | - |" in card  # it does not occur
+    assert "| epochs | 7 |" in card
+    assert "| classes |" not in card
+    assert "same class on 99.9870 % of the pixels of 3 pictures" in card
+    assert "A picture of 480 x 360 pixels takes 123 ms" in card
+    assert "tensorflow 2." in card
+    for number, name in enumerate(CLASSES):
+        assert f"| {number} | {name} |" in card
+    assert "EXIF" in card
+
+
+def test_it_says_what_it_does_not_know(model):
+    card = model_card(model, "boxes", AGREEMENT)
+    assert "were not stated" in card
+    assert "Not measured, or not known" in card
+    assert "The run is not known" in card
+
+
+def test_quality_is_read_from_an_evaluation_alone(tmp_path, quality):
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps(quality))
+    assert read_quality(path)["pictures"] == 4
+    path.write_text('{"mean_iou": 0.5}')
+    with pytest.raises(ValueError, match="evaluation.json: expected the JSON of an evaluation"):
+        read_quality(path)
+    with pytest.raises(ValueError, match="gone.json: expected the JSON"):
+        read_quality(tmp_path / "gone.json")
