@@ -53,7 +53,7 @@ def test_the_official_outputs_come_through(golden, sampling):
         normalization=None,
     )  # fmt: skip
     checkpoints.load_official_state_dict(model, golden.state_dict("net_1111_7"))
-    for operations in OPERATIONS:
+    for operations in OPERATIONS if sampling == "standard" else ("tensorflow",):
         fast = inference_model(model, operations)
         for name, shape in (("net_even", (1, 3, 96, 160)), ("net_odd", (1, 3, 97, 129))):
             expected = golden[f"{name}.{sampling}.head"]
