@@ -181,6 +181,21 @@ def refused(service: Service, refusal: RefusedError) -> Response:
     return json_error(refusal.message, refusal.status, headers)
 
 
+def description(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document, with the statuses that can come and no others.
+
+    FastAPI adds 422 to all routes with a parameter in their path, where any text is taken here.
+    """
+    document = app.openapi()
+    for path in document["paths"].values():
+        for operation in path.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    return document
+
+
 def create_app(service: Service) -> FastAPI:
     """Return the application of a server."""
     # The pages of documentation that FastAPI has load scripts from other hosts.
@@ -216,7 +231,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
-        return JSONResponse(app.openapi())
+        return JSONResponse(description(app))
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:

@@ -12,10 +12,10 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from alignseg_tf.data.readers import MIN_SIDE, DataError, rgb_pixels
 from alignseg_tf.serving.refusals import RefusedError
 
-# What Pillow may take a file for. MPO is a JPEG with a preview behind it.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF")
+# What Pillow may take a file for.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 # What TensorFlow's `decode_image` reads as well.
-TENSORFLOW_FORMATS = ("JPEG", "MPO", "PNG", "BMP")
+TENSORFLOW_FORMATS = ("JPEG", "PNG", "BMP")
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
 BYTES, FORM = "application/octet-stream", "multipart/form-data"
 # A progressive JPEG has about ten scans, and its previews have some. Thousands of empty ones take
@@ -45,7 +45,7 @@ def check_picture(
     with _opened(data, max_pixels, formats) as picture:
         width, height = picture.size
         _check_size(width, height, max_pixels)
-        # MPO's other pictures are previews.
+        # A JPEG with previews behind it is an MPO to Pillow.
         if picture.format != "MPO" and getattr(picture, "is_animated", False):
             frames = getattr(picture, "n_frames", "several")
             raise RefusedError(
@@ -86,10 +86,8 @@ def _opened(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Iterator[
         message = f"Expected a picture of {max_pixels} pixels at most. Received: many more"
         raise RefusedError(413, "pixels", message) from error
     except UnidentifiedImageError as error:
-        known = ", ".join(name for name in formats if name != "MPO")
-        raise RefusedError(
-            415, "format", f"Expected {known}. Received: bytes that start with {data[:12]!r}"
-        ) from error
+        message = f"Expected {', '.join(formats)}. Received: bytes that start with {data[:12]!r}"
+        raise RefusedError(415, "format", message) from error
     except DataError as error:
         raise RefusedError(422, "damaged", str(error)) from error
     except Exception as error:  # Pillow raises many kinds on broken files
@@ -138,7 +136,11 @@ def picture_in_form(data: bytes, content_type: str) -> bytes:
     files: list[bytearray] = []
     head: dict[bytes, bytes] = {}
     name, value = bytearray(), bytearray()
-    parts, in_file = 0, False
+    parts, in_file, ended = 0, False, False
+
+    def on_end() -> None:
+        nonlocal ended
+        ended = True
 
     def on_part_begin() -> None:
         nonlocal parts, in_file
@@ -174,6 +176,7 @@ def picture_in_form(data: bytes, content_type: str) -> bytes:
                 "on_header_end": on_header_end,
                 "on_headers_finished": on_headers_finished,
                 "on_part_data": on_part_data,
+                "on_end": on_end,
             },
         )
         parser.write(data)
@@ -182,6 +185,8 @@ def picture_in_form(data: bytes, content_type: str) -> bytes:
         raise RefusedError(
             422, "form", f"Expected a form with a file. Received: {error}"
         ) from error
+    if not ended:
+        raise RefusedError(422, "form", "Expected a form with a file. Received: a truncated form")
     if len(files) != 1:
         raise RefusedError(
             422, "form", f"Expected a form with one file. Received: {len(files)} files"

@@ -95,10 +95,9 @@ def array_of(name: str, values: Any, spec: tf.TensorSpec, max_pixels: int) -> np
     if array.dtype.kind not in kinds:
         what = "whole numbers" if kinds == "iu" else "numbers"
         raise _bad(f"{name}: expected {what} of one shape. Received: {array.dtype}")
-    if kinds == "iu":
-        limits = np.iinfo(expected)
-        low, high = array.min(initial=limits.max), array.max(initial=limits.min)
-        if array.size and (low < limits.min or high > limits.max):
+    if kinds == "iu" and array.size:
+        limits, low, high = np.iinfo(expected), array.min(), array.max()
+        if low < limits.min or high > limits.max:
             raise _bad(f"{name}: expected {limits.min} to {limits.max}. Received: {low} to {high}")
     if not spec.shape.is_compatible_with(array.shape):
         raise _bad(f"{name}: expected the shape {spec.shape}. Received: {list(array.shape)}")
