@@ -448,6 +448,7 @@ def listening(service):
     """The same with connections, in a thread; yields the address."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
+        taken.listen()  # or who comes before the thread has begun is turned away
         server = uvicorn.Server(connections.config(create_app(service), service.settings))
         thread = threading.Thread(target=server.run, args=[[taken]])
         thread.start()

@@ -169,7 +169,7 @@ def test_errors_at_the_start_are_one_line(tmp_path, capsys, monkeypatch):
         port = other.getsockname()[1]
         message = error("--port", str(port))
         assert f"cannot listen at 127.0.0.1, port {port}: Address already in use" in message
-    assert "port 70000: " in error("--port", "70000")
+    assert "`port` must be 0 to 65535. Received: 70000" in error("--port", "70000")
     assert "cannot listen at no.such.host.invalid" in error("--host", "no.such.host.invalid")
     assert "`max_batch` must be positive. Received: 0" in error("--max-batch", "0")
     assert "gone: no such folder; expected the files of LiteRT.js" in error("--litert", "gone")

@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from alignseg_tf.networks import SavedModelNetwork
+from alignseg_tf.serving.models import Models
 
 # Of the server, so that slow clients are found out within the measurement.
 OPTIONS = ("--read-seconds", "2", "--header-seconds", "2", "--poll-seconds", "1")
@@ -139,19 +140,21 @@ class Clients:
                 self.outcomes.append(self._good(number, picture, expected))
                 continue
             began = time.monotonic()
+            status: int | None = None
             try:
                 if kind == "truncated":
                     status = self._post(picture[: rng.randrange(100, len(picture) - 100)])
                 else:
                     status = kinds[kind]()
             except (OSError, HTTPException):
-                status = None
+                pass
             self.outcomes.append(Outcome(kind, status, began, time.monotonic() - began))
 
     def _good(self, number: int, picture: bytes, expected: np.ndarray) -> Outcome:
         connection = HTTPConnection(self._host, self._port, timeout=TIMEOUT)
         began = sent = time.monotonic()
-        status, agreement = None, None
+        status: int | None = None
+        agreement: float | None = None
         try:
             connection.request("POST", "/v1/segment", picture)
             sent = self.waiting[number] = time.monotonic()
@@ -247,7 +250,7 @@ def measure_serving(
     Raises:
         ValueError: the server does not start.
     """
-    newest = max((path for path in folder.iterdir() if path.name.isdecimal()), key=_number)
+    _, newest = max(Models(folder).on_disk().items())
     network = SavedModelNetwork(newest)
     sizes = [size] * 7 + [(size[1], size[0])]
     images = [blurred_noise(*each, seed=seed) for seed, each in enumerate(sizes)]
@@ -289,10 +292,6 @@ def _stream(stream: IO[str] | None) -> IO[str]:
     if stream is None:
         raise RuntimeError("the server was started without a pipe")
     return stream
-
-
-def _number(path: Path) -> int:
-    return int(path.name)
 
 
 class _Reader:

@@ -1,5 +1,6 @@
 """The application: what every request passes, its routes, and the files of pages."""
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -113,6 +114,12 @@ class _Exchange:
                 await self._app(scope, self._receive, self._send)
         except ClientDisconnect:
             self._status = GONE
+        except asyncio.CancelledError:  # by uvicorn, when the time to end is over
+            self._service.cut_off += 1
+            self._body_left = False
+            if not self._started:
+                response = json_error("The server stopped before this was done", 503)
+                await response(scope, self._receive, self._send)
         except Exception:
             log.exception("request %s failed: %s %r", self._id, scope["method"], scope["path"])
             if self._started:

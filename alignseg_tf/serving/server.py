@@ -60,17 +60,21 @@ def listening_socket(host: str, port: int) -> socket.socket:
     Raises:
         ValueError: it is taken, or the address is none of this machine.
     """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        taken = socket.socket(family, kind, protocol)
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(address)
-        taken.listen()
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ValueError(f"cannot listen at {host}, port {port}: {reason}") from error
+    if not 0 <= port <= 65535:
+        raise ValueError(f"`port` must be 0 to 65535. Received: {port}")
+    with contextlib.ExitStack() as on_error:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            taken = on_error.enter_context(socket.socket(family, kind, protocol))
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(address)
+            taken.listen()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ValueError(f"cannot listen at {host}, port {port}: {reason}") from error
+        on_error.pop_all()
     return taken
 
 
@@ -104,35 +108,38 @@ def serve_from_arguments(arguments: Namespace) -> int:
     token = token_from(arguments.token_file)
     litert = litert_folder(arguments.litert)
     models = Models(arguments.folder)
-    taken = listening_socket(arguments.host, arguments.port)
-    for number in (signal.SIGTERM, signal.SIGINT):  # until the event loop handles them
-        signal.signal(number, lambda *_: sys.exit(0))
-    service = Service(models, settings, token, litert, arguments.verbose)
-    models.update()
-    if not models.ready:
-        raise ValueError(f"{arguments.folder}: none of its versions loads")
-    if token is None and not is_loopback(arguments.host):
-        log.warning(
-            "%s is open to other machines and no token is asked for; see --token-file",
-            arguments.host,
-        )
-    models.watch(settings.poll_seconds)
-    version = models.active
-    host, port = taken.getsockname()[:2]
-    print(
-        f"http://{f'[{host}]' if ':' in host else host}:{port}  {models.name}, version "
-        f"{version.number}, {version.label_space.num_classes} classes, signatures "
-        f"{', '.join(sorted(version.signatures))}{'; a token is needed' if token else ''}",
-        flush=True,
-    )
-    log.info("started")
-    server = Server(connections.config(create_app(service), settings), service)
-    asyncio.run(server.serve(sockets=[taken]))
-    cut_off = len(server.server_state.tasks)
+    with listening_socket(arguments.host, arguments.port) as taken:
+        for number in (signal.SIGTERM, signal.SIGINT):  # until the event loop handles them
+            signal.signal(number, lambda *_: sys.exit(0))
+        models.update()
+        if not models.ready:
+            raise ValueError(f"{arguments.folder}: none of its versions loads")
+        service = Service(models, settings, token, litert, arguments.verbose)
+        if token is None and not is_loopback(arguments.host):
+            log.warning(
+                "%s is open to other machines and no token is asked for; see --token-file",
+                arguments.host,
+            )
+        models.watch(settings.poll_seconds)
+        print(greeting(taken, service), flush=True)
+        log.info("started")
+        configuration = connections.config(create_app(service), settings)
+        asyncio.run(Server(configuration, service).serve(sockets=[taken]))
     done = service.stop(STOP_SECONDS)
-    log.info("stopped%s", f"; {cut_off} requests were cut off" if cut_off else "")
+    log.info("stopped%s", f"; {service.cut_off} requests were cut off" if service.cut_off else "")
     if not done:  # a thread inside TensorFlow would be torn down under it
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
-    return 1 if cut_off else 0
+    return 1 if service.cut_off else 0
+
+
+def greeting(taken: socket.socket, service: Service) -> str:
+    """Say at which address what is served."""
+    host, port = taken.getsockname()[:2]
+    version = service.models.active
+    return (
+        f"http://{f'[{host}]' if ':' in host else host}:{port}  {service.models.name}, version "
+        f"{version.number}, {version.label_space.num_classes} classes, signatures "
+        f"{', '.join(sorted(version.signatures))}{'; a token is needed' if service.token else ''}"
+    )

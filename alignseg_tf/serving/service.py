@@ -69,6 +69,7 @@ class Service:
 
     Attributes:
         draining: whether the server is about to stop, and takes no new requests.
+        cut_off: how many requests were not done when the time to stop was over.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Service:
         self.litert = litert
         self.verbose = verbose
         self.draining = False
+        self.cut_off = 0
         self.monitoring = Monitoring(models.name, settings.max_batch)
         self.batcher = Batcher(
             self._segment,
