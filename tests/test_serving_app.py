@@ -4,6 +4,7 @@ import logging
 import shutil
 import socket
 import threading
+import time
 from contextlib import contextmanager
 
 import httpx
@@ -377,6 +378,9 @@ def test_the_token(folder):
             headers = {"authorization": given.encode("latin-1")}
             assert client.get("/v1/models", headers=headers).status_code == 401, given
         headers = {"authorization": "Bearer secret-1"}
+        document = client.get("/openapi.json", headers=headers).json()
+        assert document["security"] == [{"token": []}]
+        assert document["paths"]["/readyz"]["get"]["security"] == []
         assert client.get("/v1/models", headers=headers).status_code == 200
         assert client.post("/v1/segment", encoded(picture()), headers=headers).status_code == 200
 
@@ -460,6 +464,44 @@ def listening(service):
             assert not thread.is_alive()
 
 
+def test_clients_that_do_not_read_their_answer_are_cut_off(tmp_path):
+    (tmp_path / "street").mkdir()
+    write_model(tmp_path / "street" / "1")
+    (tmp_path / "street" / "big.tflite").write_bytes(bytes(40_000_000))
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3)).astype(np.uint8)
+    data = encoded(noise)
+    requests = (
+        b"GET /v1/models/street/files/big.tflite HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"POST /v1/segment?format=overlay HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+        % len(data) + data,
+    )  # fmt: skip
+    settings = Settings(send_seconds=0.5)
+    with running(tmp_path / "street", settings) as (_, service), listening(service) as url:
+        for request in requests:
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.settimeout(30)
+                host, port = url.removeprefix("http://").split(":")
+                client.connect((host, int(port)))
+                client.sendall(request)
+                assert client.recv(12) == b"HTTP/1.1 200"
+                time.sleep(2)
+                with pytest.raises(ConnectionResetError):
+                    while client.recv(2**20):
+                        pass
+        answer = httpx.get(f"{url}/v1/models/street/files/big.tflite")
+        assert len(answer.content) == 40_000_000
+        assert httpx.post(f"{url}/v1/segment?format=overlay", content=data).status_code == 200
+
+
+def test_a_part_of_a_file(client):
+    url = "/v1/models/street/files/street.tflite"
+    part = client.get(url, headers={"range": "bytes=10-19"})
+    assert part.status_code == 206
+    assert part.content == bytes(range(10, 20))
+    assert client.get(url, headers={"range": "bytes=200-"}).status_code == 416
+
+
 def test_what_comes_is_what_the_description_says(folder):
     """Bodies, parameters and headers that Schemathesis makes up, a few a route."""
     schemathesis = pytest.importorskip("schemathesis")
@@ -473,16 +515,18 @@ def test_what_comes_is_what_the_description_says(folder):
     )
 
     asked = set()
+    both = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
     with running(folder) as (_, service), listening(service) as url:
         api = schemathesis.openapi.from_url(f"{url}/openapi.json")
         for result in api.get_all_operations():
             operation = result.ok()
+            good, bad = (operation.as_strategy(generation_mode=mode) for mode in both)
 
             @few(
                 max_examples=10, deadline=None, database=None, derandomize=True,
                 phases=[Phase.generate], suppress_health_check=list(HealthCheck),
             )  # fmt: skip
-            @given(case=operation.as_strategy())
+            @given(case=good | bad)
             def ask(case):
                 response = case.call_and_validate(
                     checks=[

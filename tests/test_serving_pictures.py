@@ -1,5 +1,7 @@
 import io
+import resource
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -105,7 +107,33 @@ def test_animated_and_multi_page_files_are_refused():
         frames[0].save(file, kind, save_all=True, append_images=frames[1:])
         status, reason, message = refusal(file.getvalue())
         assert (status, reason) == (422, "frames"), kind
-        assert message == "Expected one picture. Received: 3 in one file"
+        assert message == "Expected one picture. Received: several in a file"
+
+
+def test_the_pages_of_a_tiff_are_not_counted():
+    """A page that is there a hundred thousand times: Pillow would read each of its heads."""
+    one = encoded(picture(), "TIFF")
+    (first,) = struct.unpack_from("<I", one, 4)
+    (entries,) = struct.unpack_from("<H", one, first)
+    page = one[first : first + 2 + 12 * entries]
+    data = bytearray(one)
+    struct.pack_into("<I", data, first + len(page), len(data))
+    for _ in range(100_000):
+        data += page + struct.pack("<I", len(data) + len(page) + 4)
+    data += page + bytes(4)
+    began = time.monotonic()
+    assert refusal(bytes(data))[:2] == (422, "frames")
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("size", [(16383, 16383), (2**24, 200), (65536, 65535)])
+def test_a_webp_that_says_it_is_huge_takes_no_memory(size):
+    whole = encoded(picture(), "WEBP", lossless=True)
+    canvas = b"".join((side - 1).to_bytes(3, "little") for side in size)
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + canvas + whole[12:]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert refusal(b"RIFF" + struct.pack("<I", len(body)) + body)[:2] == (413, "pixels")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
 def test_a_photograph_with_a_preview_behind_it_is_one_picture():

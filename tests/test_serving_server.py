@@ -179,6 +179,13 @@ def test_errors_at_the_start_are_one_line(tmp_path, capsys, monkeypatch):
     assert f"{TOKEN_VARIABLE}: expected a token" in error()
 
 
+def test_what_is_not_installed_is_named(monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "alignseg_tf.serving.server")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert main(["serve", "savedmodels/x"]) == 2
+    assert "error: the server needs uvicorn: pip install 'alignseg" in capsys.readouterr().err
+
+
 def test_options_are_the_settings():
     parsed = build_parser().parse_args(["serve", "savedmodels/x"])
     assert settings_from_arguments(parsed) == Settings()

@@ -35,7 +35,7 @@ log = logging.getLogger("alignseg_tf.serving")
 
 STATIC = Path(__file__).parent / "static"
 # A browser shows these without a token; they hold nothing of the model.
-OPEN_PATHS = ("/", "/healthz", "/readyz")
+OPEN_PATHS = {"/", "/healthz", "/readyz"}
 OPEN_FOLDERS = ("/static/", "/litert/")
 # Pages show pictures that they made themselves, and LiteRT.js compiles WebAssembly.
 HEADERS = {
@@ -188,7 +188,7 @@ def refused(service: Service, refusal: RefusedError) -> Response:
     return json_error(refusal.message, refusal.status, headers)
 
 
-def description(app: FastAPI) -> dict[str, Any]:
+def description(app: FastAPI, with_token: bool) -> dict[str, Any]:
     """Return the OpenAPI document, with the statuses that can come and no others.
 
     FastAPI adds 422 to all routes with a parameter in their path, where any text is taken here.
@@ -200,6 +200,11 @@ def description(app: FastAPI) -> dict[str, Any]:
                 del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+    if with_token:
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"token": []}]
+        for path in OPEN_PATHS & document["paths"].keys():
+            document["paths"][path]["get"]["security"] = []
     return document
 
 
@@ -238,7 +243,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:
-        return JSONResponse(description(app))
+        return JSONResponse(description(app, service.token is not None))
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:

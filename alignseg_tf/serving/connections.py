@@ -54,6 +54,17 @@ def protocol_with_limits(settings: Settings) -> type[H11Protocol]:
             elif self._timer is None and (before is None or before.response_complete):
                 self._within(settings.header_seconds)
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._within(settings.send_seconds)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self.cycle.response_complete:  # the rest is still there
+                self._within(settings.send_seconds)
+            else:
+                self._in_time()
+
         def on_response_complete(self) -> None:
             # What the client does not read stays in memory.
             self._within(settings.send_seconds)
