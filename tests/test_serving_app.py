@@ -1,6 +1,8 @@
 import asyncio
+import contextlib
 import json
 import logging
+import re
 import shutil
 import socket
 import threading
@@ -484,11 +486,14 @@ def test_clients_that_do_not_read_their_answer_are_cut_off(tmp_path):
                 host, port = url.removeprefix("http://").split(":")
                 client.connect((host, int(port)))
                 client.sendall(request)
-                assert client.recv(12) == b"HTTP/1.1 200"
+                answer = client.recv(4096)
+                assert answer.startswith(b"HTTP/1.1 200")
                 time.sleep(2)
-                with pytest.raises(ConnectionResetError):
-                    while client.recv(2**20):
-                        pass
+                length = int(re.search(rb"content-length: (\d+)", answer)[1])
+                with contextlib.suppress(ConnectionResetError):
+                    while part := client.recv(2**20):
+                        answer += part
+                assert len(answer) < length
         answer = httpx.get(f"{url}/v1/models/street/files/big.tflite")
         assert len(answer.content) == 40_000_000
         assert httpx.post(f"{url}/v1/segment?format=overlay", content=data).status_code == 200
@@ -507,6 +512,7 @@ def test_what_comes_is_what_the_description_says(folder):
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, Phase, given
     from hypothesis import settings as few
+    from hypothesis import strategies as st
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi.checks import (
         content_type_conformance,
@@ -526,8 +532,13 @@ def test_what_comes_is_what_the_description_says(folder):
                 max_examples=10, deadline=None, database=None, derandomize=True,
                 phases=[Phase.generate], suppress_health_check=list(HealthCheck),
             )  # fmt: skip
-            @given(case=good | bad)
-            def ask(case):
+            @given(case=good | bad, known=st.booleans())
+            def ask(case, known):
+                there = {"name": "street", "version": "1", "file": "street.tflite"}
+                if known:
+                    case.path_parameters.update(
+                        {key: there[key] for key in case.path_parameters or {}}
+                    )
                 response = case.call_and_validate(
                     checks=[
                         not_a_server_error, status_code_conformance, content_type_conformance,
@@ -539,4 +550,4 @@ def test_what_comes_is_what_the_description_says(folder):
             ask()
         document = httpx.get(f"{url}/openapi.json").json()
     assert {path for path, _ in asked} == set(document["paths"])
-    assert {status for _, status in asked} >= {200, 404, 415}
+    assert {status for _, status in asked} >= {200, 400, 404, 422}
