@@ -241,7 +241,7 @@ def test_bodies_are_limited_while_they_come(folder):
         response = client.post("/v1/segment", endless())
         check_error(response, 413, "1000 bytes at most. Received: more")
         assert response.headers["connection"] == "close"
-        assert len(sent) < 300_000
+        assert 100 < len(sent) < 300_000
         assert service._bodies.used == 0
 
 
@@ -467,7 +467,7 @@ def listening(service):
 def test_clients_that_do_not_read_their_answer_are_cut_off(tmp_path):
     (tmp_path / "street").mkdir()
     write_model(tmp_path / "street" / "1")
-    (tmp_path / "street" / "big.tflite").write_bytes(bytes(40_000_000))
+    (tmp_path / "street" / "big.tflite").write_bytes(bytes(12_000_000))
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3)).astype(np.uint8)
     data = encoded(noise)
     requests = (
@@ -479,21 +479,21 @@ def test_clients_that_do_not_read_their_answer_are_cut_off(tmp_path):
     with running(tmp_path / "street", settings) as (_, service), listening(service) as url:
         for request in requests:
             with socket.socket() as client:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
                 client.settimeout(30)
                 host, port = url.removeprefix("http://").split(":")
                 client.connect((host, int(port)))
                 client.sendall(request)
                 answer = client.recv(4096)
                 assert answer.startswith(b"HTTP/1.1 200")
-                time.sleep(2)
+                time.sleep(1.5)
                 length = int(re.search(rb"content-length: (\d+)", answer)[1])
                 with contextlib.suppress(ConnectionResetError):
                     while part := client.recv(2**20):
                         answer += part
                 assert len(answer) < length
         answer = httpx.get(f"{url}/v1/models/street/files/big.tflite")
-        assert len(answer.content) == 40_000_000
+        assert len(answer.content) == 12_000_000
         assert httpx.post(f"{url}/v1/segment?format=overlay", content=data).status_code == 200
 
 
