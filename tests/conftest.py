@@ -69,6 +69,12 @@ def tiny_model(**kwargs) -> AlignSeg:
     for weight in model.trainable_weights:
         if "field_" in weight.path:
             weight.assign(rng.normal(0, 0.3, weight.shape).astype("float32"))
+    calibrate_batch_norms(model)
+    return model
+
+
+def calibrate_batch_norms(model: AlignSeg) -> None:
+    """Set the statistics of a model's batch norms to those of two pictures."""
     norms = [
         layer
         for layer in model._flatten_layers()
@@ -80,7 +86,6 @@ def tiny_model(**kwargs) -> AlignSeg:
     model(keras.ops.convert_to_tensor(random_images(2, 64, 96), "float32"), training=True)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    return model
 
 
 def random_images(*shape: int, seed: int = 0) -> np.ndarray:

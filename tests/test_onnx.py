@@ -17,7 +17,7 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxr
 def exported(tmp_path_factory):
     model = tiny_model(label_space=LabelSpace(CLASSES).to_dict())
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    return model, path, export_onnx(model, path)
+    return model, path, export_onnx(model, path, check_images=random_images(2, 64, 96))
 
 
 def test_any_size_and_batch(exported):

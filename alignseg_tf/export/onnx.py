@@ -61,7 +61,7 @@ def export_onnx(
             f"pip install 'alignseg_tf[onnx]' ({error})"
         ) from error
     head = logits_model(inference_model(model, "tflite"))
-    images = tf.TensorSpec((None, *(image_size or (None, None)), 3), tf.uint8, "images")
+    images = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
 
     @tf.function(input_signature=[images])
     def run(images: Any) -> dict[str, Any]:
@@ -70,6 +70,10 @@ def export_onnx(
 
     logging.getLogger("tf2onnx").setLevel(logging.ERROR)  # it tells every step of its work
     written, _ = tf2onnx.convert.from_function(run, [images], opset=OPSET)
+    if image_size is not None:
+        # Converted with a fixed size, maps come out a cell short: resizing is by a rounded factor.
+        dimensions = written.graph.input[0].type.tensor_type.shape.dim
+        dimensions[1].dim_value, dimensions[2].dim_value = image_size
     entry = written.metadata_props.add()
     entry.key, entry.value = ONNX_LABEL_SPACE_KEY, json.dumps(label_space_of(model).to_dict())
     with atomic_path(path) as temporary:
