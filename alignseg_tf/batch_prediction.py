@@ -284,7 +284,7 @@ def result_names(pictures: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `predict`."""
     parser.add_argument(
-        "model", type=Path, help="a .keras or .tflite file, or the folder of a SavedModel"
+        "model", type=Path, help="a .keras, .tflite or .onnx file, or a SavedModel's folder"
     )
     parser.add_argument(
         "pictures", nargs="+",

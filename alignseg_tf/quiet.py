@@ -22,7 +22,7 @@ def silent_native_code() -> Iterator[None]:
     sys.stderr.flush()
     descriptor, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     python_stderr = sys.stderr
-    with open(descriptor, "w", encoding="utf-8", buffering=1) as kept:
+    with os.fdopen(descriptor, "w", buffering=1, encoding="utf-8") as kept:
         if python_stderr is sys.__stderr__:
             sys.stderr = kept
         os.dup2(nowhere, 2)

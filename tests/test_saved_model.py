@@ -193,3 +193,38 @@ def test_bytes_that_are_no_fit_picture_fail(exported):
     picture = io.BytesIO()
     Image.fromarray(random_images(1, 32, 32)[0]).save(picture, "PNG")
     assert serve(image_bytes=tf.constant([picture.getvalue()]))["class_map_bytes"].shape == (1,)
+
+
+OLDER_TENSORFLOW = "2.20"
+OLDER = """
+import sys
+import numpy as np
+import tensorflow as tf
+assert tf.__version__.startswith(sys.argv[2]), tf.__version__
+signatures = tf.saved_model.load(sys.argv[1] + "/model/1").signatures
+images = np.load(sys.argv[1] + "/images.npy")
+np.save(sys.argv[1] + "/older.npy", signatures["serving_default"](images=tf.constant(images))["class_map"])
+logits = signatures["logits"](images=tf.constant(images, tf.float32))["logits"]
+np.save(sys.argv[1] + "/older_logits.npy", logits)
+"""  # noqa: E501
+
+
+@pytest.mark.slow
+def test_an_older_tensorflow_serves_it(exported, tmp_path):
+    folder, model, _ = exported
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*install, f"tensorflow=={OLDER_TENSORFLOW}.*"], check=True)
+    images = random_images(2, 64, 96)
+    np.save(folder / "images.npy", images)
+    result = subprocess.run(
+        [python, "-c", OLDER, folder, OLDER_TENSORFLOW], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    predictor = Predictor(model)
+    for class_map, image in zip(np.load(folder / "older.npy"), images, strict=True):
+        assert (class_map == predictor.class_map(image)).mean() > 0.999
+    network = SavedModelNetwork(folder / "model" / "1")
+    difference = np.abs(np.load(folder / "older_logits.npy") - network.logits(images))
+    assert difference.max() < 5e-3 * np.abs(network.logits(images)).max()

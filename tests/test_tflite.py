@@ -93,7 +93,7 @@ def test_a_file_with_other_operators_is_refused(model, tmp_path, monkeypatch):
     content = converter.convert()
     with pytest.raises(ValueError, match="model.tflite: the model needs operators"):
         check_operators(content, tmp_path / "model.tflite")
-    monkeypatch.setattr(tflite, "_converted", lambda *arguments: content)
+    monkeypatch.setattr(tflite, "converted", lambda *arguments: content)
     with pytest.raises(ValueError, match="Nothing was written"):
         export_tflite(model, tmp_path / "model.tflite", SIZE)
     assert not list(tmp_path.iterdir())

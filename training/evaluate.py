@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m training.evaluate", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "model", type=Path, help="a .keras or .tflite file, or the folder of a SavedModel"
+        "model", type=Path, help="a .keras, .tflite or .onnx file, or a SavedModel's folder"
     )
     add_data_arguments(parser)
     parser.add_argument("--split", default="val", help="which part of the data (%(default)s)")

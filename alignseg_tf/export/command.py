@@ -190,8 +190,7 @@ def _line(path: Path, latency: float, same_class: float | None, difference: floa
     same = "" if same_class is None else f"{100 * same_class:.3f} %"
     logits = "" if difference is None else f"{difference:.1e}"
     return (
-        f"{path!s:{_WIDTH}}  {size / 1e6:5.1f} MB  {1e3 * latency:5.0f} ms  {same:>10}  "
-        f"{logits:>8}"
+        f"{path!s:{_WIDTH}}  {size / 1e6:5.1f} MB  {1e3 * latency:5.0f} ms  {same:>10}  {logits:>8}"
     )
 
 

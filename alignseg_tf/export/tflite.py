@@ -86,11 +86,12 @@ def export_tflite(
     path = Path(path)
     _check_arguments(model, path, image_size, quantization, output, calibration_images)
     import_litert(path)
-    representative = None
-    if quantization == "int8":
-        representative = _representative(calibration_images or (), image_size, progress)
-    with _saved_graph(model, image_size, output) as folder:
-        content = _converted(folder, quantization, representative)
+    pictures = [
+        resized(image, image_size or image.shape[:2])
+        for image in spread(calibration_images or (), CALIBRATION_PICTURES)
+    ]
+    with saved_graph(model, image_size, output) as folder:
+        content = converted(folder, quantization, pictures, progress)
     check_operators(content, path)
     content = with_metadata(content, label_space_of(model), output)
     with atomic_path(path) as temporary:
@@ -131,26 +132,14 @@ def _check_arguments(
         )
 
 
-def _representative(
-    images: Sequence[np.ndarray],
-    image_size: tuple[int, int] | None,
-    progress: Callable[[int, int], None] | None,
-) -> Callable[[], Iterator[list[np.ndarray]]]:
-    """Return what the converter measures ranges on: a few of the pictures, evenly spread."""
-    count = min(len(images), CALIBRATION_PICTURES)
-    chosen = [images[i * len(images) // count] for i in range(count)]
-
-    def pictures() -> Iterator[list[np.ndarray]]:
-        for number, image in enumerate(chosen, start=1):
-            yield [resized(image, image_size or image.shape[:2])[None]]
-            if progress is not None:
-                progress(number, count)
-
-    return pictures
+def spread(items: Sequence[Any], most: int) -> list[Any]:
+    """Return at most so many of the items, evenly spread."""
+    count = min(len(items), most)
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 @contextmanager
-def _saved_graph(model: AlignSeg, image_size: tuple[int, int] | None, output: str) -> Iterator[str]:
+def saved_graph(model: AlignSeg, image_size: tuple[int, int] | None, output: str) -> Iterator[str]:
     """Yield a SavedModel of what the file will compute; from one, variables become constants."""
     head = logits_model(inference_model(model, "tflite"))
     shape = (1, *(image_size or (None, None)), 3)
@@ -171,16 +160,34 @@ def _saved_graph(model: AlignSeg, image_size: tuple[int, int] | None, output: st
         yield folder
 
 
-def _converted(
-    folder: str, quantization: str, representative: Callable[[], Iterator[list[np.ndarray]]] | None
+def converted(
+    folder: str,
+    quantization: str,
+    pictures: Sequence[np.ndarray],
+    progress: Callable[[int, int], None] | None = None,
 ) -> bytes:
+    """Return the bytes of a `.tflite` file.
+
+    Args:
+        folder: from `saved_graph`.
+        quantization: one of `QUANTIZATIONS`.
+        pictures: for `int8`, of the size of the graph: what ranges are measured on.
+        progress: called with (done, total) meanwhile.
+    """
+
+    def representative() -> Iterator[list[np.ndarray]]:
+        for number, picture in enumerate(pictures, start=1):
+            yield [picture[None]]
+            if progress is not None:
+                progress(number, len(pictures))
+
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if quantization != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if representative is not None:
+    if quantization == "int8":
         converter.representative_dataset = representative
         converter.target_spec.supported_ops.insert(0, tf.lite.OpsSet.TFLITE_BUILTINS_INT8)
     with silent_native_code():

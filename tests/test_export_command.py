@@ -1,0 +1,81 @@
+"""The command `export`."""
+
+import re
+
+import pytest
+from conftest import CLASSES, tiny_model
+
+from alignseg_tf.__main__ import main
+from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.sources import open_data
+from alignseg_tf.evaluation import evaluate_model
+from alignseg_tf.export import command
+from alignseg_tf.prediction import Predictor
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model.keras"
+    tiny_model(label_space=LabelSpace(CLASSES).to_dict()).save(path)
+    return path
+
+
+def test_options_are_those_of_the_functions():
+    tflite = pytest.importorskip("alignseg_tf.export.tflite")
+    assert command.QUANTIZATIONS == tflite.QUANTIZATIONS
+    assert command.OUTPUTS == tflite.OUTPUTS
+
+
+@pytest.mark.slow
+def test_a_table_compares_files_with_the_model(model_file, folder, tmp_path, capsys):
+    pytest.importorskip("ai_edge_litert")
+    pictures = str(folder / "images" / "train")
+    arguments = [
+        "export", str(model_file), "--output", str(tmp_path / "tiny.tflite"),
+        "--size", "64", "96", "--quantization", "float32", "int8", "--calibration", pictures,
+        "--check", pictures, "--data", str(folder),
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    assert sorted(x.name for x in tmp_path.glob("*.tflite")) == [
+        "tiny_float32.tflite", "tiny_int8.tflite"
+    ]  # fmt: skip
+    output = capsys.readouterr().out
+    data = open_data(folder)
+    for path in (model_file, *tmp_path.glob("*.tflite")):
+        report = evaluate_model(path, [Predictor(path)], data.samples("val"), data.label_space)
+        line = next(line for line in output.splitlines() if line.startswith(str(path)))
+        assert line.endswith(f"{100 * report.mean_iou:6.2f} %")
+        assert re.search(r"\d MB +\d+ ms", line)
+    assert "on 6 pictures" in output
+
+
+def test_the_card_has_what_lies_beside_the_model(model_file, tmp_path):
+    (tmp_path / "about.md").write_text("Drawn boxes, CC0.")
+    (model_file.parent / "run.json").write_text('{"epochs": 5}')
+    target = tmp_path / "boxes" / "2"
+    arguments = ["export", str(model_file), "--output", str(target)]
+    assert main([*arguments, "--about", str(tmp_path / "about.md")]) == 0
+    card = (tmp_path / "boxes" / "MODEL_CARD.md").read_text()
+    assert "Drawn boxes, CC0." in card
+    assert "| epochs | 5 |" in card
+    assert card.startswith("# boxes\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "x.keras"], "--output must be a folder, or end in .tflite or .onnx"),
+        (["--output", "x/1", "--quantization", "int8"], "--quantization is for .tflite"),
+        (["--output", "x/1", "--returns", "logits"], "--returns is for .tflite"),
+        (["--output", "x.onnx", "--about", "a.md"], "--about and --quality are for a SavedModel"),
+        (["--output", "x.tflite", "--quantization", "int8"], "needs --size HEIGHT WIDTH and --cal"),
+        (["--output", "x.tflite", "--size", "16", "64"], "must be at least 32 x 32"),
+        (["--output", "x/1", "--quality", "gone.json"], "gone.json: expected the JSON"),
+        (["--output", "x/1", "--data", "gone"], "gone: no such file or folder"),
+    ],
+)
+def test_bad_options_are_named(model_file, arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(model_file), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
