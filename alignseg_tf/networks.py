@@ -111,7 +111,11 @@ class SavedModelNetwork(Network):
 
     def class_map(self, image: np.ndarray) -> np.ndarray:
         """Return what the signature `serving_default` gives."""
-        return self._class_map(images=tf.convert_to_tensor(image[None]))["class_map"].numpy()[0]
+        return self.class_maps(image[None])[0]
+
+    def class_maps(self, images: np.ndarray) -> np.ndarray:
+        """Return the class ids, uint8 [B, H, W], of uint8 RGB pictures [B, H, W, 3]."""
+        return self._class_map(images=tf.convert_to_tensor(images))["class_map"].numpy()
 
 
 def check_gives_logits(network: Network) -> None:
