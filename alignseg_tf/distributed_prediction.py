@@ -35,6 +35,7 @@ from alignseg_tf.data.readers import IMAGE_SUFFIXES, DataError, load_image
 from alignseg_tf.files import atomic_path, fingerprint, write_text
 from alignseg_tf.model import MIN_IMAGE_SIZE
 from alignseg_tf.progress import counter, duration
+from alignseg_tf.quiet import import_tensorflow_quietly, silent_stderr
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -94,8 +95,10 @@ class Summary:
         counts: pictures by `written`, `kept`, `failed`.
         seconds: that the run took, with the start of Ray and of the actors.
         steps: seconds that all actors and tasks spent on each of `STEPS`.
+        threads: cores of an actor.
     """
 
+    threads: int = 1
     counts: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     steps: Counter[str] = field(default_factory=Counter)
@@ -108,7 +111,11 @@ class Summary:
         if self.counts["written"]:
             total = sum(self.steps.values())
             shares = ", ".join(f"{step} {100 * self.steps[step] / total:.1f} %" for step in STEPS)
-            line += f"; {self.counts['written'] / self.seconds:.2f} written/s ({shares})"
+            each = total * self.threads / self.counts["written"]
+            line += (
+                f"; {self.counts['written'] / self.seconds:.2f} written/s, {each:.3f} core-seconds "
+                f"each ({shares})"
+            )
         return line
 
 
@@ -185,8 +192,6 @@ class Segmenter:
     """
 
     def __init__(self, saved_model: Path, output: Path, model: str, batch_size: int):
-        from alignseg_tf.quiet import import_tensorflow_quietly
-
         import_tensorflow_quietly()
         from alignseg_tf.prediction import Predictor
 
@@ -222,9 +227,9 @@ class Segmenter:
                 self._segment(waiting.pop(size))
             pixels = sum(h * w * len(group) for (h, w), group in waiting.items())
             while waiting and pixels > MAX_WAITING_PIXELS:
-                (height, width), group = waiting.popitem()
-                pixels -= height * width * len(group)
-                self._segment(group)
+                size = max(waiting, key=lambda size: size[0] * size[1] * len(waiting[size]))
+                pixels -= size[0] * size[1] * len(waiting[size])
+                self._segment(waiting.pop(size))
         for group in waiting.values():
             self._segment(group)
         for row in rows:
@@ -322,7 +327,9 @@ class _Manifest:
 
         name = f"{self.run}-{self.parts:05d}"
         if self.rows:
-            whole = _schema("output", pa.large_string()).append(pa.field("model", pa.large_string()))
+            whole = _schema("output", pa.large_string()).append(
+                pa.field("model", pa.large_string())
+            )
             schema = pa.schema([whole.field(column) for column in MANIFEST])
             with atomic_path(self.output / "manifest" / f"{name}.parquet") as path:
                 pq.write_table(pa.Table.from_pylist(self.rows, schema=schema), path)
@@ -451,7 +458,7 @@ def predict_distributed(
     table = pa.table({"path": paths}).join(known, "path", join_type="left outer")
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
 
-    summary = Summary(Counter(failed=len(unfit)))
+    summary = Summary(threads, Counter(failed=len(unfit)))
     manifest = _Manifest(output, model)
     done = np.zeros(len(table), bool)
     total = len(table) + len(unfit)
@@ -462,10 +469,11 @@ def predict_distributed(
             rows = len(table) // (actors * BLOCKS_PER_ACTOR)
             rows = max(min(rows, MAX_BLOCK_ROWS), min(batch_size, MAX_BLOCK_ROWS))
             # What an actor died with goes on picture by picture, so that one alone is to blame.
-            for size in (rows, 1):
+            # Tasks that wait at an actor die with it: the second time none does.
+            for size, ahead in ((rows, None), (1, 1)):
                 left = table if not done.any() else table.filter(pa.array(~done))
                 arguments = (saved_model, output, model, batch_size)
-                for row in _segmented(left, size, arguments, actors, threads):
+                for row in _segmented(left, size, arguments, actors, threads, ahead):
                     if row["status"] == "stopped":
                         raise OSError(row["reason"])
                     if done[row["row"]]:
@@ -492,6 +500,7 @@ def predict_distributed(
 def _import_ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -527,21 +536,21 @@ def _ray(actors: int | None, threads: int, address: str | None) -> Iterator[int]
         cores = None
         if address is None:
             cores = max(os.cpu_count() or 1, (actors or 1) * threads)
-        ray.init(
-            address=address or "local",
-            num_cpus=cores,
-            include_dashboard=False if address is None else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={
-                "env_vars": {
-                    "TF_NUM_INTRAOP_THREADS": str(threads),
-                    "TF_NUM_INTEROP_THREADS": "1",
-                    "OMP_NUM_THREADS": str(threads),
-                    "TF_CPP_MIN_LOG_LEVEL": "3",
-                }
-            },
-        )
+        environment = {
+            "TF_NUM_INTRAOP_THREADS": str(threads),
+            "TF_NUM_INTEROP_THREADS": "1",
+            "OMP_NUM_THREADS": str(threads),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+        }
+        with silent_stderr():  # it says there that it will say nothing
+            ray.init(
+                address=address or "local",
+                num_cpus=cores,
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": environment},
+            )
     try:
         yield actors or max(1, int(ray.cluster_resources()["CPU"]) // threads)
     finally:
@@ -555,10 +564,19 @@ def _segmented(
     arguments: tuple[Path, Path, str, int],
     actors: int,
     threads: int,
+    ahead: int | None,
 ) -> Iterator[dict[str, Any]]:
     """Yield what became of pictures, in the order in which they are done.
 
     Pictures with which an actor died too often are left out.
+
+    Args:
+        table: as `read_pictures` takes it.
+        rows: that a task reads, and an actor gets, at a time.
+        arguments: of `Segmenter`.
+        actors: how many.
+        threads: cores of an actor.
+        ahead: tasks that are sent to an actor at a time; None leaves that to Ray.
     """
     ray = _import_ray()
     context = ray.data.DataContext.get_current()
@@ -581,7 +599,7 @@ def _segmented(
             batch_size=None,
             batch_format="pyarrow",
             fn_constructor_args=arguments,
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=ahead),
             num_cpus=threads - READING_CPUS,
             max_restarts=-1,
             max_task_retries=MAX_DEATHS,

@@ -1,8 +1,10 @@
-"""TensorFlow without its greetings, for the command line."""
+"""TensorFlow and Ray without their greetings, for the command line."""
 
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def import_tensorflow_quietly() -> None:
@@ -19,13 +21,21 @@ def import_tensorflow_quietly() -> None:
     if importlib.util.find_spec("tensorflow") is None:
         return
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    with silent_stderr():
+        import tensorflow  # noqa: F401
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Drop what is written to file descriptor 2, also by libraries that are not Python."""
     sys.stderr.flush()
     stderr = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
-        import tensorflow  # noqa: F401
+        yield
     finally:
+        sys.stderr.flush()
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)

@@ -256,8 +256,10 @@ def opened(
     """
     try:
         # Given a path, Pillow 13 maps a TIFF into memory, and garbles one that is to be turned.
-        source = Path(path).open("rb") if content is None else io.BytesIO(content)
-        with source as file, Image.open(file) as picture:
+        with (
+            Path(path).open("rb") if content is None else io.BytesIO(content) as file,
+            Image.open(file) as picture,
+        ):
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and picture.width * picture.height > limit:
                 raise Image.DecompressionBombError
