@@ -22,6 +22,7 @@ from alignseg_tf.distributed_prediction import (
 from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.layers import SAMPLING_CONVENTIONS
 from alignseg_tf.protocols import add_protocol_arguments
+from alignseg_tf.serving.settings import add_serve_arguments
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -120,6 +121,17 @@ def import_annotations(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def serve(arguments: argparse.Namespace) -> int:
+    """Serve a SavedModel over HTTP until a signal ends it."""
+    try:
+        from alignseg_tf.serving.server import serve_from_arguments
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the server needs {error.name}: pip install 'alignseg_tf[serve]'"
+        ) from error
+    return serve_from_arguments(arguments)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
@@ -198,6 +210,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("import", import_annotations, "write the annotations of another tool as a folder")
     add_import_arguments(command)
+
+    command = add("serve", serve, "serve a SavedModel over HTTP")
+    add_serve_arguments(command)
     return parser
 
 

@@ -82,6 +82,9 @@ class KerasNetwork(Network):
 class SavedModelNetwork(Network):
     """The folder of a SavedModel that `alignseg_tf.export` wrote.
 
+    Attributes:
+        signatures: all functions that the folder holds, by name.
+
     Raises:
         ValueError: the folder holds something else.
     """
@@ -89,7 +92,7 @@ class SavedModelNetwork(Network):
     def __init__(self, path: Path):
         try:
             self._loaded = tf.saved_model.load(str(path))  # signatures do not keep it alive
-            signatures = self._loaded.signatures
+            self.signatures = signatures = self._loaded.signatures
             self._class_map = signatures["serving_default"]
         except (OSError, KeyError, ValueError) as error:
             raise ValueError(

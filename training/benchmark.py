@@ -2,6 +2,7 @@
 
 input    does training wait for its data?
 memory   how much does it take to evaluate a picture?
+serving  does a server stand good, bad and hostile requests at once, and its end?
 """
 
 import argparse
@@ -39,6 +40,7 @@ from training.build import build_augmentation, build_model, compile_model
 from training.dry_run import peak_resident_bytes
 from training.recipe import Recipe, add_recipe_arguments, load_recipe, recipe_from_arguments
 from training.report import machine, versions
+from training.serving_load import add_serving
 
 
 def measure_input(
@@ -290,6 +292,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="WHAT")
     add_input(commands)
     add_memory(commands)
+    add_serving(commands)
     for command in commands.choices.values():
         command.add_argument("--json", type=Path, help="file to write the result to")
     return parser
@@ -314,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if parsed.json is not None:
         record = result | {"load_before": load, "machine": where, "versions": versions()}
         write_text(parsed.json, json.dumps(record, indent=1))
-    return 0
+    return 1 if result.get("problems") else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,255 @@
+"""The application: what every request passes, its routes, and the files of pages."""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from alignseg_tf.serving.refusals import RefusedError
+from alignseg_tf.serving.routes import (
+    health_routes,
+    json_error,
+    model_routes,
+    picture_routes,
+)
+from alignseg_tf.serving.service import Service
+from alignseg_tf.serving.tf_serving import tf_serving_routes
+from alignseg_tf.version import __version__
+
+log = logging.getLogger("alignseg_tf.serving")
+
+STATIC = Path(__file__).parent / "static"
+# A browser shows these without a token; they hold nothing of the model.
+OPEN_PATHS = {"/", "/healthz", "/readyz"}
+OPEN_FOLDERS = ("/static/", "/litert/")
+# Pages show pictures that they made themselves, and LiteRT.js compiles WebAssembly.
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' blob: data:; "
+        "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+# So long and so much is read of a body that is refused, for the client to read why: it would get
+# no answer from a connection that is closed while it sends.
+LINGER_SECONDS, LINGER_BYTES = 2.0, 64 * 2**20
+# No status that is ever sent: the client went away.
+GONE = 499
+
+
+class Gate:
+    """What every request passes: token, end of the server, headers, numbers, log.
+
+    Args:
+        app: what is behind it.
+        service: of the server.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service):
+        self._app = app
+        self._service = service
+        self._token = service.token and hashlib.sha256(service.token).digest()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        await _Exchange(self._app, self._service, self._refusal(scope)).run(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> RefusedError | None:
+        path = scope["path"]
+        if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
+            return None
+        if self._token:
+            scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+            digest = hashlib.sha256(given.strip().encode("latin-1", "replace")).digest()
+            if not hmac.compare_digest(digest, self._token) or scheme.lower() != "bearer":
+                return RefusedError(401, "token", "Expected the header Authorization: Bearer TOKEN")
+        if self._service.draining and scope["method"] == "POST":
+            return RefusedError(503, "draining", "The server is about to stop", 1)
+        return None
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, app: ASGIApp, service: Service, refusal: RefusedError | None):
+        self._app = app
+        self._service = service
+        self._refusal = refusal
+        self._id = secrets.token_hex(8)
+        self._status = GONE
+        self._started = self._reading = False
+
+    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.monotonic()
+        self._receive_next, self._send_next = receive, send
+        headers = Headers(scope=scope)
+        self._body_left = (
+            headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        )
+        self._awaits_continue = headers.get("expect", "").lower() == "100-continue"
+        try:
+            if self._refusal is not None:
+                response = refused(self._service, self._refusal)
+                await response(scope, self._receive, self._send)
+            else:
+                await self._app(scope, self._receive, self._send)
+        except ClientDisconnect:
+            self._status = GONE
+        except asyncio.CancelledError:  # by uvicorn, when the time to end is over
+            self._service.cut_off += 1
+            self._body_left = False
+            if not self._started:
+                response = json_error("The server stopped before this was done", 503)
+                await response(scope, self._receive, self._send)
+        except Exception:
+            log.exception("request %s failed: %s %r", self._id, scope["method"], scope["path"])
+            if self._started:
+                raise
+            response = json_error(f"The server failed; its log has more under {self._id}", 500)
+            await response(scope, self._receive, self._send)
+        finally:
+            self._note(scope, time.monotonic() - began)
+
+    async def _receive(self) -> Message:
+        self._reading = True
+        message = await self._receive_next()
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            self._body_left = False
+        return message
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            self._status = message["status"]
+            headers = MutableHeaders(raw=message["headers"])
+            headers.update({**HEADERS, "x-request-id": self._id})
+            if self._body_left:
+                await self._read_on()
+            if self._body_left or self._service.draining:
+                headers["connection"] = "close"
+        await self._send_next(message)
+
+    async def _read_on(self) -> None:
+        """Read what is left of a body that nobody wants, for a while."""
+        if self._awaits_continue and not self._reading:
+            return
+        left = LINGER_BYTES
+        with anyio.move_on_after(LINGER_SECONDS):
+            while self._body_left and left > 0:
+                message = await self._receive()
+                if message["type"] == "http.disconnect":
+                    return
+                left -= len(message.get("body", b""))
+
+    def _note(self, scope: MutableMapping[str, Any], seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", None) or _unrouted(scope["path"])
+        monitoring = self._service.monitoring
+        monitoring.requests.labels(route, str(self._status)).inc()
+        monitoring.seconds.labels(route).observe(seconds)
+        if self._service.verbose:
+            log.info(
+                "%s %s %r %d %.0f ms", self._id, scope["method"], scope["path"], self._status,
+                1000 * seconds,
+            )  # fmt: skip
+
+
+def _unrouted(path: str) -> str:
+    """Name a route of the metrics for what is not in the router: few names, whatever is asked."""
+    return next((folder for folder in OPEN_FOLDERS if path.startswith(folder)), "other")
+
+
+def refused(service: Service, refusal: RefusedError) -> Response:
+    """Return the answer to a request that is not served, and count it."""
+    service.monitoring.rejected.labels(refusal.reason).inc()
+    headers = {}
+    if refusal.retry_after is not None:
+        headers["Retry-After"] = str(refusal.retry_after)
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return json_error(refusal.message, refusal.status, headers)
+
+
+def description(app: FastAPI, with_token: bool) -> dict[str, Any]:
+    """Return the OpenAPI document, with the statuses that can come and no others.
+
+    FastAPI adds 422 to all routes with a parameter in their path, where any text is taken here.
+    """
+    document = app.openapi()
+    for path in document["paths"].values():
+        for operation in path.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
+    if with_token:
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"token": []}]
+        for path in OPEN_PATHS & document["paths"].keys():
+            document["paths"][path]["get"]["security"] = []
+    return document
+
+
+def create_app(service: Service) -> FastAPI:
+    """Return the application of a server."""
+    # The pages of documentation that FastAPI has load scripts from other hosts.
+    app = FastAPI(
+        title="alignseg_tf",
+        description=f"Semantic segmentation by the model {service.models.name!r}.",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.add_middleware(Gate, service=service)
+
+    @app.exception_handler(RefusedError)
+    async def on_refusal(request: Request, refusal: RefusedError) -> Response:
+        return refused(service, refusal)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_bad_parameter(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = " ".join(map(str, first["loc"]))
+        return refused(service, RefusedError(422, "parameter", f"{place}: {first['msg']}"))
+
+    @app.exception_handler(HTTPException)
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
+        return json_error(str(error.detail), error.status_code, dict(error.headers or {}))
+
+    app.include_router(health_routes(service))
+    app.include_router(picture_routes(service))
+    app.include_router(model_routes(service))
+    app.include_router(tf_serving_routes(service))
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return JSONResponse(description(app, service.token is not None))
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> Response:
+        return FileResponse(STATIC / "index.html")
+
+    app.mount("/static", StaticFiles(directory=STATIC))
+    if service.litert is not None:
+        app.mount("/litert", StaticFiles(directory=service.litert))
+    return app

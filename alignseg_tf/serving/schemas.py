@@ -1,0 +1,210 @@
+"""What the OpenAPI document says of bodies."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from alignseg_tf.serving.pictures import BYTES, FORM, MEDIA_TYPES
+
+Color = tuple[int, int, int]
+
+
+class Error(BaseModel):
+    """Why a request was not served: what was expected and what was received."""
+
+    error: str
+
+
+class Status(BaseModel):
+    """State of the server."""
+
+    status: str
+
+
+class RunLengths(BaseModel):
+    """A mask as COCO's uncompressed run-length code: zeros, ones, zeros ... column by column."""
+
+    size: tuple[int, int] = Field(description="height, width")
+    counts: list[int]
+
+
+class SegmentClass(BaseModel):
+    """A class that occurs in the picture."""
+
+    id: int
+    name: str
+    color: Color
+    share: float = Field(description="of the picture's pixels, 0..1")
+    segmentation: RunLengths
+
+
+class Segmentation(BaseModel):
+    """What the model sees in a picture."""
+
+    model_config = ConfigDict(title="Segmentation")
+
+    model: str
+    version: str
+    width: int
+    height: int
+    classes: list[SegmentClass]
+
+
+class OffsetField(BaseModel):
+    """A field of vectors; the outer ones lie on the picture's outer pixels."""
+
+    name: str
+    height: int
+    width: int
+    vectors: list[list[tuple[float, float]]] = Field(description="(x, y), pixels of the picture")
+
+
+class Offsets(BaseModel):
+    """What the alignment layers of a model do in a picture."""
+
+    model: str
+    version: str
+    width: int
+    height: int
+    fields: list[OffsetField]
+
+
+class VersionState(BaseModel):
+    """A version, and whether it serves."""
+
+    version: str
+    state: Literal["active", "unloading", "broken", "idle"]
+
+
+class ModelClass(BaseModel):
+    """A class of the model."""
+
+    id: int
+    name: str
+    color: Color
+
+
+class InputContract(BaseModel):
+    """Which pictures are taken."""
+
+    media_types: list[str]
+    min_side: int
+    max_pixels: int
+    max_bytes: int
+
+
+class TfliteFile(BaseModel):
+    """A `.tflite` file of the model."""
+
+    name: str
+    bytes: int
+    url: str
+
+
+class Model(BaseModel):
+    """A model and its versions."""
+
+    name: str
+    active: str
+    versions: list[VersionState]
+    classes: list[ModelClass]
+    input: InputContract
+    signatures: list[str]
+    files: list[TfliteFile]
+
+
+class Models(BaseModel):
+    """All models: one."""
+
+    models: list[Model]
+
+
+class ServingStatus(BaseModel):
+    """As TensorFlow Serving has it."""
+
+    error_code: str
+    error_message: str
+
+
+class VersionStatus(BaseModel):
+    """As TensorFlow Serving has it."""
+
+    version: str
+    state: str
+    status: ServingStatus
+
+
+class ModelVersionStatus(BaseModel):
+    """The status form of TensorFlow Serving."""
+
+    model_version_status: list[VersionStatus]
+
+
+class ModelMetadata(BaseModel):
+    """The metadata form of TensorFlow Serving."""
+
+    model_spec: dict[str, str]
+    metadata: dict[str, Any]
+
+
+class PredictRequest(BaseModel):
+    """The REST form of TensorFlow Serving; `instances` are rows, `inputs` columns."""
+
+    signature_name: str = "serving_default"
+    instances: list[Any] | None = None
+    inputs: Any | None = None
+
+
+class PredictResponse(BaseModel):
+    """`predictions` for `instances`, `outputs` for `inputs`."""
+
+    predictions: list[Any] | None = None
+    outputs: Any | None = None
+
+
+_FILE = {"type": "string", "format": "binary"}
+
+# FastAPI is not asked to read pictures: bodies are read by hand, within limits.
+PICTURE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            **{name: {"schema": _FILE} for name in (*MEDIA_TYPES, BYTES)},
+            FORM: {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {"image": {"type": "string", "format": "binary"}},
+                }
+            },
+        },
+    }
+}
+PREDICT_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": PredictRequest.model_json_schema()}},
+    }
+}
+
+_WORDS = {
+    400: "The request is not readable.",
+    401: "The token is missing or wrong.",
+    404: "There is no such thing.",
+    405: "The path is there, but not for this method.",
+    406: "No form of the answer is one that the client takes.",
+    408: "The body came too slowly.",
+    413: "The body, or the picture in it, is too large.",
+    415: "This is no picture of a known format.",
+    416: "The file does not reach there.",
+    422: "The picture is damaged, truncated, animated or too small, or a parameter is unknown.",
+    429: "The queue is full; try again after `Retry-After` seconds.",
+    500: "The server failed; its log has more under the answer's X-Request-Id.",
+    503: "No memory just now, no model yet, or the server is about to stop.",
+    504: "Not done in time.",
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route for statuses of errors."""
+    return {status: {"model": Error, "description": _WORDS[status]} for status in statuses}

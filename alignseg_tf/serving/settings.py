@@ -1,0 +1,112 @@
+"""Limits and times of the server, and its command line."""
+
+import argparse
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+TOKEN_VARIABLE = "ALIGNSEG_TOKEN"
+# Where `npm install` in web/ puts the files of LiteRT.js.
+DEFAULT_LITERT = Path("web/node_modules/@litertjs/core")
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the server allows; the fields are described in `docs/serving.md`.
+
+    Raises:
+        ValueError: a value is not positive.
+    """
+
+    max_bytes: int = _setting(16 * 2**20, "largest body of a request, bytes")
+    max_pixels: int = _setting(2048 * 2048, "most pixels of a request, and of a batch")
+    max_batch: int = _setting(8, "most pictures in a batch")
+    max_wait_ms: float = _setting(5.0, "longest that a picture waits for others of its size, ms")
+    max_queue: int = _setting(64, "most pictures that are decoded or waited for at once")
+    max_queue_pixels: int = _setting(32 * 2**20, "most pixels of those together")
+    max_body_memory: int = _setting(128 * 2**20, "most bytes of bodies in memory at once")
+    max_connections: int = _setting(128, "most open connections")
+    decoders: int = _setting(2, "threads that decode pictures and encode answers")
+    request_seconds: float = _setting(60.0, "longest that a request may take")
+    read_seconds: float = _setting(30.0, "longest that the body of a request may take to come")
+    header_seconds: float = _setting(10.0, "longest that the head of a request may take to come")
+    send_seconds: float = _setting(30.0, "longest that a client may take to read its answer")
+    drain_seconds: float = _setting(30.0, "longest that the end may take after SIGTERM")
+    poll_seconds: float = _setting(2.0, "time between two looks for a new version")
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not value > 0:
+                raise ValueError(f"`{each.name}` must be positive. Received: {value}")
+
+
+def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `serve`."""
+    parser.add_argument(
+        "folder", type=Path, metavar="savedmodels/NAME",
+        help="folder of a model, which holds a numbered folder a version",
+    )  # fmt: skip
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine alone)"
+    )
+    parser.add_argument("--port", type=int, default=8080, help="0 for a free one (%(default)s)")
+    parser.add_argument(
+        "--token-file", type=Path,
+        help=f"file with a token that clients must send; or the variable {TOKEN_VARIABLE}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--litert", type=Path,
+        help=f"folder of LiteRT.js to serve below /litert/ ({DEFAULT_LITERT}, if it is there)",
+    )  # fmt: skip
+    parser.add_argument("--verbose", action="store_true", help="a line of log a request")
+    limits = parser.add_argument_group("limits")
+    for each in fields(Settings):
+        limits.add_argument(
+            f"--{each.name.replace('_', '-')}",
+            type=type(each.default), default=each.default, metavar="N",
+            help=f"{each.metadata['help']} (%(default)s)",
+        )  # fmt: skip
+
+
+def settings_from_arguments(arguments: argparse.Namespace) -> Settings:
+    """Return the limits of a command line."""
+    return Settings(**{each.name: getattr(arguments, each.name) for each in fields(Settings)})
+
+
+def token_from(path: Path | None) -> bytes | None:
+    """Return the token that clients must send, from a file or the environment; None for none.
+
+    Raises:
+        ValueError: the file or the variable holds none.
+        OSError: the file is not readable.
+    """
+    if path is not None:
+        text, source = path.read_text(encoding="utf-8"), str(path)
+    elif TOKEN_VARIABLE in os.environ:
+        text, source = os.environ[TOKEN_VARIABLE], TOKEN_VARIABLE
+    else:
+        return None
+    token = text.strip()
+    if not token or not token.isascii() or any(character.isspace() for character in token):
+        raise ValueError(
+            f"{source}: expected a token of printable ASCII without spaces. Received: "
+            f"{len(token)} characters"
+        )
+    return token.encode()
+
+
+def litert_folder(path: Path | None) -> Path | None:
+    """Return the folder of LiteRT.js to serve, or None where there is none.
+
+    Raises:
+        ValueError: the folder that was asked for is not there.
+    """
+    if path is not None and not path.is_dir():
+        raise ValueError(f"{path}: no such folder; expected the files of LiteRT.js")
+    return path or (DEFAULT_LITERT if DEFAULT_LITERT.is_dir() else None)

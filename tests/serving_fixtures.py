@@ -1,0 +1,143 @@
+"""Small SavedModels without a network, and servers on them."""
+
+import asyncio
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.networks import LABEL_SPACE_FILE
+from alignseg_tf.serving.app import create_app
+from alignseg_tf.serving.models import Models
+from alignseg_tf.serving.service import Service
+from alignseg_tf.serving.settings import Settings
+
+SPACE = LabelSpace(("ground", "box", "disc", "sky"))
+# A picture whose first pixel is this is refused by the model: what fails, fails inside TensorFlow.
+POISON = (255, 254, 253)
+PICTURES = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
+
+
+class Quarters(tf.Module):
+    """Classes are quarters of the red channel, moved on by a number: what tells versions apart."""
+
+    def __init__(self, shift: int):
+        super().__init__()
+        self.shift = tf.Variable(shift, dtype=tf.int32)
+
+    def classes(self, images):
+        poisoned = tf.reduce_all(images[:, 0, 0] == tf.constant(POISON, tf.uint8), -1)
+        with tf.control_dependencies([tf.debugging.Assert(~tf.reduce_any(poisoned), ["poison"])]):
+            values = tf.cast(images[..., 0], tf.int32) // 64 + self.shift
+        return tf.cast(values % len(SPACE.classes), tf.uint8)
+
+    @tf.function(input_signature=[PICTURES])
+    def serve(self, images):
+        return {"class_map": self.classes(images)}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "image_bytes")])
+    def serve_bytes(self, image_bytes):
+        def one(data):
+            image = tf.io.decode_image(data, channels=3, expand_animations=False)
+            image = tf.ensure_shape(image, [None, None, 3])
+            return tf.io.encode_png(self.classes(image[None])[0][..., None])
+
+        return {"class_map_bytes": tf.map_fn(one, image_bytes)}
+
+    @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, "images")])
+    def logits(self, images):
+        return {"logits": images[:, ::4, ::4] / 256}
+
+    @tf.function(input_signature=[PICTURES])
+    def offsets(self, images):
+        """As many vectors as pixels: (column, row) of each."""
+        shape = tf.shape(images)
+        x, y = tf.meshgrid(tf.range(shape[2]), tf.range(shape[1]))
+        field = tf.cast(tf.stack([x, y], -1), tf.float32)[None]
+        return {"coarse": field[:, ::8, ::8], "fine": field}
+
+
+def write_model(path: Path, shift: int = 0, offsets: bool = True) -> Path:
+    """Write a version's folder, whole at once."""
+    module = Quarters(shift)
+    signatures = {
+        "serving_default": module.serve,
+        "serve_bytes": module.serve_bytes,
+        "logits": module.logits,
+    }
+    if offsets:
+        signatures["offsets"] = module.offsets
+    temporary = path.with_name(f".{path.name}.tmp")
+    tf.saved_model.save(module, str(temporary), signatures)
+    (temporary / LABEL_SPACE_FILE).parent.mkdir()
+    (temporary / LABEL_SPACE_FILE).write_text(json.dumps(SPACE.to_dict()))
+    temporary.rename(path)
+    return path
+
+
+def expected(image: np.ndarray, shift: int = 0) -> np.ndarray:
+    """What `Quarters` says of a picture."""
+    return ((image[..., 0].astype(int) // 64 + shift) % len(SPACE.classes)).astype(np.uint8)
+
+
+def picture(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 250, (height, width, 3)).astype(np.uint8)
+
+
+def encoded(image: np.ndarray, kind: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind, **options)
+    return file.getvalue()
+
+
+def decoded(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as opened:
+        return np.asarray(opened)
+
+
+class Client:
+    """Asks an application without connections."""
+
+    def __init__(self, app, runner: asyncio.Runner):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://here", timeout=30)
+        self._runner = runner
+
+    def together(self, *requests: tuple[str, str, dict]) -> list[httpx.Response]:
+        """Send requests at once."""
+
+        async def send():
+            return await asyncio.gather(
+                *(self._client.request(method, url, **options) for method, url, options in requests)
+            )
+
+        return self._runner.run(send())
+
+    def get(self, url: str, **options) -> httpx.Response:
+        return self.together(("GET", url, options))[0]
+
+    def post(self, url: str, content=b"", **options) -> httpx.Response:
+        return self.together(("POST", url, {"content": content, **options}))[0]
+
+
+@contextmanager
+def running(
+    folder: Path, settings: Settings | None = None, **kwargs
+) -> Iterator[tuple[Client, Service]]:
+    """A server's application on a folder, without connections."""
+    models = Models(folder)
+    models.update()
+    service = Service(models, settings or Settings(), **kwargs)
+    try:
+        with asyncio.Runner() as runner:
+            yield Client(create_app(service), runner), service
+    finally:
+        assert service.stop(10)

@@ -1,0 +1,54 @@
+"""The server on a SavedModel that `export` wrote."""
+
+import base64
+
+import numpy as np
+import pytest
+from conftest import CLASSES, random_images, tiny_model
+from serving_fixtures import decoded, encoded, running
+
+from alignseg_tf import Predictor
+from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.export import export_saved_model
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "street"
+    model = tiny_model(label_space=LabelSpace(CLASSES).to_dict())
+    export_saved_model(model, folder / "1")
+    return folder, Predictor(model)
+
+
+def test_answers_are_those_of_the_model(exported):
+    folder, predictor = exported
+    with running(folder) as (client, _):
+        (described,) = client.get("/v1/models").json()["models"]
+        assert [each["name"] for each in described["classes"]] == list(CLASSES)
+        assert {"serving_default", "serve_bytes", "logits"} <= set(described["signatures"])
+        images = [*random_images(3, 64, 96), random_images(1, 50, 33)[0]]
+        truth = [predictor.class_map(image) for image in images]
+        assert len(np.unique(truth[0])) > 1
+        requests = [("POST", "/v1/segment", {"content": encoded(image)}) for image in images]
+        for response, class_map in zip(client.together(*requests), truth, strict=True):
+            assert (decoded(response.content) == class_map).mean() > 0.999
+        content = {
+            "signature_name": "serve_bytes",
+            "instances": [{"b64": base64.b64encode(encoded(image)).decode()} for image in images],
+        }
+        url = "/v1/models/street:predict"
+        made = client.together(("POST", url, {"json": content}))[0].json()["predictions"]
+        for entry, class_map in zip(made, truth, strict=True):
+            assert (decoded(base64.b64decode(entry["b64"])) == class_map).mean() > 0.999
+        content = {"instances": np.stack(images[:3]).tolist()}
+        made = client.together(("POST", url, {"json": content}))[0].json()["predictions"]
+        assert (np.array(made) == np.stack(truth[:3])).mean() > 0.999
+        if "offsets" in described["signatures"]:
+            fields = client.post("/v1/offsets", encoded(images[0])).json()["fields"]
+            assert fields
+            for field in fields:
+                shape = (field["height"], field["width"], 2)
+                assert np.shape(field["vectors"]) == shape
+                assert max(shape[:2]) <= 64

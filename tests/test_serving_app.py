@@ -1,0 +1,542 @@
+import asyncio
+import json
+import logging
+import shutil
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from serving_fixtures import (
+    POISON,
+    SPACE,
+    decoded,
+    encoded,
+    expected,
+    picture,
+    running,
+    write_model,
+)
+
+from alignseg_tf import visualization
+from alignseg_tf.serving import connections
+from alignseg_tf.serving.app import create_app
+from alignseg_tf.serving.settings import Settings
+
+PNG = {"content-type": "image/png"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "street"
+    folder.mkdir()
+    write_model(folder / "1")
+    (folder / "street.tflite").write_bytes(bytes(range(100)))
+    (folder / "MODEL_CARD.md").write_text("not served")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with running(folder) as (client, service):
+        yield client, service
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return server[0]
+
+
+def check_error(response, status: int, *parts: str):
+    assert response.status_code == status, response.text
+    content = response.json()
+    assert list(content) == ["error"]
+    for part in parts:
+        assert part in content["error"]
+
+
+def number(client, line: str) -> float:
+    """The value of a line of /metrics; 0 where there is none."""
+    text = client.get("/metrics").text
+    return next((float(t.split()[-1]) for t in text.splitlines() if t.startswith(f"{line} ")), 0.0)
+
+
+def test_segment_gives_class_ids(client):
+    image = picture()
+    response = client.post("/v1/segment", encoded(image), headers=PNG)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "image/png"
+    assert response.headers["x-model-version"] == "1"
+    assert len(response.headers["x-request-id"]) == 16
+    assert (decoded(response.content) == expected(image)).all()
+
+
+def test_segment_takes_forms_and_bodies_without_a_type(client):
+    image = picture(seed=1)
+    for options in (
+        {"content": encoded(image)},
+        {"content": encoded(image), "headers": {"content-type": "application/octet-stream"}},
+        {"files": {"image": ("a.png", encoded(image), "image/png")}},
+        {"files": {"other": ("a.png", encoded(image))}, "data": {"note": "x"}},
+    ):
+        response = client.together(("POST", "/v1/segment", options))[0]
+        assert (decoded(response.content) == expected(image)).all()
+
+
+def test_segment_in_other_forms(client):
+    image = picture()
+    data = encoded(image)
+    overlay = client.post("/v1/segment?format=overlay", data, headers=PNG)
+    painted = visualization.overlay(image, expected(image), SPACE.palette)
+    assert (decoded(overlay.content) == painted).all()
+    for url, headers in (
+        ("/v1/segment?format=json", PNG),
+        ("/v1/segment", PNG | {"accept": "application/json"}),
+    ):
+        made = client.post(url, data, headers=headers)
+        assert made.headers["content-type"] == "application/json"
+        content = made.json()
+        assert (content["model"], content["version"]) == ("street", "1")
+        assert [each["name"] for each in content["classes"]] == list(SPACE.classes)
+    check_error(client.post("/v1/segment?format=gif", data), 422, "format", "'overlay'")
+    check_error(client.post("/v1/segment", data, headers={"accept": "text/html"}), 406, "text/html")
+
+
+def test_segment_says_what_was_wrong(client):
+    data = encoded(picture())
+    check_error(client.post("/v1/segment"), 422, "an empty body")
+    check_error(client.post("/v1/segment", data[:200]), 422, "truncated or damaged")
+    check_error(client.post("/v1/segment", b"GIF89a"), 415, "Expected JPEG, PNG")
+    check_error(
+        client.post("/v1/segment", b"{}", headers={"content-type": "application/json"}),
+        415, "Expected the Content-Type image/jpeg",
+    )  # fmt: skip
+    check_error(client.post("/v1/segment", encoded(picture(20, 90))), 422, "sides of 32", "90 x 20")
+    before = number(client, 'alignseg_rejected_total{reason="damaged"}')
+    client.post("/v1/segment", data[:200])
+    assert number(client, 'alignseg_rejected_total{reason="damaged"}') == before + 1
+
+
+def test_pictures_that_come_together_are_segmented_together_and_only_the_guilty_fail(folder):
+    with running(folder, Settings(max_wait_ms=2000, max_batch=4)) as (client, _):
+        images = [picture(seed=seed) for seed in range(3)]
+        poisoned = picture(seed=9)
+        poisoned[0, 0] = POISON
+        requests = [
+            ("POST", "/v1/segment", {"content": encoded(image)}) for image in [*images, poisoned]
+        ]
+        *good, bad = client.together(*requests)
+        for response, image in zip(good, images, strict=True):
+            assert (decoded(response.content) == expected(image)).all()
+        check_error(bad, 422, "The model refuses this", "poison")
+        # The batch of four failed, then each went alone.
+        assert number(client, "alignseg_pictures_total") == 3
+        good = client.together(*requests[:3], requests[0])
+        assert [response.status_code for response in good] == [200] * 4
+        assert number(client, 'alignseg_batch_pictures_bucket{le="4.0"}') == 4
+        assert number(client, 'alignseg_batch_pictures_bucket{le="3.0"}') == 3
+        assert number(client, "alignseg_pictures_total") == 7
+
+
+def test_offsets(client):
+    data = encoded(picture(200, 120))
+    made = client.post("/v1/offsets", data, headers=PNG).json()
+    assert (made["width"], made["height"], made["model"]) == (120, 200, "street")
+    fields = {field["name"]: np.asarray(field["vectors"]) for field in made["fields"]}
+    assert fields["coarse"].shape == (25, 15, 2)
+    assert fields["coarse"][-1, -1].tolist() == [112, 192]
+    assert fields["fine"].shape == (64, 64, 2)
+    assert fields["fine"][-1, -1].tolist() == [119, 199]
+    binary = client.post("/v1/offsets?format=binary", data)
+    assert binary.headers["content-type"] == "application/octet-stream"
+    assert len(binary.content) > 8 * (25 * 15 + 64 * 64)
+
+
+def test_models_without_offsets_say_so(tmp_path):
+    (tmp_path / "plain").mkdir()
+    write_model(tmp_path / "plain" / "1", offsets=False)
+    with running(tmp_path / "plain") as (client, _):
+        response = client.post("/v1/offsets", encoded(picture()))
+        check_error(response, 404, "no signature 'offsets', only logits, serve_bytes, serving_def")
+
+
+def test_models(client):
+    (model,) = client.get("/v1/models").json()["models"]
+    assert (model["name"], model["active"]) == ("street", "1")
+    assert model["versions"] == [{"version": "1", "state": "active"}]
+    assert [each["name"] for each in model["classes"]] == list(SPACE.classes)
+    assert model["signatures"] == ["logits", "offsets", "serve_bytes", "serving_default"]
+    assert model["input"]["min_side"] == 32
+    assert model["input"]["max_pixels"] == Settings().max_pixels
+    (file,) = model["files"]
+    assert (file["name"], file["bytes"]) == ("street.tflite", 100)
+    assert client.get(file["url"]).content == bytes(range(100))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/models/street/files/MODEL_CARD.md",
+        "/v1/models/street/files/..%2f..%2fx.tflite",
+        "/v1/models/street/files/../MODEL_CARD.md",
+        "/v1/models/other/files/street.tflite",
+        "/static/../app.py",
+        "/static/%2e%2e/app.py",
+        "/static/..%2fapp.py",
+        "/static/%2e%2e%2f%2e%2e%2fmodel.py",
+        "/static//etc/passwd",
+        "/litert/x",
+        "/docs",
+        "/nothing",
+    ],
+)
+def test_paths_lead_nowhere_else(client, path):
+    check_error(client.get(path), 404)
+
+
+def test_other_methods_are_refused(client):
+    response = client.get("/v1/segment")
+    check_error(response, 405)
+    assert response.headers["allow"] == "POST"
+
+
+def test_pages_and_their_headers(client, folder, tmp_path):
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert client.get("/static/index.html").content == page.content
+    for response in (page, client.get("/nothing"), client.post("/v1/segment")):
+        assert response.headers["content-security-policy"].startswith("default-src 'self'; ")
+        assert response.headers["x-content-type-options"] == "nosniff"
+    (tmp_path / "wasm").mkdir()
+    (tmp_path / "wasm" / "a.wasm").write_bytes(b"\0asm")
+    (tmp_path / "secret").touch()
+    (tmp_path / "wasm" / "link").symlink_to(tmp_path / "secret")
+    with running(folder, litert=tmp_path / "wasm") as (other, _):
+        response = other.get("/litert/a.wasm")
+        assert response.headers["content-type"] == "application/wasm"
+        assert other.get("/litert/link").status_code == 404
+        assert other.get("/litert/%2e%2e/secret").status_code == 404
+
+
+def test_bodies_are_limited_while_they_come(folder):
+    with running(folder, Settings(max_bytes=1000)) as (client, service):
+        check_error(
+            client.post("/v1/segment", bytes(1001)), 413,
+            "Expected a body of 1000 bytes at most. Received: Content-Length: 1001",
+        )  # fmt: skip
+        sent = []
+
+        async def endless():
+            while True:
+                sent.append(1)
+                yield bytes(300)
+
+        # The rest is read for a while, so that the client gets to read the answer.
+        response = client.post("/v1/segment", endless())
+        check_error(response, 413, "1000 bytes at most. Received: more")
+        assert response.headers["connection"] == "close"
+        assert len(sent) < 300_000
+        assert service._bodies.used == 0
+
+
+def test_slow_bodies_are_refused(folder):
+    async def slow():
+        yield b"\x89PNG"
+        await asyncio.sleep(60)
+        yield b""
+
+    with running(folder, Settings(read_seconds=0.2)) as (client, _):
+        response = client.post("/v1/segment", slow())
+        check_error(response, 408, "within 0.2 s. Received: 4 bytes")
+
+
+def test_memory_of_bodies_is_limited_over_all_requests(folder):
+    async def slow():
+        for _ in range(3):
+            yield bytes(400)
+            await asyncio.sleep(0.2)
+
+    settings = Settings(max_body_memory=1500, read_seconds=10)
+    with running(folder, settings) as (client, service):
+        codes = [
+            response.status_code
+            for response in client.together(
+                *(("POST", "/v1/segment", {"content": slow()}) for _ in range(2))
+            )
+        ]
+        assert sorted(codes) == [415, 503]
+        assert service._bodies.used == 0
+        data = encoded(picture())
+        assert len(data) > 1500
+        check_error(client.post("/v1/segment", data), 503, "No memory for another body")
+
+
+def hold(service):
+    """Keep the thread of TensorFlow busy until the event that is returned is set."""
+    go = threading.Event()
+    service.batcher.call(lambda: go.wait(20))
+    return go
+
+
+def test_a_full_queue_asks_to_come_again(folder):
+    data = encoded(picture())
+    settings = Settings(max_queue=2, request_seconds=1)
+    with running(folder, settings) as (client, service):
+        go = hold(service)
+        responses = client.together(*[("POST", "/v1/segment", {"content": data})] * 3)
+        go.set()
+        assert sorted(response.status_code for response in responses) == [429, 504, 504]
+        full = next(response for response in responses if response.status_code == 429)
+        check_error(full, 429, "The queue is full: 2 pictures are there")
+        assert full.headers["retry-after"] == "1"
+        assert service._pictures.used == service._pixels.used == 0
+        assert client.post("/v1/segment", data).status_code == 200
+        assert number(client, 'alignseg_rejected_total{reason="time"}') == 2
+
+
+def test_pixels_of_the_queue_are_limited(folder):
+    data = encoded(picture(40, 56))
+    settings = Settings(max_queue_pixels=2 * 40 * 56 + 1, request_seconds=1)
+    with running(folder, settings) as (client, service):
+        go = hold(service)
+        responses = client.together(*[("POST", "/v1/segment", {"content": data})] * 3)
+        go.set()
+        assert sorted(response.status_code for response in responses) == [429, 504, 504]
+        assert service._pictures.used == service._pixels.used == 0
+
+
+def test_clients_that_go_away_are_not_served(server, monkeypatch):
+    client, service = server
+    go = hold(service)
+    before = number(client, "alignseg_pictures_total")
+    gone = number(client, 'alignseg_requests_total{route="/v1/segment",status="499"}')
+
+    async def leave():
+        messages = [{"type": "http.request", "body": encoded(picture()), "more_body": False}]
+        sent = []
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            await asyncio.sleep(0.1)
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/segment", "raw_path": b"/v1/segment",
+            "query_string": b"", "headers": [], "scheme": "http", "http_version": "1.1",
+            "asgi": {"version": "3.0"}, "root_path": "",
+        }  # fmt: skip
+        await create_app(service)(scope, receive, send)
+        return sent
+
+    assert client._runner.run(leave()) == []
+    go.set()
+    assert client.post("/v1/segment", encoded(picture())).status_code == 200
+    assert number(client, "alignseg_pictures_total") == before + 1
+    name = 'alignseg_requests_total{route="/v1/segment",status="499"}'
+    assert number(client, name) == gone + 1
+
+
+def test_failures_of_the_server_are_logged_under_the_id_that_the_client_gets(
+    server, monkeypatch, caplog
+):
+    client, service = server
+    monkeypatch.setattr(type(service.models.active), "class_maps", lambda *_: 1 / 0)
+    response = client.post("/v1/segment", encoded(picture()))
+    check_error(response, 500, response.headers["x-request-id"])
+    assert response.headers["x-request-id"] in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_full_memory_of_the_accelerator_is_told(server, monkeypatch):
+    client, service = server
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(type(service.models.active), "class_maps", full)
+    check_error(client.post("/v1/segment", encoded(picture())), 503, "No memory for this picture")
+
+
+def test_the_token(folder):
+    with running(folder, token=b"secret-1") as (client, _):
+        for path in ("/", "/healthz", "/readyz", "/static/index.html"):
+            assert client.get(path).status_code == 200, path
+        for path in ("/metrics", "/v1/models", "/openapi.json", "/v1/models/street", "/nothing"):
+            check_error(client.get(path), 401, "Authorization: Bearer")
+        response = client.post("/v1/segment", encoded(picture()))
+        check_error(response, 401)
+        assert response.headers["www-authenticate"] == "Bearer"
+        for given in ("Bearer secret-2", "Bearer ", "secret-1", "Basic secret-1", "Bearer é"):
+            headers = {"authorization": given.encode("latin-1")}
+            assert client.get("/v1/models", headers=headers).status_code == 401, given
+        headers = {"authorization": "Bearer secret-1"}
+        document = client.get("/openapi.json", headers=headers).json()
+        assert document["security"] == [{"token": []}]
+        assert document["paths"]["/readyz"]["get"]["security"] == []
+        assert client.get("/v1/models", headers=headers).status_code == 200
+        assert client.post("/v1/segment", encoded(picture()), headers=headers).status_code == 200
+
+
+def test_a_server_that_is_about_to_stop(folder):
+    with running(folder) as (client, service):
+        assert client.get("/readyz").status_code == 200
+        service.draining = True
+        check_error(client.get("/readyz"), 503, "about to stop")
+        assert client.get("/healthz").status_code == 200
+        response = client.post("/v1/segment", encoded(picture()))
+        check_error(response, 503, "about to stop")
+        assert response.headers["connection"] == "close"
+
+
+def test_a_new_version_serves_without_a_lost_request(tmp_path, folder):
+    shutil.copytree(folder, tmp_path / "street")
+    with running(tmp_path / "street") as (client, service):
+        image = picture()
+        write_model(tmp_path / "street" / "2", shift=1)
+        requests = [("POST", "/v1/segment", {"content": encoded(image)})] * 60
+        thread = threading.Thread(target=service.models.update)
+        seen = set()
+        while True:
+            last = thread.ident is not None and not thread.is_alive()
+            for response in client.together(*requests):
+                version = int(response.headers["x-model-version"])
+                seen.add(version)
+                assert (decoded(response.content) == expected(image, version - 1)).all()
+            if last:
+                break
+            if len(seen) == 1 and thread.ident is None:
+                thread.start()
+        assert seen == {1, 2}
+        assert number(client, 'alignseg_model_version{model="street"}') == 2
+        service.models.update()
+        assert service.models.states() == {1: "idle", 2: "active"}
+
+
+def test_the_log_has_a_line_a_request_if_it_is_asked_for(folder, caplog):
+    caplog.set_level(logging.INFO, "alignseg_tf.serving")
+    with running(folder, verbose=True) as (client, _):
+        client.get("/healthz%0aINFO forged")
+        assert "GET '/healthz\\nINFO forged' 404" in caplog.text
+    caplog.clear()
+    with running(folder) as (client, _):
+        client.get("/healthz")
+    assert "healthz" not in caplog.text
+
+
+def test_the_description_is_complete(client):
+    api = client.get("/openapi.json").json()
+    assert set(api["paths"]) == {
+        "/healthz", "/readyz", "/metrics", "/v1/segment", "/v1/offsets", "/v1/models",
+        "/v1/models/{name}", "/v1/models/{name}/metadata", "/v1/models/{name}:predict",
+        "/v1/models/{name}/versions/{version}", "/v1/models/{name}/versions/{version}/metadata",
+        "/v1/models/{name}/versions/{version}:predict", "/v1/models/{name}/files/{file}",
+    }  # fmt: skip
+    segment = api["paths"]["/v1/segment"]["post"]
+    assert set(segment["responses"]["200"]["content"]) == {"image/png", "application/json"}
+    assert {"408", "413", "415", "422", "429", "503", "504"} <= set(segment["responses"])
+    for path in api["paths"].values():
+        for operation in path.values():
+            assert "HTTPValidationError" not in json.dumps(operation)
+
+
+@contextmanager
+def listening(service):
+    """The same with connections, in a thread; yields the address."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()  # or who comes before the thread has begun is turned away
+        server = uvicorn.Server(connections.config(create_app(service), service.settings))
+        thread = threading.Thread(target=server.run, args=[[taken]])
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def test_clients_that_do_not_read_their_answer_are_cut_off(tmp_path):
+    (tmp_path / "street").mkdir()
+    write_model(tmp_path / "street" / "1")
+    (tmp_path / "street" / "big.tflite").write_bytes(bytes(40_000_000))
+    noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3)).astype(np.uint8)
+    data = encoded(noise)
+    requests = (
+        b"GET /v1/models/street/files/big.tflite HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"POST /v1/segment?format=overlay HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+        % len(data) + data,
+    )  # fmt: skip
+    settings = Settings(send_seconds=0.5)
+    with running(tmp_path / "street", settings) as (_, service), listening(service) as url:
+        for request in requests:
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.settimeout(30)
+                host, port = url.removeprefix("http://").split(":")
+                client.connect((host, int(port)))
+                client.sendall(request)
+                assert client.recv(12) == b"HTTP/1.1 200"
+                time.sleep(2)
+                with pytest.raises(ConnectionResetError):
+                    while client.recv(2**20):
+                        pass
+        answer = httpx.get(f"{url}/v1/models/street/files/big.tflite")
+        assert len(answer.content) == 40_000_000
+        assert httpx.post(f"{url}/v1/segment?format=overlay", content=data).status_code == 200
+
+
+def test_a_part_of_a_file(client):
+    url = "/v1/models/street/files/street.tflite"
+    part = client.get(url, headers={"range": "bytes=10-19"})
+    assert part.status_code == 206
+    assert part.content == bytes(range(10, 20))
+    assert client.get(url, headers={"range": "bytes=200-"}).status_code == 416
+
+
+def test_what_comes_is_what_the_description_says(folder):
+    """Bodies, parameters and headers that Schemathesis makes up, a few a route."""
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import HealthCheck, Phase, given
+    from hypothesis import settings as few
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import (
+        content_type_conformance,
+        response_schema_conformance,
+        status_code_conformance,
+    )
+
+    asked = set()
+    both = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
+    with running(folder) as (_, service), listening(service) as url:
+        api = schemathesis.openapi.from_url(f"{url}/openapi.json")
+        for result in api.get_all_operations():
+            operation = result.ok()
+            good, bad = (operation.as_strategy(generation_mode=mode) for mode in both)
+
+            @few(
+                max_examples=10, deadline=None, database=None, derandomize=True,
+                phases=[Phase.generate], suppress_health_check=list(HealthCheck),
+            )  # fmt: skip
+            @given(case=good | bad)
+            def ask(case):
+                response = case.call_and_validate(
+                    checks=[
+                        not_a_server_error, status_code_conformance, content_type_conformance,
+                        response_schema_conformance,
+                    ]
+                )  # fmt: skip
+                asked.add((case.operation.path, response.status_code))
+
+            ask()
+        document = httpx.get(f"{url}/openapi.json").json()
+    assert {path for path, _ in asked} == set(document["paths"])
+    assert {status for _, status in asked} >= {200, 404, 415}

@@ -1,0 +1,192 @@
+import gc
+import logging
+import shutil
+import time
+
+import numpy as np
+import pytest
+from serving_fixtures import SPACE, expected, picture, write_model
+
+from alignseg_tf.networks import LABEL_SPACE_FILE
+from alignseg_tf.serving.models import Models, Version, load_version
+
+
+def load(path):
+    """Stand in for TensorFlow: a file named `broken` makes a version that does not load."""
+    if (path / "broken").exists():
+        raise ValueError(f"{path.name} is broken")
+    return Version(int(path.name), SPACE, {"serving_default": None})
+
+
+def add(folder, name, broken=False):
+    (folder / f".{name}").mkdir()
+    if broken:
+        (folder / f".{name}" / "broken").touch()
+    return (folder / f".{name}").rename(folder / name)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "street").mkdir()
+    add(tmp_path / "street", "1")
+    return tmp_path / "street"
+
+
+@pytest.fixture
+def models(folder):
+    models = Models(folder, load)
+    models.update()
+    return models
+
+
+def test_the_newest_version_serves(folder):
+    add(folder, "10")
+    add(folder, "9")
+    models = Models(folder, load)
+    assert not models.ready
+    with pytest.raises(RuntimeError, match="no version is loaded"):
+        _ = models.active
+    switches = []
+    models.on_switch = switches.append
+    models.update()
+    assert models.active.number == 10
+    assert models.states() == {1: "idle", 9: "idle", 10: "active"}
+    models.update()
+    assert switches == [10]
+
+
+def test_folders_without_versions_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="gone: no such folder"):
+        Models(tmp_path / "gone")
+    shutil.rmtree(folder / "1")
+    with pytest.raises(ValueError, match=r"named by numbers, such as 1. Received: no folders"):
+        Models(folder)
+    for name in ("best", "1.5", "-1", "²", ".2"):
+        (folder / name).mkdir()
+    (folder / "3").touch()
+    with pytest.raises(ValueError, match=r"Received: -1, .2, 1.5, best, ²"):
+        Models(folder)
+
+
+def test_a_new_version_takes_over_and_the_old_one_goes_when_its_work_is_done(
+    folder, models, caplog
+):
+    caplog.set_level(logging.INFO)
+    at_work = models.active
+    add(folder, "2")
+    models.update()
+    assert models.active.number == 2
+    assert "version 2 serves instead of 1" in caplog.text
+    assert models.states() == {1: "unloading", 2: "active"}
+    assert models.loaded(1) is at_work
+    models.update()
+    assert "unloaded" not in caplog.text
+    del at_work
+    models.update()
+    assert "version 1 is unloaded" in caplog.text
+    assert models.loaded(1) is None
+    assert models.states() == {1: "idle", 2: "active"}
+    assert models.loaded(2) is models.active
+
+
+def test_a_broken_version_is_told_once_and_the_old_one_goes_on(folder, models, caplog):
+    add(folder, "2", broken=True)
+    broken = []
+    models.on_broken = broken.append
+    for _ in range(3):
+        models.update()
+    assert broken == [2]
+    assert caplog.text.count("version 2 does not load, version 1 goes on: 2 is broken") == 1
+    assert models.states() == {1: "active", 2: "broken"}
+    shutil.rmtree(folder / "2")
+    # A file system may give the number of a folder that is gone to the next one.
+    (folder / "other").mkdir()
+    add(folder, "2")
+    models.update()
+    assert models.active.number == 2
+
+
+def test_a_version_that_is_written_again_is_loaded_again(folder, models):
+    first = models.active
+    models.update()
+    assert models.active is first
+    (folder / "1").rename(folder / ".old")
+    add(folder, "1")
+    models.update()
+    assert models.active is not first
+    assert models.active.number == 1
+
+
+def test_an_older_version_takes_over_when_the_newest_is_taken_away(folder, models):
+    add(folder, "2")
+    models.update()
+    shutil.rmtree(folder / "2")
+    models.update()
+    assert models.active.number == 2  # it may be about to be replaced
+    models.update()
+    assert models.active.number == 1
+    shutil.rmtree(folder / "1")
+    for _ in range(3):
+        models.update()
+    assert models.active.number == 1  # there is no other
+
+
+def test_all_versions_may_be_broken_at_the_start(folder):
+    (folder / "1" / "broken").touch()
+    models = Models(folder, load)
+    models.update()
+    assert not models.ready
+
+
+def test_versions_are_watched_in_a_thread(folder, models):
+    models.watch(0.01)
+    try:
+        add(folder, "2")
+        until = time.monotonic() + 10
+        while models.active.number != 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert models.active.number == 2
+        folder.rename(folder.with_name("away"))
+        time.sleep(0.1)
+        folder.with_name("away").rename(folder)
+        add(folder, "3")
+        until = time.monotonic() + 10
+        while models.active.number != 3 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert models.active.number == 3
+    finally:
+        models.close()
+
+
+def test_tflite_files_are_those_beside_the_versions(folder, models, tmp_path):
+    (folder / "street.tflite").write_bytes(b"model")
+    (folder / ".hidden.tflite").touch()
+    (folder / "folder.tflite").mkdir()
+    (tmp_path / "secret.tflite").touch()
+    (folder / "link.tflite").symlink_to(tmp_path / "secret.tflite")
+    assert models.tflite_files() == {"street.tflite": folder / "street.tflite"}
+
+
+def test_a_savedmodel_is_loaded_and_has_to_segment(tmp_path):
+    path = write_model(tmp_path / "7", shift=1)
+    version = load_version(path)
+    assert version.number == 7
+    assert version.label_space == SPACE
+    assert set(version.signatures) == {"serving_default", "serve_bytes", "logits", "offsets"}
+    images = np.stack([picture(), picture(seed=1)])
+    assert (version.class_maps(images) == expected(images, shift=1)).all()
+    del version
+    gc.collect()
+    (path / LABEL_SPACE_FILE).unlink()
+    with pytest.raises(ValueError, match=r"classes.json with the names of the classes is missing"):
+        load_version(path)
+    (path / "saved_model.pb").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="not a SavedModel"):
+        load_version(path)
+
+
+def test_a_version_whose_class_maps_are_none_is_broken(tmp_path, monkeypatch):
+    path = write_model(tmp_path / "7")
+    monkeypatch.setattr(Version, "class_maps", lambda self, images: images[..., 0].astype(int))
+    with pytest.raises(ValueError, match=r"expected class maps uint8 \[1, 64, 96\]. Received: int"):
+        load_version(path)

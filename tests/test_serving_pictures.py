@@ -1,0 +1,211 @@
+import io
+import resource
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving_fixtures import encoded, picture
+
+from alignseg_tf.serving.pictures import (
+    MAX_SCANS,
+    TENSORFLOW_FORMATS,
+    check_media_type,
+    check_picture,
+    decode_picture,
+    picture_in_form,
+)
+from alignseg_tf.serving.refusals import RefusedError
+
+LIMIT = 64 * 64
+
+
+def refusal(data: bytes, limit: int = LIMIT) -> tuple[int, str, str]:
+    with pytest.raises(RefusedError) as caught:
+        check_picture(data, limit)
+        decode_picture(data, limit)
+    return caught.value.status, caught.value.reason, caught.value.message
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG that says it is so large, and holds nothing."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        code = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + code
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    content = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+def test_pictures_are_decoded(kind):
+    image = picture()
+    data = encoded(image, kind)
+    assert check_picture(data, LIMIT) == (56, 40)
+    out = decode_picture(data, LIMIT)
+    assert (out.shape, out.dtype) == ((40, 56, 3), np.uint8)
+    if kind in ("PNG", "BMP", "TIFF"):
+        assert (out == image).all()
+
+
+def test_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    data = encoded(picture(), "PNG", exif=exif)
+    assert check_picture(data, LIMIT) == (56, 40)
+    assert (decode_picture(data, LIMIT) == np.rot90(picture(), -1)).all()
+
+
+def test_what_is_no_picture_is_refused():
+    assert refusal(b"") == (422, "damaged", "Expected a picture. Received: an empty body")
+    status, reason, message = refusal(b"GIF89a" + bytes(100))
+    assert (status, reason) == (415, "format")
+    assert (
+        "Expected JPEG, PNG, WEBP, BMP, TIFF. Received: bytes that start with b'GIF89a" in message
+    )
+    assert refusal(b"%!PS-Adobe-3.0 EPSF-3.0")[0] == 415
+    with pytest.raises(RefusedError, match="Expected JPEG, PNG, BMP"):
+        check_picture(encoded(picture(), "WEBP"), LIMIT, TENSORFLOW_FORMATS)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+def test_truncated_pictures_are_refused(kind):
+    data = encoded(picture(), kind)
+    assert refusal(data[: len(data) // 2])[:2] == (422, "damaged")
+
+
+def test_damaged_pictures_are_refused():
+    data = bytearray(encoded(picture()))
+    data[60:70] = bytes(10)
+    assert refusal(bytes(data))[:2] == (422, "damaged")
+
+
+def test_sizes_are_refused_before_anything_is_decoded(monkeypatch):
+    large, narrow = encoded(picture(65, 64)), encoded(picture(31, 40))
+    monkeypatch.setattr(Image.Image, "load", None)  # a call of this would fail
+    assert refusal(large) == (
+        413, "pixels",
+        "Expected a picture of 4096 pixels at most. Received: 64 x 65 = 4160 pixels",
+    )  # fmt: skip
+    assert refusal(narrow) == (
+        422, "small", "Expected sides of 32 pixels at least. Received: 40 x 31",
+    )  # fmt: skip
+    for size in [(2**31 - 1, 2**31 - 1), (100_000, 100_000), (2**31 - 1, 32), (13_000, 13_000)]:
+        assert refusal(png_of_size(*size))[:2] == (413, "pixels"), size
+    for size in [(0, 40), (2**32 - 1, 2**32 - 1)]:
+        assert refusal(png_of_size(*size))[0] in (413, 415, 422), size
+
+
+def test_animated_and_multi_page_files_are_refused():
+    frames = [Image.fromarray(picture(seed=seed)) for seed in (0, 1, 2)]
+    for kind in ("PNG", "WEBP", "TIFF"):
+        file = io.BytesIO()
+        frames[0].save(file, kind, save_all=True, append_images=frames[1:])
+        status, reason, message = refusal(file.getvalue())
+        assert (status, reason) == (422, "frames"), kind
+        assert message == "Expected one picture. Received: several in a file"
+
+
+def test_the_pages_of_a_tiff_are_not_counted():
+    """A page that is there a hundred thousand times: Pillow would read each of its heads."""
+    one = encoded(picture(), "TIFF")
+    (first,) = struct.unpack_from("<I", one, 4)
+    (entries,) = struct.unpack_from("<H", one, first)
+    page = one[first : first + 2 + 12 * entries]
+    data = bytearray(one)
+    struct.pack_into("<I", data, first + len(page), len(data))
+    for _ in range(100_000):
+        data += page + struct.pack("<I", len(data) + len(page) + 4)
+    data += page + bytes(4)
+    began = time.monotonic()
+    assert refusal(bytes(data))[:2] == (422, "frames")
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize("size", [(16383, 16383), (2**24, 200), (65536, 65535)])
+def test_a_webp_that_says_it_is_huge_takes_no_memory(size):
+    whole = encoded(picture(), "WEBP", lossless=True)
+    canvas = b"".join((side - 1).to_bytes(3, "little") for side in size)
+    body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + canvas + whole[12:]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert refusal(b"RIFF" + struct.pack("<I", len(body)) + body)[:2] == (413, "pixels")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_a_photograph_with_a_preview_behind_it_is_one_picture():
+    file = io.BytesIO()
+    frames = [Image.fromarray(picture(seed=seed)) for seed in (0, 1)]
+    frames[0].save(file, "MPO", save_all=True, append_images=frames[1:])
+    assert check_picture(file.getvalue(), LIMIT) == (56, 40)
+    assert decode_picture(file.getvalue(), LIMIT).shape == (40, 56, 3)
+
+
+def test_a_jpeg_of_many_scans_is_refused():
+    data = encoded(picture(), "JPEG", progressive=True)
+    check_picture(data, LIMIT)
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
+    status, reason, message = refusal(data[:-2] + MAX_SCANS * scan + data[-2:])
+    assert (status, reason) == (422, "damaged")
+    assert f"{MAX_SCANS} scans at most" in message
+
+
+def test_more_than_16_bits_a_channel_are_refused():
+    file = io.BytesIO()
+    Image.fromarray(np.full((40, 40), 0.5, np.float32)).save(file, "TIFF")
+    status, _, message = refusal(file.getvalue())
+    assert status == 422
+    assert "expected 8 or 16 bits a channel" in message
+    deep = Image.fromarray(np.full((40, 40), 515, np.uint16))
+    file = io.BytesIO()
+    deep.save(file, "PNG")
+    assert (decode_picture(file.getvalue(), LIMIT) == 2).all()
+
+
+def test_media_types():
+    assert not check_media_type("image/jpeg")
+    assert not check_media_type("")
+    assert not check_media_type("application/octet-stream")
+    assert check_media_type("Multipart/Form-Data; boundary=x")
+    with pytest.raises(RefusedError, match=r"Received: application/json") as caught:
+        check_media_type("application/json; charset=utf-8")
+    assert caught.value.status == 415
+
+
+def form(*parts: tuple[str, bytes], boundary: bytes = b"xyz") -> bytes:
+    lines = [
+        b"--" + boundary + b"\r\nContent-Disposition: form-data; " + head.encode()
+        + b"\r\n\r\n" + content + b"\r\n"
+        for head, content in parts
+    ]  # fmt: skip
+    return b"".join(lines) + b"--" + boundary + b"--\r\n"
+
+
+FILE = ('name="image"; filename="a.png"', b"one\r\n--xy\r\ntwo")
+FORM = "multipart/form-data; boundary=xyz"
+
+
+def test_the_file_of_a_form():
+    assert picture_in_form(form(FILE), FORM) == FILE[1]
+    assert picture_in_form(form(('name="note"', b"hello"), FILE), FORM) == FILE[1]
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type", "message"),
+    [
+        (form(('name="image"', b"no file")), FORM, "one file. Received: 0 files"),
+        (form(FILE, FILE), FORM, "one file. Received: 2 files"),
+        (form(*[FILE] * 20), FORM, "more than 16 parts"),
+        (form(FILE), "multipart/form-data", "Expected a form with a file"),
+        (b"nothing of the kind", FORM, "Expected a form with a file"),
+        (b"", FORM, "Expected a form with"),
+        (form(FILE)[:80], FORM, "Expected a form with"),
+    ],
+)
+def test_forms_that_are_refused(data, content_type, message):
+    with pytest.raises(RefusedError, match=message) as caught:
+        picture_in_form(data, content_type)
+    assert (caught.value.status, caught.value.reason) == (422, "form")
