@@ -456,7 +456,7 @@ def predict_distributed(
     paths, unfit = list_pictures(Path(folder), output)
     known = read_manifest(output, model).select(["path", "sha256", "bytes", "mtime_ns"])
     table = pa.table({"path": paths}).join(known, "path", join_type="left outer")
-    table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
+    table = table.append_column("row", pa.array(np.arange(len(table))))
 
     summary = Summary(threads, Counter(failed=len(unfit)))
     manifest = _Manifest(output, model)
