@@ -42,7 +42,7 @@ async function listModels() {
   try {
     served = (await (await ask("/v1/models")).json()).models[0];
     const options = served.files.map(({ name, bytes, url }) => (
-      new Option(`${name} (${(bytes / 1e6).toFixed(1)} MB)`, url)
+      new Option(`${name} (${Math.ceil(bytes / 1000)} kB)`, url)
     ));
     element("models").replaceChildren(...options);
     element("server-models").hidden = options.length === 0;
@@ -66,6 +66,9 @@ async function startLiteRt() {
       String(error.message),
     );
   }
+  // What its C++ writes is a log, most of it no error.
+  const log = (text) => console.debug(text);
+  self.Module = { print: log, printErr: log };
   await loaded.loadLiteRt(LITERT);
   litert = loaded;
 }
@@ -153,7 +156,7 @@ async function segment(blob) {
     const classMap = classMapOf(await run(bitmap), network.input, { width, height });
     const seconds = (performance.now() - started) / 1000;
     show(bitmap, classMap, width, height);
-    say(`Done on this device in ${seconds.toFixed(1)} s: ${width} x ${height} pixels.`);
+    say(`Done on this device in ${seconds.toFixed(2)} s: ${width} x ${height} pixels.`);
     element("result").focus({ preventScroll: true });
   } catch (error) {
     element("result").hidden = true;

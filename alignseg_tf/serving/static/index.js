@@ -5,14 +5,16 @@ import {
   showError, showLegend, showPicture,
 } from "./painting.js";
 
-// Grid points to each side of the pointer that have an arrow.
+// Arrows to each side of the pointer, and the pixels of the screen between two.
 const REACH = 3;
+const BETWEEN = 16;
 // Steps of the point by keyboard, as a share of the picture's longer side.
 const STEP = 1 / 64;
 const LARGE_STEP = 1 / 8;
 
 let token = "";
 let model = null; // as /v1/models describes it
+let asked = null; // the promise of that
 let sent = null; // the picture as the server got it: {blob, name}
 let result = null; // {width, height, classes, classMap}
 let fields = null; // offset fields by name, or a promise of them
@@ -80,7 +82,7 @@ async function segment(blob, name) {
   showError(null);
   say("Reading the picture ...", true);
   try {
-    let bitmap = await decode(blob);
+    let [bitmap] = await Promise.all([decode(blob), asked]);
     const limits = model?.input;
     let note = "";
     if (bitmap && limits && bitmap.width * bitmap.height > limits.max_pixels) {
@@ -169,6 +171,7 @@ async function loadFields() {
     const chosen = element("field").value;
     element("field").replaceChildren(...answer.fields.map(({ name }) => new Option(name)));
     if (fields.has(chosen)) element("field").value = chosen;
+    element("field").disabled = false;
     showPoint();
   } catch (error) {
     if (mine === turn) showError(error);
@@ -226,11 +229,12 @@ function drawArrows(context, field, unit) {
   const [dx, dy] = spacing(field);
   const magnify = Number(element("magnify").value);
   const { column, row } = nearest(field);
+  const [across, down] = [dx, dy].map((d) => Math.max(1, Math.round(BETWEEN * unit / d)));
   const path = new Path2D();
-  for (let j = Math.max(row - REACH, 0); j <= Math.min(row + REACH, field.height - 1); j++) {
-    for (let i = Math.max(column - REACH, 0); i <= Math.min(column + REACH, field.width - 1); i++) {
-      const [vx, vy] = field.vectors[j][i].map((value) => value * magnify);
-      addArrow(path, i * dx, j * dy, vx, vy, unit);
+  for (let j = row - REACH * down; j <= row + REACH * down; j += down) {
+    for (let i = column - REACH * across; i <= column + REACH * across; i += across) {
+      const vector = field.vectors[j]?.[i];
+      if (vector) addArrow(path, i * dx, j * dy, vector[0] * magnify, vector[1] * magnify, unit);
     }
   }
   // White upon black is seen on every picture.
@@ -356,6 +360,6 @@ element("download").addEventListener("click", download);
 element("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   token = element("token").value.trim();
-  loadModel();
+  asked = loadModel();
 });
-loadModel();
+asked = loadModel();
