@@ -40,7 +40,8 @@ from alignseg_tf.quiet import import_tensorflow_quietly, silent_stderr
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DEFAULT_BATCH_SIZE = 4
+# On processors several together are no faster than one by one; see `docs/many_pictures.md`.
+DEFAULT_BATCH_SIZE = 1
 # So much of the fingerprint is in the names of results.
 FINGERPRINT_LENGTH = 16
 # Decoded pictures that wait in an actor for others of their size have at most so many pixels.
