@@ -1,6 +1,8 @@
 import asyncio
+import contextlib
 import json
 import logging
+import re
 import shutil
 import socket
 import threading
@@ -239,7 +241,7 @@ def test_bodies_are_limited_while_they_come(folder):
         response = client.post("/v1/segment", endless())
         check_error(response, 413, "1000 bytes at most. Received: more")
         assert response.headers["connection"] == "close"
-        assert len(sent) < 300_000
+        assert 100 < len(sent) < 300_000
         assert service._bodies.used == 0
 
 
@@ -260,7 +262,7 @@ def test_memory_of_bodies_is_limited_over_all_requests(folder):
             yield bytes(400)
             await asyncio.sleep(0.2)
 
-    settings = Settings(max_body_memory=1500, read_seconds=10)
+    settings = Settings(max_bytes=1500, max_body_memory=1500, read_seconds=10)
     with running(folder, settings) as (client, service):
         codes = [
             response.status_code
@@ -270,9 +272,6 @@ def test_memory_of_bodies_is_limited_over_all_requests(folder):
         ]
         assert sorted(codes) == [415, 503]
         assert service._bodies.used == 0
-        data = encoded(picture())
-        assert len(data) > 1500
-        check_error(client.post("/v1/segment", data), 503, "No memory for another body")
 
 
 def hold(service):
@@ -300,7 +299,8 @@ def test_a_full_queue_asks_to_come_again(folder):
 
 def test_pixels_of_the_queue_are_limited(folder):
     data = encoded(picture(40, 56))
-    settings = Settings(max_queue_pixels=2 * 40 * 56 + 1, request_seconds=1)
+    pixels = 40 * 56
+    settings = Settings(max_pixels=pixels, max_queue_pixels=2 * pixels + 1, request_seconds=1)
     with running(folder, settings) as (client, service):
         go = hold(service)
         responses = client.together(*[("POST", "/v1/segment", {"content": data})] * 3)
@@ -467,7 +467,7 @@ def listening(service):
 def test_clients_that_do_not_read_their_answer_are_cut_off(tmp_path):
     (tmp_path / "street").mkdir()
     write_model(tmp_path / "street" / "1")
-    (tmp_path / "street" / "big.tflite").write_bytes(bytes(40_000_000))
+    (tmp_path / "street" / "big.tflite").write_bytes(bytes(12_000_000))
     noise = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3)).astype(np.uint8)
     data = encoded(noise)
     requests = (
@@ -479,18 +479,21 @@ def test_clients_that_do_not_read_their_answer_are_cut_off(tmp_path):
     with running(tmp_path / "street", settings) as (_, service), listening(service) as url:
         for request in requests:
             with socket.socket() as client:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
                 client.settimeout(30)
                 host, port = url.removeprefix("http://").split(":")
                 client.connect((host, int(port)))
                 client.sendall(request)
-                assert client.recv(12) == b"HTTP/1.1 200"
-                time.sleep(2)
-                with pytest.raises(ConnectionResetError):
-                    while client.recv(2**20):
-                        pass
+                answer = client.recv(4096)
+                assert answer.startswith(b"HTTP/1.1 200")
+                time.sleep(1.5)
+                length = int(re.search(rb"content-length: (\d+)", answer)[1])
+                with contextlib.suppress(ConnectionResetError):
+                    while part := client.recv(2**20):
+                        answer += part
+                assert len(answer) < length
         answer = httpx.get(f"{url}/v1/models/street/files/big.tflite")
-        assert len(answer.content) == 40_000_000
+        assert len(answer.content) == 12_000_000
         assert httpx.post(f"{url}/v1/segment?format=overlay", content=data).status_code == 200
 
 
@@ -507,6 +510,7 @@ def test_what_comes_is_what_the_description_says(folder):
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, Phase, given
     from hypothesis import settings as few
+    from hypothesis import strategies as st
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi.checks import (
         content_type_conformance,
@@ -526,8 +530,13 @@ def test_what_comes_is_what_the_description_says(folder):
                 max_examples=10, deadline=None, database=None, derandomize=True,
                 phases=[Phase.generate], suppress_health_check=list(HealthCheck),
             )  # fmt: skip
-            @given(case=good | bad)
-            def ask(case):
+            @given(case=good | bad, known=st.booleans())
+            def ask(case, known):
+                there = {"name": "street", "version": "1", "file": "street.tflite"}
+                if known:
+                    case.path_parameters.update(
+                        {key: there[key] for key in case.path_parameters or {}}
+                    )
                 response = case.call_and_validate(
                     checks=[
                         not_a_server_error, status_code_conformance, content_type_conformance,
@@ -539,4 +548,4 @@ def test_what_comes_is_what_the_description_says(folder):
             ask()
         document = httpx.get(f"{url}/openapi.json").json()
     assert {path for path, _ in asked} == set(document["paths"])
-    assert {status for _, status in asked} >= {200, 404, 415}
+    assert {status for _, status in asked} >= {200, 400, 404, 422}

@@ -118,16 +118,17 @@ def test_a_network_that_loses_pictures_is_found_out(make, run):
 
 
 def test_who_does_not_wait_any_more_is_left_out(make, run):
-    batcher = make()
-    first = batcher.segment(picture(0))
+    batcher = make(max_batch=2)
+    futures = [batcher.segment(picture(0))]
     assert run.begun.wait(SECONDS)
-    gone, other = batcher.segment(picture(1)), batcher.segment(picture(2))
-    assert gone.cancel()
+    futures += [batcher.segment(picture(value)) for value in (1, 2, 3, 4)]
+    gone = [futures.pop(3), futures.pop(1)]
+    assert all(future.cancel() for future in gone)
     run.go.set()
-    assert (first.result(SECONDS), other.result(SECONDS)) == (0, 2)
-    assert run.batches == [[0], [2]]
+    assert [future.result(SECONDS) for future in futures] == [0, 2, 4]
+    assert run.batches == [[0], [2, 4]]  # nor do they take a place
     with pytest.raises(CancelledError):
-        gone.result(SECONDS)
+        gone[0].result(SECONDS)
 
 
 def test_other_work_goes_through_the_same_thread_alone(make, run):

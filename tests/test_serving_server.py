@@ -172,6 +172,8 @@ def test_errors_at_the_start_are_one_line(tmp_path, capsys, monkeypatch):
     assert "`port` must be 0 to 65535. Received: 70000" in error("--port", "70000")
     assert "cannot listen at no.such.host.invalid" in error("--host", "no.such.host.invalid")
     assert "`max_batch` must be positive. Received: 0" in error("--max-batch", "0")
+    message = error("--max-pixels", "100", "--max-queue-pixels", "99")
+    assert "`max_queue_pixels` must be at least `max_pixels`, 100. Received: 99" in message
     assert "gone: no such folder; expected the files of LiteRT.js" in error("--litert", "gone")
     (tmp_path / "token").write_text("\n")
     assert "expected a token" in error("--token-file", str(tmp_path / "token"))

@@ -14,6 +14,7 @@ from serving_fixtures import (
 )
 
 from alignseg_tf.serving.settings import Settings
+from alignseg_tf.serving.tf_serving import pixels_of
 
 URL = "/v1/models/street:predict"
 
@@ -158,6 +159,17 @@ def test_pixels_of_all_pictures_count_together(client):
     response = ask(client, {"signature_name": "serve_bytes", "inputs": values})
     assert response.status_code == 413
     assert "10000 pixels at most in all" in response.json()["error"]
+
+
+def test_requests_wait_in_the_same_queue(server):
+    client, service = server
+    assert pixels_of({"images": np.zeros((2, 5, 7, 3), np.uint8)}) == 70
+    assert pixels_of({"images": np.zeros((2, 5, 7, 3), np.float32)}) == 280
+    assert pixels_of({"image_bytes": np.array([b"123", b"123456"], object)}) == 3
+    with service.room(Settings().max_queue_pixels - 100):
+        response = ask(client, {"inputs": GOOD})
+    assert response.status_code == 429
+    assert ask(client, {"inputs": GOOD}).status_code == 200
 
 
 def test_what_the_model_refuses_is_the_clients_mistake(client):

@@ -100,7 +100,8 @@ def serve_from_arguments(arguments: Namespace) -> int:
     )
     log.setLevel(logging.INFO)
     # What clients send wrong is no warning of ours, and is told to them.
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    for name in ("uvicorn.error", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 

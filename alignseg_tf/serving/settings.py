@@ -20,7 +20,7 @@ class Settings:
     """What the server allows; the fields are described in `docs/serving.md`.
 
     Raises:
-        ValueError: a value is not positive.
+        ValueError: a value is not positive, or the largest request would find no room.
     """
 
     max_bytes: int = _setting(16 * 2**20, "largest body of a request, bytes")
@@ -44,6 +44,15 @@ class Settings:
             value = getattr(self, each.name)
             if not value > 0:
                 raise ValueError(f"`{each.name}` must be positive. Received: {value}")
+        for all_together, one in (
+            ("max_queue_pixels", "max_pixels"),
+            ("max_body_memory", "max_bytes"),
+        ):
+            if getattr(self, all_together) < getattr(self, one):
+                raise ValueError(
+                    f"`{all_together}` must be at least `{one}`, {getattr(self, one)}. Received: "
+                    f"{getattr(self, all_together)}"
+                )
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:

@@ -132,8 +132,9 @@ def _bytes_array(name: str, values: Any, max_pixels: int) -> np.ndarray:
 
 
 def pixels_of(arrays: Mapping[str, np.ndarray]) -> int:
-    """Return about how many pixels inputs have, which is what memory goes by."""
-    return sum(array.size // 3 for array in arrays.values() if array.dtype != object)
+    """Return how many pixels take the memory that inputs take while they wait."""
+    sizes = (sum(map(len, a)) if a.dtype == object else a.nbytes for a in arrays.values())
+    return sum(sizes) // 3
 
 
 def encode_outputs(outputs: Mapping[str, np.ndarray], rows: bool) -> bytes:
@@ -221,7 +222,8 @@ def tf_serving_routes(service: Service) -> APIRouter:
         async with service.time_limit():
             async with service.body(request) as body:
                 signature, rows, arrays = await service.in_pool(prepared, body)
-            with service.room(pixels_of(arrays)):
+            # The largest request has to find room when there is no other.
+            with service.room(min(pixels_of(arrays), service.settings.max_pixels)):
                 try:
                     outputs = await service.result(
                         request, service.batcher.call(lambda: asked.call(signature, arrays))
