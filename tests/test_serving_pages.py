@@ -91,7 +91,12 @@ class Visit:
         self.page.locator("#file").set_input_files(file)
 
     def says(self, text: str, where: str = "#status"):
-        self.page.locator(where, has_text=text).wait_for()
+        """Wait for a text."""
+        try:
+            self.page.locator(where, has_text=text).wait_for()
+        except Exception as error:
+            there = self.page.locator("body").inner_text()
+            raise AssertionError(f"no {text!r} in {there!r}; {self.complaints}") from error
 
     def pixels(self, canvas: str) -> np.ndarray:
         read = self.page.evaluate(PIXELS, canvas)
