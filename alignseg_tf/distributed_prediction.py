@@ -194,9 +194,14 @@ class Segmenter:
 
     def __init__(self, saved_model: Path, output: Path, model: str, batch_size: int):
         import_tensorflow_quietly()
+        from alignseg_tf.networks import SavedModelNetwork
         from alignseg_tf.prediction import Predictor
 
         self.predictor = Predictor(saved_model)
+        network = self.predictor.network
+        if not isinstance(network, SavedModelNetwork):
+            raise ValueError(f"{saved_model}: expected the folder of a SavedModel")
+        self.network = network
         self.output = output
         self.model = model
         self.batch_size = batch_size
@@ -293,7 +298,7 @@ class Segmenter:
     def _class_maps(self, images: np.ndarray) -> Any:
         height, width = images.shape[1:3]
         if self.predictor.protocol.for_picture(height, width).is_plain:
-            return self.predictor.network.class_maps(images)
+            return self.network.class_maps(images)
         return [self.predictor.class_map(image) for image in images]  # in windows
 
 

@@ -109,13 +109,13 @@ def test_pictures_of_all_sizes_become_what_the_predictor_says(
     predictor, segmenter, output, pictures, monkeypatch
 ):
     sizes = []
-    class_maps = segmenter.predictor.network.class_maps
+    class_maps = segmenter.network.class_maps
 
     def count(images):
         sizes.append(images.shape)
         return class_maps(images)
 
-    monkeypatch.setattr(segmenter.predictor.network, "class_maps", count)
+    monkeypatch.setattr(segmenter.network, "class_maps", count)
     paths = [path for path in sorted(pictures.rglob("*.*")) if path.stem != "0"]
     paths += [pictures / "0.png", pictures / "more" / "0.jpg"]
     table = segmenter(read(paths, output))
