@@ -13,7 +13,7 @@ STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 NOTEBOOKS ?= on
 SITE := docs/_build/html
 
-.PHONY: help demo test test-slow docs lint install clean
+.PHONY: help demo test test-slow docs web lint install clean
 
 help:
 	@echo "make demo               train, export and try AlignSeg on drawn street scenes"
@@ -21,6 +21,7 @@ help:
 	@echo "make test               lint, types, and every test that is not slow"
 	@echo "make test-slow          the slow tests"
 	@echo "make docs               the documentation as a site; with NOTEBOOKS=off in a minute"
+	@echo "make web                LiteRT.js for the page that runs models in a browser (needs npm)"
 	@echo "make clean              remove .venv and caches, not runs/"
 
 # The extras are in the stamp's name: installed-test-parity is of EXTRAS=test,parity.
@@ -56,5 +57,12 @@ docs: $(VENV)/installed-docs
 		-d docs/_build/doctrees docs $(SITE)
 	@echo "$(SITE)/index.html"
 
+# The lock file says which version, by its content.
+web: web/litert/index.js
+
+web/litert/index.js: web/package-lock.json web/build.mjs
+	cd web && npm ci --no-audit --no-fund --loglevel=error && node build.mjs
+	@touch $@
+
 clean:
-	rm -rf $(VENV) docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) web/node_modules web/litert docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -15,6 +15,10 @@ from alignseg_tf.batch_prediction import (
 from alignseg_tf.data.importing import add_import_arguments
 from alignseg_tf.data.readers import find_named_pictures, load_image
 from alignseg_tf.data.sources import add_data_arguments
+from alignseg_tf.distributed_prediction import (
+    add_distributed_arguments,
+    distributed_from_arguments,
+)
 from alignseg_tf.export.command import add_export_arguments
 from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.layers import SAMPLING_CONVENTIONS
@@ -139,6 +143,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("predict", predict_from_arguments, "segment pictures, videos or a camera")
     add_predict_arguments(command)
+
+    command = add(
+        "predict-distributed", distributed_from_arguments, "segment millions of pictures with Ray"
+    )
+    add_distributed_arguments(command)
 
     command = add("compare", compare, "two models on the same pictures: what differs")
     command.add_argument("first", type=Path, metavar="A", help="a model, as for predict")

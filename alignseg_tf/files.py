@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,7 +27,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    # Processes of other machines, which may have the same number, write to the same disk.
+    token = secrets.token_hex(4)
+    temporary = path.with_name(f".{path.stem}.{token}.{os.getpid()}.tmp{path.suffix}")
     try:
         yield temporary
         if temporary.is_dir():

@@ -15,7 +15,7 @@ from alignseg_tf.data.catalog import MAX_CLASSES, LabelSpace
 from alignseg_tf.environment import cores
 from alignseg_tf.layers import resize_align_corners
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
-from alignseg_tf.quiet import silent_native_code
+from alignseg_tf.quiet import silent_stderr
 
 # Where an exported SavedModel keeps its label space: beside the assets, as model servers want.
 LABEL_SPACE_FILE = Path("assets.extra") / "classes.json"
@@ -123,7 +123,11 @@ class SavedModelNetwork(Network):
 
     def class_map(self, image: np.ndarray) -> np.ndarray:
         """Return what the signature `serving_default` gives."""
-        return self._class_map(images=tf.convert_to_tensor(image[None]))["class_map"].numpy()[0]
+        return self.class_maps(image[None])[0]
+
+    def class_maps(self, images: np.ndarray) -> np.ndarray:
+        """Return the class ids, uint8 [B, H, W], of uint8 RGB pictures [B, H, W, 3]."""
+        return self._class_map(images=tf.convert_to_tensor(images))["class_map"].numpy()
 
 
 def check_gives_logits(network: Network) -> None:
@@ -151,7 +155,7 @@ class TfliteNetwork(Network):
     def __init__(self, path: Path):
         interpreter = import_litert(path).Interpreter
         try:
-            with silent_native_code():
+            with silent_stderr():
                 self._interpreter = interpreter(model_path=str(path), num_threads=cores())
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: not readable as a TFLite model ({error})") from error

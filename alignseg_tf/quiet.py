@@ -1,4 +1,4 @@
-"""Native libraries without their greetings."""
+"""TensorFlow, LiteRT and Ray without their greetings."""
 
 import importlib.util
 import os
@@ -11,27 +11,25 @@ LOG_WANTED = "TF_CPP_MIN_LOG_LEVEL" in os.environ
 
 
 @contextmanager
-def silent_native_code() -> Iterator[None]:
-    """Silence what native code writes to file descriptor 2 meanwhile, but not `sys.stderr`.
+def silent_stderr() -> Iterator[None]:
+    """Drop what is written to file descriptor 2, also by libraries that are not Python.
 
-    Nothing is silenced when the user has set `TF_CPP_MIN_LOG_LEVEL`.
+    Nothing is dropped when the user has set `TF_CPP_MIN_LOG_LEVEL`.
     """
     if LOG_WANTED:
         yield
         return
     sys.stderr.flush()
-    descriptor, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    python_stderr = sys.stderr
-    with os.fdopen(descriptor, "w", buffering=1, encoding="utf-8") as kept:
-        if python_stderr is sys.__stderr__:
-            sys.stderr = kept
+    stderr = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
         os.dup2(nowhere, 2)
-        try:
-            yield
-        finally:
-            os.dup2(descriptor, 2)
-            os.close(nowhere)
-            sys.stderr = python_stderr
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def import_tensorflow_quietly() -> None:
@@ -46,6 +44,6 @@ def import_tensorflow_quietly() -> None:
         return
     if importlib.util.find_spec("tensorflow") is None:
         return
-    with silent_native_code():
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    with silent_stderr():
         import tensorflow  # noqa: F401

@@ -238,7 +238,9 @@ def _row_problem(folder: Path, *names: str) -> str | None:
 
 
 @contextmanager
-def opened(path: str | Path, what: str = "a picture") -> Iterator[Image.Image]:
+def opened(
+    path: str | Path, what: str = "a picture", content: bytes | None = None
+) -> Iterator[Image.Image]:
     """Open a picture file with Pillow; the pixels are decoded when they are asked for.
 
     Whatever Pillow raises, here or in the body, becomes a DataError that names the file.
@@ -246,6 +248,7 @@ def opened(path: str | Path, what: str = "a picture") -> Iterator[Image.Image]:
     Args:
         path: the file.
         what: what it should be, for messages.
+        content: the file's bytes, where they have been read already.
 
     Raises:
         DataError: the file is missing, unreadable or damaged, holds several pictures, or has more
@@ -253,7 +256,10 @@ def opened(path: str | Path, what: str = "a picture") -> Iterator[Image.Image]:
     """
     try:
         # Given a path, Pillow 13 maps a TIFF into memory, and garbles one that is to be turned.
-        with Path(path).open("rb") as file, Image.open(file) as picture:
+        with (
+            Path(path).open("rb") if content is None else io.BytesIO(content) as file,
+            Image.open(file) as picture,
+        ):
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and picture.width * picture.height > limit:
                 raise Image.DecompressionBombError
@@ -265,26 +271,28 @@ def opened(path: str | Path, what: str = "a picture") -> Iterator[Image.Image]:
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds on broken files
-        reason = _why_unreadable(Path(path), error)
+        reason = _why_unreadable(Path(path), error, content)
         raise DataError(f"{path}: not readable as {what} ({reason})") from error
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
+def _why_unreadable(path: Path, error: Exception, content: bytes | None) -> str:
     if isinstance(error, PermissionError):
         return "no permission to read this file"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"more than {Image.MAX_IMAGE_PIXELS} pixels; cut it into tiles"
-    if path.is_symlink() and not path.exists():
-        return f"a link to {path.readlink()}, which is not there"
-    if not path.exists():
-        return "no such file"
-    if path.is_dir():
-        return "a folder"
-    if path.stat().st_size == 0:
+    if content is None:
+        if path.is_symlink() and not path.exists():
+            return f"a link to {path.readlink()}, which is not there"
+        if not path.exists():
+            return "no such file"
+        if path.is_dir():
+            return "a folder"
+        with path.open("rb") as file:
+            content = file.read(16)
+    if not content:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
-        with path.open("rb") as file:
-            return f"in no known format; the file starts with {file.read(16)!r}"
+        return f"in no known format; the file starts with {content[:16]!r}"
     return f"truncated: {error}" if "truncated" in str(error).lower() else str(error)
 
 
@@ -295,16 +303,20 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def load_image(path: str | Path) -> np.ndarray:
+def load_image(path: str | Path, content: bytes | None = None) -> np.ndarray:
     """Decode a picture to uint8 RGB [H, W, 3], turned as its EXIF orientation says.
 
     Grey, palette, CMYK and 1-bit pictures become RGB; of 16 bits a channel the upper 8 are kept.
     Transparency is dropped, as `tf.io.decode_image(channels=3)` in a served model does.
 
+    Args:
+        path: the file.
+        content: its bytes, where they have been read already.
+
     Raises:
         DataError: as `opened`, or the values are not 8 or 16 bits a channel.
     """
-    with opened(path) as picture:
+    with opened(path, content=content) as picture:
         return rgb_pixels(picture, str(path))
 
 

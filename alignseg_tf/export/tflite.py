@@ -37,7 +37,7 @@ from alignseg_tf.networks import (
     label_space_of,
     logits_model,
 )
-from alignseg_tf.quiet import silent_native_code
+from alignseg_tf.quiet import silent_stderr
 
 QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
 OUTPUTS = ("class_map", "logits")
@@ -190,7 +190,7 @@ def converted(
     if quantization == "int8":
         converter.representative_dataset = representative
         converter.target_spec.supported_ops.insert(0, tf.lite.OpsSet.TFLITE_BUILTINS_INT8)
-    with silent_native_code():
+    with silent_stderr():
         return converter.convert()
 
 

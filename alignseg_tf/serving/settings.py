@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 TOKEN_VARIABLE = "ALIGNSEG_TOKEN"
-# Where `npm install` in web/ puts the files of LiteRT.js.
-DEFAULT_LITERT = Path("web/node_modules/@litertjs/core")
+# Where `make web` puts the files of LiteRT.js.
+DEFAULT_LITERT = Path("web/litert")
 
 
 def _setting(default: Any, help: str) -> Any:
