@@ -69,12 +69,12 @@ def tiny_model(**kwargs) -> AlignSeg:
     for weight in model.trainable_weights:
         if "field_" in weight.path:
             weight.assign(rng.normal(0, 0.3, weight.shape).astype("float32"))
-    calibrate_batch_norms(model)
+    calibrate_batch_norms(model, random_images(2, 64, 96))
     return model
 
 
-def calibrate_batch_norms(model: AlignSeg) -> None:
-    """Set the statistics of a model's batch norms to those of two pictures."""
+def calibrate_batch_norms(model: AlignSeg, images: np.ndarray) -> None:
+    """Set the statistics of a model's batch norms to those of pictures."""
     norms = [
         layer
         for layer in model._flatten_layers()
@@ -83,7 +83,7 @@ def calibrate_batch_norms(model: AlignSeg) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-    model(keras.ops.convert_to_tensor(random_images(2, 64, 96), "float32"), training=True)
+    model(keras.ops.convert_to_tensor(images, "float32"), training=True)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 

@@ -58,7 +58,9 @@ def model(request, aggregation):
     for weight in model.trainable_weights:
         if "field_" in weight.path:
             weight.assign(rng.normal(0, 0.03, weight.shape).astype("float32"))
-    calibrate_batch_norms(model)
+    # Of few pictures, pooled contexts hardly vary, and their norms would amplify rounding.
+    pictures = random_images(12, 96, 128, seed=2) * np.linspace(0.2, 1, 12)[:, None, None, None]
+    calibrate_batch_norms(model, pictures)
     return model
 
 
@@ -74,13 +76,13 @@ def check(agreement, least, difference=np.inf):
 
 @pytest.mark.parametrize("size", SIZES, ids=["fixed", "dynamic"])
 def test_saved_model(model, size, tmp_path):
-    check(export_saved_model(model, tmp_path / "1", PICTURES, size), 0.999, 1e-3)
+    check(export_saved_model(model, tmp_path / "1", PICTURES, size), 0.999, 1e-4)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=["fixed", "dynamic"])
 def test_onnx(model, size, tmp_path):
     pytest.importorskip("tf2onnx")
-    check(export_onnx(model, tmp_path / "model.onnx", size, PICTURES), 0.999, 1e-3)
+    check(export_onnx(model, tmp_path / "model.onnx", size, PICTURES), 0.999, 1e-4)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=["fixed", "dynamic"])
@@ -88,7 +90,7 @@ def test_tflite(model, reference, size, tmp_path):
     """As `export_tflite` does, but the graph is traced once for all quantizations."""
     with tflite.saved_graph(model, size, "logits") as folder:
         for quantization, least, difference in (
-            ("float32", 0.999, 1e-3), ("float16", 0.99, 0.1), ("dynamic", 0.9, 1.0),
+            ("float32", 0.999, 1e-4), ("float16", 0.98, 0.1), ("dynamic", 0.9, 1.0),
             ("int8", 0.5, np.inf),
         ):  # fmt: skip
             if quantization == "int8" and size is None:
