@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from alignseg_tf import AlignSeg, backbones, layers, losses, metrics
+from alignseg_tf.export import inference_model
 
 
 def randomize(variables, rng):
@@ -49,6 +50,8 @@ def main(path: str) -> None:
         images = rng.uniform(0, 255, (1, *size, 3)).astype("float32")
         for key, logits in model(ops.convert_to_tensor(images)).items():
             results[f"model.{key}.{size[0]}"] = logits
+        fast = inference_model(model, "keras")(ops.convert_to_tensor(images))
+        results[f"inference.{size[0]}"] = fast["segmentation"]
 
     logits = ops.convert_to_tensor(3 * rng.normal(size=(2, 12, 16, 5)).astype("float32"))
     labels = rng.integers(0, 6, (2, 24, 32))

@@ -67,8 +67,11 @@ for name in ("tensorflow", "keras_cv", "torch"):
     sys.modules[name] = None
 import numpy as np, keras
 from alignseg_tf import AlignSeg, backbones, losses
+from alignseg_tf.export import inference_model
 model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=4), 3, channels=8)
 assert model(np.ones((1, 32, 32, 3), "float32"))["segmentation"].shape == (1, 32, 32, 3)
+fast = inference_model(model)
+assert fast(np.ones((1, 32, 32, 3), "float32"))["segmentation"].shape == (1, 32, 32, 3)
 """
     environment = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(

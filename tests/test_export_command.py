@@ -9,7 +9,6 @@ from alignseg_tf.__main__ import main
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation import evaluate_model
-from alignseg_tf.export import command
 from alignseg_tf.prediction import Predictor
 
 
@@ -18,12 +17,6 @@ def model_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.keras"
     tiny_model(label_space=LabelSpace(CLASSES).to_dict()).save(path)
     return path
-
-
-def test_options_are_those_of_the_functions():
-    tflite = pytest.importorskip("alignseg_tf.export.tflite")
-    assert command.QUANTIZATIONS == tflite.QUANTIZATIONS
-    assert command.OUTPUTS == tflite.OUTPUTS
 
 
 @pytest.mark.slow

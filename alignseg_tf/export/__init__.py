@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from alignseg_tf.export.saved_model import export_saved_model
     from alignseg_tf.export.tflite import export_tflite
 
+# What `export_tflite` may be asked for, see `tflite`.
+QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
+OUTPUTS = ("class_map", "logits")
+
 _MODULES = {
     "Agreement": "agreement",
     "compare_networks": "agreement",
@@ -23,6 +27,8 @@ _MODULES = {
 }
 
 __all__ = [
+    "OUTPUTS",
+    "QUANTIZATIONS",
     "Agreement",
     "compare_networks",
     "export_onnx",

@@ -10,10 +10,7 @@ import numpy as np
 
 from alignseg_tf.data.readers import find_pictures, load_image
 from alignseg_tf.data.sources import DataSource, add_data_arguments
-
-# As `tflite.QUANTIZATIONS` and `tflite.OUTPUTS`, whose module imports TensorFlow.
-QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
-OUTPUTS = ("class_map", "logits")
+from alignseg_tf.export import OUTPUTS, QUANTIZATIONS
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,41 +153,46 @@ def _table(
     data: DataSource | None, split: str,
 ) -> str:  # fmt: skip
     """Return a line for the model and one for each export."""
+    from alignseg_tf.bands import resized
     from alignseg_tf.export.agreement import median_latency, noise_picture
     from alignseg_tf.networks import KerasNetwork
     from alignseg_tf.prediction import Predictor
 
     first = next(iter(written.values()))
-    picture = noise_picture(first.size) if pictures is None else pictures[0]
+    picture = noise_picture(first.size) if pictures is None else resized(pictures[0], first.size)
     latency = median_latency(Predictor(KerasNetwork(model)).class_map, picture)
-    header = f"{'':{_WIDTH}}  {'size':>8}  {'latency':>8}  {'same class':>10}  {'logits':>8}"
+    width = max(len(str(path)) for path in (source, *written))
+    header = f"{'':{width}}  {'size':>8}  {'latency':>8}  {'same class':>10}  {'logits':>8}"
     lines = [
         header + ("" if data is None else f"  {'mean IoU':>8}"),
-        _line(source, latency, None, None) + _miou(source, data, split),
+        _line(source, width, latency) + _miou(source, data, split),
     ]
     for path, agreement in written.items():
-        line = _line(path, agreement.latency, agreement.same_class, agreement.difference)
-        lines.append(line + _miou(path, data, split))
+        values = agreement.latency, agreement.same_class, agreement.difference
+        lines.append(_line(path, width, *values) + _miou(path, data, split))
     on = "noise" if pictures is None else f"{first.pictures} pictures"
-    height, width = first.size
+    rows, columns = first.size
     lines.append(
-        f"\nlatency: median for one picture of {width} x {height}; same class, logits: pixels of "
+        f"\nlatency: median for one picture of {columns} x {rows}; same class, logits: pixels of "
         f"equal class and largest difference of logits from the model, on {on} (largest logit "
         f"{first.largest_logit:.1f})"
     )
     return "\n".join(lines)
 
 
-_WIDTH = 44
-
-
-def _line(path: Path, latency: float, same_class: float | None, difference: float | None) -> str:
+def _line(
+    path: Path,
+    width: int,
+    latency: float,
+    same_class: float | None = None,
+    difference: float | None = None,
+) -> str:
     files = [f for f in path.rglob("*") if f.is_file()] if path.is_dir() else [path]
     size = sum(file.stat().st_size for file in files)
     same = "" if same_class is None else f"{100 * same_class:.3f} %"
     logits = "" if difference is None else f"{difference:.1e}"
     return (
-        f"{path!s:{_WIDTH}}  {size / 1e6:5.1f} MB  {1e3 * latency:5.0f} ms  {same:>10}  {logits:>8}"
+        f"{path!s:{width}}  {size / 1e6:5.1f} MB  {1e3 * latency:5.0f} ms  {same:>10}  {logits:>8}"
     )
 
 

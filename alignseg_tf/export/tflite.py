@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from alignseg_tf.bands import resized
+from alignseg_tf.export import OUTPUTS, QUANTIZATIONS
 from alignseg_tf.export.agreement import (
     Agreement,
     check_agreement,
@@ -39,8 +40,6 @@ from alignseg_tf.networks import (
 )
 from alignseg_tf.quiet import silent_stderr
 
-QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
-OUTPUTS = ("class_map", "logits")
 # Of many calibration pictures so many are used, evenly spread.
 CALIBRATION_PICTURES = 100
 
