@@ -1,5 +1,6 @@
 """A trained model in any saved form, as a function from pictures to logits or class ids."""
 
+import importlib
 import json
 import threading
 import zipfile
@@ -215,12 +216,11 @@ def import_litert(path: Path) -> Any:
         ImportError: it is not installed; the message names `path`, which needs it.
     """
     try:
-        from ai_edge_litert import interpreter
+        return importlib.import_module("ai_edge_litert.interpreter")
     except ImportError as error:
         raise ImportError(
             f"{path}: a .tflite file needs LiteRT: pip install ai-edge-litert"
         ) from error
-    return interpreter
 
 
 def _quantized(images: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
