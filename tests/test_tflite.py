@@ -4,12 +4,14 @@ import json
 import zipfile
 
 import flatbuffers.table
+import keras
 import numpy as np
 import pytest
 from conftest import CLASSES, random_images, tiny_model
 
-from alignseg_tf import Predictor
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf import AlignSeg, Predictor, backbones, losses
+from alignseg_tf.data.catalog import IGNORE, LabelSpace
+from alignseg_tf.data.readers import load_sample, read_folder
 from alignseg_tf.export import export_tflite, tflite
 from alignseg_tf.export.tflite import check_operators, operators
 from alignseg_tf.networks import load_network
@@ -61,6 +63,33 @@ def test_litert_gives_the_classes_of_the_model(files, model, quantization, least
     predicted = Predictor(path)
     same = [predicted.class_map(x) == Predictor(model).class_map(x) for x in PICTURES]
     assert np.mean(same) == pytest.approx(files[path].same_class)
+
+
+@pytest.mark.slow
+def test_int8_keeps_the_classes_of_a_trained_model(folder, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=8), len(CLASSES), channels=16)
+    samples = read_folder(folder, "train")
+    space = LabelSpace.from_file(folder / "classes.json")
+    images, labels = (
+        np.stack(x) for x in zip(*(load_sample(s, space) for s in samples), strict=True)
+    )
+    model.compile(
+        keras.optimizers.Adam(3e-3),
+        {"segmentation": losses.CrossEntropy(), "auxiliary": losses.CrossEntropy()},
+    )
+    images_in_float = images.astype("float32")
+    model.fit(
+        images_in_float, {"segmentation": labels, "auxiliary": labels}, epochs=80, batch_size=6,
+        verbose=0,
+    )  # fmt: skip
+    right = Predictor(model).class_map(images[0]) == labels[0]
+    assert right[labels[0] != IGNORE].mean() > 0.97  # it has learned something to lose
+    agreement = export_tflite(
+        model, tmp_path / "model.tflite", (64, 96), "int8", calibration_images=list(images),
+        check_images=list(images),
+    )  # fmt: skip
+    assert agreement.same_class > 0.97
 
 
 def test_quantizations_differ_in_size_and_type(files):

@@ -6,6 +6,7 @@ What becomes of the parts::
     y + residual, then batch norm       the norm's scale goes into the convolutions of both terms
     gathers, resizing by matrices       the fastest operations of what runs it, without gradients
     sampling of the 3x3 context         one matrix product with hat weights
+    normalisation of the pixels         a 1x1 convolution
     auxiliary head, dropout             gone
 
 That the offset branches share one 1x1 convolution, whose coarse half runs before the resizing, is
@@ -79,11 +80,7 @@ def inference_model(model: AlignSeg, operations: str | None = None) -> keras.Mod
     graph = _Decoder(model, check_operations(operations))
 
     images = keras.Input((None, None, 3), name="images")
-    pixels = images
-    if model.normalization is not None:
-        pixels = PixelNormalization.from_normalization(
-            model.normalization, dtype="float32", name="normalization"
-        )(images)
+    pixels = images if model.normalization is None else graph.normalize(images)
     p2, p3, p4, p5 = fold_batch_norms(model.backbone)(pixels)
     d = graph.refine(p2, "refinement_p2")
     for level, features in (("p3", p3), ("p4", p4), ("p5", p5)):
@@ -155,6 +152,18 @@ class _Decoder:
         x = layer(x)
         layer.set_weights([kernel] if bias is None else [kernel, bias])
         return x
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Pixels as the backbone wants them, by a 1x1 convolution.
+
+        In 8 bits the reversal of the channels lost their values, a convolution does not.
+        """
+        values = PixelNormalization.from_normalization(self.model.normalization).normalization()
+        mean, std = np.array(values["mean"]), np.array(values["std"])
+        kernel = np.diag(1.0 / std)
+        if values["channel_order"] == "bgr":
+            kernel = kernel[::-1]
+        return self.conv(images, kernel[None, None], -mean / std, "normalization", "float32")
 
     def leaky_relu(self, x: Tensor, name: str, dtype: Any) -> Tensor:
         return keras.layers.LeakyReLU(LEAKY_RELU_SLOPE, dtype=dtype, name=name)(x)
