@@ -148,7 +148,8 @@ def picture_routes(service: Service) -> APIRouter:
             if "offsets" not in version.signatures:  # there has been a switch meanwhile
                 raise _no_offsets(version)
             fields = version.call("offsets", {"images": image[None]})
-            return {name: fewer_vectors(field[0]) for name, field in fields.items()}, version
+            # TensorFlow gives the outputs of a signature in any order.
+            return {name: fewer_vectors(fields[name][0]) for name in sorted(fields)}, version
 
         async with service.time_limit(), service.picture(request) as image:
             fields, version = await service.result(
