@@ -13,6 +13,7 @@ That the offset branches share one 1x1 convolution, whose coarse half runs befor
 so in training too.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -80,7 +81,9 @@ def inference_model(model: AlignSeg, operations: str | None = None) -> keras.Mod
     graph = _Decoder(model, check_operations(operations))
 
     images = keras.Input((None, None, 3), name="images")
-    pixels = images if model.normalization is None else graph.normalize(images)
+    pixels = images
+    if model.normalization is not None:
+        pixels = graph.normalize(images, model.normalization)
     p2, p3, p4, p5 = fold_batch_norms(model.backbone)(pixels)
     d = graph.refine(p2, "refinement_p2")
     for level, features in (("p3", p3), ("p4", p4), ("p5", p5)):
@@ -153,12 +156,12 @@ class _Decoder:
         layer.set_weights([kernel] if bias is None else [kernel, bias])
         return x
 
-    def normalize(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor, normalization: Mapping[str, Any]) -> Tensor:
         """Pixels as the backbone wants them, by a 1x1 convolution.
 
         In 8 bits the reversal of the channels lost their values, a convolution does not.
         """
-        values = PixelNormalization.from_normalization(self.model.normalization).normalization()
+        values = PixelNormalization.from_normalization(normalization).normalization()
         mean, std = np.array(values["mean"]), np.array(values["std"])
         kernel = np.diag(1.0 / std)
         if values["channel_order"] == "bgr":
