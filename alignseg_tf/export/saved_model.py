@@ -40,7 +40,9 @@ def export_saved_model(
 ) -> Agreement:
     """Write the inference graph as a SavedModel, load it again and compare it with the model.
 
-    Signatures (B, H and W are free, H and W from 32 on):
+    B, H and W are free, H and W from 32 on.
+
+    Signatures:
         `serving_default`: `images`, uint8 RGB [B, H, W, 3] -> `class_map`, uint8 [B, H, W].
         `serve_bytes`: `image_bytes`, string [B], JPEG or PNG files of any sizes ->
             `class_map_bytes`, string [B], PNG files whose grey values are class ids, each of its

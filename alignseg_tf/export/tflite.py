@@ -1,12 +1,11 @@
 """A trained model as a TFLite file of built-in operations, run by LiteRT after it was written.
 
-Quantizations::
+What the quantizations are::
 
     float32    the model's numbers
     float16    weights in 16 bits, half the size; computed in float32 on a CPU
     dynamic    weights in 8 bits; activations become 8 bits where an operation can use that
-    int8       weights and activations in 8 bits, ranges measured on pictures; where to sample is
-               computed in float32
+    int8       weights and activations in 8 bits, ranges measured on pictures; positions in float32
 """
 
 import tempfile
