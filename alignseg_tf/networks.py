@@ -10,12 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import ops
 
 from alignseg_tf.data.catalog import MAX_CLASSES, LabelSpace
 from alignseg_tf.environment import cores
-from alignseg_tf.layers import resize_align_corners
-from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
+from alignseg_tf.model import AlignSeg
 from alignseg_tf.quiet import silent_stderr
 
 # Where an exported SavedModel keeps its label space: beside the assets, as model servers want.
@@ -374,27 +372,3 @@ def label_space_of(model: Any) -> LabelSpace:
     if model.label_space:
         return LabelSpace.from_dict(model.label_space, "the model's label space")
     return numbered_classes(model.num_classes)
-
-
-def segment(model: Any, images: Any) -> Any:
-    """Run a model inside of a graph and choose the likeliest class of each pixel.
-
-    Args:
-        model: an `AlignSeg`, whose logits may have stride 4.
-        images: RGB 0..255 [B, H, W, 3], any dtype.
-
-    Returns:
-        Class ids, uint8 [B, H, W].
-
-    Raises:
-        tf.errors.InvalidArgumentError: a side is shorter than 32 pixels.
-    """
-    tf.debugging.assert_greater_equal(
-        tf.reduce_min(tf.shape(images)[1:3]),
-        MIN_IMAGE_SIZE,
-        f"Images must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels.",
-    )
-    logits = model(tf.cast(images, tf.float32), training=False)["segmentation"]
-    if not model.upsample_logits:
-        logits = resize_align_corners(logits, ops.shape(images)[1:3])
-    return tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
