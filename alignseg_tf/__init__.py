@@ -9,10 +9,12 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
+from alignseg_tf.processor import prepare_processor
 from alignseg_tf.quiet import import_tensorflow_quietly
 
 # While `python -m` looks for its module, the first argument is "-m": this is a command.
 if sys.argv[:1] == ["-m"]:
+    prepare_processor()
     import_tensorflow_quietly()
 
 from alignseg_tf import backbones, checkpoints, layers, losses, metrics, optimizers

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from alignseg_tf.data.catalog import MAX_CLASSES, LabelSpace
 from alignseg_tf.environment import cores
+from alignseg_tf.freezing import freeze
 from alignseg_tf.model import AlignSeg
 from alignseg_tf.quiet import silent_stderr
 
@@ -54,13 +55,17 @@ class Network:
         raise NotImplementedError
 
 
-def logits_model(model: AlignSeg) -> keras.Model:
-    """Return the part of a model that gives logits at stride 4, with the same variables."""
+def logits_model(model: keras.Model) -> keras.Model:
+    """Return the part of a model that gives logits at stride 4, with the same variables.
+
+    Args:
+        model: an `AlignSeg` or what `inference_model` made of one.
+    """
     return keras.Model(model.inputs[0], model.get_layer("segmentation_head").output)
 
 
 class KerasNetwork(Network):
-    """An `AlignSeg` in memory.
+    """An `AlignSeg` in memory, with its variables: it may be trained on.
 
     Args:
         model: the model; it is not changed.
@@ -74,6 +79,35 @@ class KerasNetwork(Network):
         @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
         def run(images: Any) -> Any:
             return tf.cast(head(tf.cast(images, tf.float32), training=False), tf.float32)
+
+        self._run = run
+        self._device = device
+
+    def logits(self, images: np.ndarray) -> Any:
+        """Return the head's logits, which have stride 4."""
+        with tf.device(self._device):
+            return self._run(tf.convert_to_tensor(images))
+
+
+class FrozenNetwork(Network):
+    """An `AlignSeg` as it is now: its inference graph, with the weights as constants.
+
+    It equals `KerasNetwork` but for rounding, is faster, and takes some seconds to make.
+
+    Args:
+        model: the model; it is not changed, and later changes of it are not seen.
+        device: TensorFlow device to run on, such as `GPU:1`; None leaves that to TensorFlow.
+    """
+
+    def __init__(self, model: AlignSeg, device: str | None = None):
+        from alignseg_tf.export.inference_graph import inference_model
+
+        self.label_space = label_space_of(model)
+        frozen = freeze(logits_model(inference_model(model)), (None, None))
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
+        def run(images: Any) -> Any:
+            return tf.cast(frozen(tf.cast(images, tf.float32)), tf.float32)
 
         self._run = run
         self._device = device
@@ -358,7 +392,7 @@ def load_network(model_or_path: Any, device: str | None = None) -> Network:
                 raise ValueError(f"{path}: no such file; expected a {path.suffix} model")
             return formats[path.suffix](path)
         with tf.device(device):
-            return KerasNetwork(load_model(path), device)
+            return FrozenNetwork(load_model(path), device)
     return KerasNetwork(model_or_path, device)
 
 

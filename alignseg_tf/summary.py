@@ -289,21 +289,18 @@ def count_macs(graph: Any) -> tuple[int, int]:
         Those of convolutions, also grouped and depthwise ones, and those of matrix products, also
         of einsum.
     """
-    convolutions = products = 0
-    for operation in graph.get_operations():
-        if operation.type.endswith("PartitionedCall"):  # Keras compiles grouped convolutions
-            name = operation.get_attr("f").name
-            inner = count_macs(graph._get_function(name).graph)
-            convolutions, products = convolutions + inner[0], products + inner[1]
-        length = _sum_length(operation)
-        if not length:
-            continue
-        macs = length * operation.outputs[0].shape.num_elements()
-        if "Conv" in operation.type:
-            convolutions += macs
-        else:
-            products += macs
-    return convolutions, products
+    macs = [operation_macs(operation) for operation in graph.get_operations()]
+    return sum(convolutions for convolutions, _ in macs), sum(products for _, products in macs)
+
+
+def operation_macs(operation: Any) -> tuple[int, int]:
+    """Count the multiply-adds of one operation of a graph, as `count_macs` does."""
+    if operation.type.endswith("PartitionedCall"):  # Keras compiles grouped convolutions
+        name = operation.get_attr("f").name
+        return count_macs(operation.graph._get_function(name).graph)
+    length = _sum_length(operation)
+    macs = length * operation.outputs[0].shape.num_elements() if length else 0
+    return (macs, 0) if "Conv" in operation.type else (0, macs)
 
 
 def _sum_length(operation: Any) -> int:

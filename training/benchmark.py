@@ -2,6 +2,9 @@
 
 input    does training wait for its data?
 memory   how much does it take to evaluate a picture?
+speed    how fast are the forms of a model, also against another implementation?
+growth   how do time and memory grow with pixels, classes, channels and batch?
+blocks   what share of the processor's power does each block use?
 serving  does a server stand good, bad and hostile requests at once, and its end?
 """
 
@@ -37,10 +40,11 @@ from alignseg_tf.protocols import Protocol, add_protocol_arguments, protocol_fro
 from alignseg_tf.scores import score_picture
 from training.batches import for_outputs
 from training.build import build_augmentation, build_model, compile_model
-from training.dry_run import peak_resident_bytes
+from training.memory import peak_resident_bytes
 from training.recipe import Recipe, add_recipe_arguments, load_recipe, recipe_from_arguments
 from training.report import machine, versions
 from training.serving_load import add_serving
+from training.speed import add_speed
 
 
 def measure_input(
@@ -292,6 +296,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="WHAT")
     add_input(commands)
     add_memory(commands)
+    add_speed(commands)
     add_serving(commands)
     for command in commands.choices.values():
         command.add_argument("--json", type=Path, help="file to write the result to")

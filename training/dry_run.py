@@ -1,7 +1,5 @@
 """Two steps of a run, to learn what the whole of it takes before it starts."""
 
-import resource
-import sys
 import time
 from typing import Any
 
@@ -10,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from alignseg_tf.progress import duration
+from training.memory import peak_resident_bytes
 from training.recipe import Recipe
 
 # The first of them builds the graph and is not timed.
@@ -34,13 +33,6 @@ class StepTimes(keras.callbacks.Callback):
     def seconds(self) -> float:
         """Return the median time of a batch, the first one left out."""
         return float(np.median(np.diff(self.ends)))
-
-
-def peak_resident_bytes() -> int:
-    """Return the largest memory that this process has had."""
-    # The unit is KiB on Linux, bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def peak_memory() -> str:

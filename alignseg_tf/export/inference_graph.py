@@ -9,8 +9,7 @@ What becomes of the parts::
     normalisation of the pixels         a 1x1 convolution
     auxiliary head, dropout             gone
 
-That the offset branches share one 1x1 convolution, whose coarse half runs before the resizing, is
-so in training too.
+What `OffsetPrediction` saves is saved in training too.
 """
 
 from collections.abc import Mapping
@@ -27,7 +26,11 @@ from alignseg_tf.layers import (
 )
 from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
 from alignseg_tf.layers.aligned_feature_aggregation import MOVED_MAPS
-from alignseg_tf.layers.conv_blocks import LEAKY_RELU_SLOPE
+from alignseg_tf.layers.conv_blocks import (
+    LEAKY_RELU_SLOPE,
+    products_kernel,
+    shifts_kernel,
+)
 from alignseg_tf.layers.inference_sampling import (
     AdaptivePooling,
     ContextSampling,
@@ -220,16 +223,17 @@ class _Decoder:
         hidden = self.leaky_relu(
             self.add(own, projected, f"{name}_add", dtype), f"{name}_relu", dtype
         )
-        width = hidden.shape[-1] // layer.num_fields
+        # As in `narrow_convolutions`; each field picks its own sums.
+        kernels = [field.kernel for field in layer.fields]
+        products = self.conv(
+            hidden, _array(products_kernel(kernels)), None, f"{name}_products", dtype
+        )
+        shifts = shifts_kernel(2 * len(kernels))
         return [
             self.conv(
-                hidden[..., i * width : (i + 1) * width],
-                _array(field.kernel),
-                None,
-                f"{name}_field_{i}",
-                dtype,
+                products, shifts[..., 2 * i : 2 * i + 2], None, f"{name}_field_{i}", dtype
             )
-            for i, field in enumerate(layer.fields)
+            for i in range(len(kernels))
         ]
 
     def resize(self, x: Tensor, reference: Tensor, name: str, dtype: Any) -> Tensor:

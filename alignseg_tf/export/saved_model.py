@@ -15,6 +15,7 @@ from alignseg_tf.export.agreement import Agreement, check_agreement, compare_net
 from alignseg_tf.export.inference_graph import CONTEXT_FIELD, inference_model, offset_fields
 from alignseg_tf.export.model_card import CARD_FILE, model_card
 from alignseg_tf.files import atomic_path, write_text
+from alignseg_tf.freezing import freeze
 from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
 from alignseg_tf.layers.inference_sampling import resize_by_kernel
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
@@ -40,7 +41,8 @@ def export_saved_model(
 ) -> Agreement:
     """Write the inference graph as a SavedModel, load it again and compare it with the model.
 
-    B, H and W are free, H and W from 32 on.
+    Weights are constants of the graph, which is faster on a CPU (docs/performance.md); a SavedModel
+    cannot be trained further. B, H and W are free, H and W from 32 on.
 
     Signatures:
         `serving_default`: `images`, uint8 RGB [B, H, W, 3] -> `class_map`, uint8 [B, H, W].
@@ -82,8 +84,8 @@ def export_saved_model(
         raise ValueError(f"{path}: expected a folder to write. Received: a file")
 
     with atomic_path(path) as temporary:
-        module, signatures = _served(model, image_size, operations)
-        tf.saved_model.save(module, str(temporary), signatures=signatures)
+        signatures = _served(model, image_size, operations)
+        tf.saved_model.save(tf.Module(), str(temporary), signatures=signatures)
         label_space_file = temporary / LABEL_SPACE_FILE
         label_space_file.parent.mkdir()
         content = json.dumps(label_space_of(model).to_dict(), indent=1)
@@ -102,12 +104,14 @@ def export_saved_model(
 
 def _served(
     model: AlignSeg, image_size: tuple[int, int] | None, operations: str
-) -> tuple[tf.Module, dict[str, Any]]:
-    """Return the object that `tf.saved_model.save` writes, and its signatures."""
+) -> dict[str, Any]:
+    """Return the signatures of the SavedModel; they hold the weights as constants."""
     inference = inference_model(model, operations)
     outputs = {"logits": logits_model(inference).output, **offset_fields(model, inference)}
     network = keras.Model(inference.inputs[0], outputs)
     shape = (None, *(image_size or (None, None)), 3)
+
+    frozen = freeze(network, (shape[1], shape[2]))
 
     # The network is traced once, and the signatures call what was traced.
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])
@@ -117,7 +121,7 @@ def _served(
             MIN_IMAGE_SIZE,
             f"Images must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels.",
         )
-        outputs = network(images, training=False)
+        outputs = frozen(images)
         logits = tf.cast(outputs.pop("logits"), tf.float32)
         size = ops.shape(images)[1:3]
         offsets = {
@@ -148,8 +152,6 @@ def _served(
     def signature(function: Callable[..., Any], name: str, *arguments: tf.TensorSpec) -> Any:
         return tf.function(lambda *inputs: {name: function(*inputs)}, arguments)
 
-    module = tf.Module()
-    module.weights = [weight.value for weight in network.weights]
     signatures = {
         "serving_default": signature(class_map, "class_map", uint8),
         "serve_bytes": signature(all_class_map_pngs, "class_map_bytes", encoded),
@@ -162,7 +164,7 @@ def _served(
         signatures["offsets"] = tf.function(
             lambda images: run(tf.cast(images, tf.float32))[1], [uint8]
         )
-    return module, signatures
+    return signatures
 
 
 def _read_size(name: str, field: Any) -> tuple[Any, Any]:

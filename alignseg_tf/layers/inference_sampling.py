@@ -18,6 +18,7 @@ from alignseg_tf.layers.sampling import (
     adaptive_average_pool,
     bilinear_sample,
     check_sampling,
+    offset_scale,
     resize_align_corners,
     sampling_positions,
 )
@@ -55,16 +56,17 @@ def sample_by_cropping(features: Tensor, offsets: Tensor, sampling: str = "stand
 
     batch, height, width, channels = ops.shape(features)
     out_height, out_width = ops.shape(offsets)[1:3]
-    positions = sampling_positions(offsets, (height, width), sampling)
+    # In cells of the padded map over its last cell; the grid is a constant where sizes are.
     last = tf.cast(tf.stack([width + 1, height + 1]), tf.float32)
-    # In cells of the padded map over its last cell. What is not inside, NaN too, reads nothing.
-    positions = (positions + 1.0) / last
-    inside = (positions >= 0.0) & (positions <= 1.0)
-    x, y = tf.unstack(tf.reshape(tf.where(inside, positions, -1.0), (-1, 2)), axis=1)
+    still = sampling_positions(ops.zeros((1, out_height, out_width, 2)), (height, width), sampling)
+    unit = tf.stack(offset_scale(sampling, height, width, out_height, out_width)) / last
+    positions = (still + 1.0) / last + tf.cast(offsets, tf.float32) * unit
+    # What is not inside, NaN too, reads nothing.
+    positions = tf.where(tf.abs(positions - 0.5) <= 0.5, positions, -1.0)
     cells = tf.cast(out_height * out_width, tf.int32)
     sampled = tf.image.crop_and_resize(
         tf.pad(tf.cast(features, tf.float32), [[0, 0], [1, 1], [1, 1], [0, 0]]),
-        tf.stack([y, x, y, x], axis=1),
+        tf.gather(tf.reshape(positions, (-1, 2)), (1, 0, 1, 0), axis=1),  # y, x, y, x
         tf.repeat(tf.range(batch), cells),
         (1, 1),
     )

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from alignseg_tf.layers.conv_blocks import BATCH_NORM, conv2d, leaky_relu
+from alignseg_tf.layers.conv_blocks import BATCH_NORM, conv2d, leaky_relu, narrow_convolutions
 from alignseg_tf.layers.sampling import resize_align_corners
 
 Tensor = Any
@@ -17,9 +17,10 @@ class OffsetPrediction(keras.layers.Layer):
     """Predict fields of sampling offsets from a fine map and a coarse one.
 
     Each field is conv3x3(leaky_relu(norm(conv1x1([fine, resized coarse])))), with the last
-    kernel initialised to zero so that training starts from plain bilinear resizing. Two exact
+    kernel initialised to zero so that training starts from plain bilinear resizing. Three exact
     rewrites save work: a 1x1 convolution commutes with a bilinear resize, so the coarse half of
-    conv1x1 runs at the coarse size, and the conv1x1 of all fields is one convolution.
+    conv1x1 runs at the coarse size; the conv1x1 of all fields is one convolution; and so are their
+    narrow conv3x3 (`narrow_convolutions`).
 
     Args:
         num_fields: number of offset fields.
@@ -65,8 +66,7 @@ class OffsetPrediction(keras.layers.Layer):
         """Return the offset fields."""
         projected = resize_align_corners(self.coarse_projection(coarse), ops.shape(fine)[1:3])
         hidden = self.norm(self.fine_projection(fine) + projected, training=training)
-        parts = ops.split(leaky_relu(hidden), self.num_fields, axis=-1)
-        return [field(part) for field, part in zip(self.fields, parts, strict=True)]
+        return narrow_convolutions(leaky_relu(hidden), [field.kernel for field in self.fields])
 
     def compute_output_shape(self, fine_shape: Shape, coarse_shape: Shape) -> list[Shape]:
         """Return one [B, H, W, 2] a field."""

@@ -1,0 +1,179 @@
+"""This library's forms of a task, for `contest.py`.
+
+eager             the Keras model, layer by layer
+function          the model within `tf.function`
+xla               the same, compiled
+mixed_bfloat16    the same as `function`, under that dtype policy
+inference_graph   `inference_model` within `tf.function`, with variables
+frozen            the same with constants: what prediction runs
+saved_model       `serving_default` of an exported SavedModel, which gives class maps
+tflite            an exported float32 `.tflite` file, run by LiteRT; it gives class maps
+tflite_int8       the same in 8 bits, with ranges of the task's own pictures
+bilinear          `frozen`, with plain resizing and a global context in place of alignment
+default_kernels   `frozen`, without `prepare_processor`: as in a program that only imports us
+
+For training there are `function`, `xla`, `mixed_bfloat16`, `bilinear` and `default_kernels`: a step
+of `fit`, whose losses are cross-entropy of both heads; for sampling `gather`, `crop` and `xla`.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from alignseg_tf.processor import prepare_processor
+from training.contest import Task
+
+Run = Callable[[], Any]
+
+
+def build(task: Task) -> Any:
+    """Return the model, with offsets that are not zero and norms that are not plain."""
+    import keras
+    import numpy as np
+
+    from alignseg_tf import AlignSeg, backbones
+
+    keras.utils.set_random_seed(task.seed)
+    ways = {} if task.align else {"aggregation": "bilinear", "context": "global"}
+    backbone = getattr(backbones, task.backbone)()
+    model = AlignSeg(backbone, task.classes, task.channels, **ways)
+    rng = np.random.default_rng(task.seed)
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # Biases that are zero would be optimised away.
+            layer.beta.assign(0.1 * rng.standard_normal(layer.beta.shape))
+    for variable in model.trainable_variables:
+        if "field_" in variable.path:
+            variable.assign(0.01 * rng.standard_normal(variable.shape))
+    return model
+
+
+def inference(task: Task, form: str) -> Run:
+    """Return a function that segments the task's pictures."""
+    import keras
+    import tensorflow as tf
+
+    if form == "mixed_bfloat16":
+        keras.config.set_dtype_policy(form)
+    model = build(task)
+    pictures = tf.constant(task.pictures())
+    if form in ("saved_model", "tflite", "tflite_int8"):
+        return exported(model, task, form)
+    if form in ("inference_graph", "frozen"):
+        from alignseg_tf.export import inference_model
+        from alignseg_tf.freezing import freeze
+
+        model = inference_model(model)
+        if form == "frozen":
+            constant = freeze(model, (None, None))
+            return lambda: constant(pictures)["segmentation"].numpy()
+    if form == "eager":
+        return lambda: model(pictures, training=False)["segmentation"].numpy()
+
+    @tf.function(jit_compile=form == "xla")
+    def segment(images: Any) -> Any:
+        return model(images, training=False)["segmentation"]
+
+    return lambda: segment(pictures).numpy()
+
+
+def exported(model: Any, task: Task, form: str) -> Run:
+    """Return a function that runs an export of a model."""
+    import numpy as np
+
+    from alignseg_tf.export import export_saved_model, export_tflite
+    from alignseg_tf.networks import SavedModelNetwork, TfliteNetwork
+
+    pictures = task.pictures().astype(np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        if form == "saved_model":
+            path = Path(folder) / "1"
+            export_saved_model(model, path, [pictures[0, :64, :64]])
+            network = SavedModelNetwork(path)
+            return lambda: network.class_maps(pictures)
+        path = Path(folder) / "model.tflite"
+        quantization = "int8" if form == "tflite_int8" else "float32"
+        export_tflite(
+            model, path, (task.height, task.width), quantization, "class_map",
+            list(pictures), list(pictures),
+        )  # fmt: skip
+        lite = TfliteNetwork(path)
+        return lambda: [lite.class_map(picture) for picture in pictures]
+
+
+def training(task: Task, form: str) -> Run:
+    """Return a function that takes one training step."""
+    import keras
+    import tensorflow as tf
+
+    from alignseg_tf import losses, optimizers
+
+    if form == "mixed_bfloat16":
+        keras.config.set_dtype_policy(form)
+    model = build(task)
+    loss = {name: losses.CrossEntropy(255) for name in ("segmentation", "auxiliary")}
+    model.compile(
+        optimizers.SGDWithL2(1e-3, 0.9, 5e-4),
+        loss,
+        {"segmentation": 1.0, "auxiliary": 0.1},
+        jit_compile=form == "xla",
+    )
+    labels = task.labels().astype("uint8")
+    targets = {"segmentation": labels, "auxiliary": labels}
+    batches = tf.data.Dataset.from_tensors((task.pictures(), targets)).repeat()
+    model.fit(batches, steps_per_epoch=1, epochs=1, shuffle=False, verbose=0)  # traces
+    batch = iter(batches)
+    return lambda: float(model.train_function(batch)["loss"])
+
+
+def sampling(task: Task, form: str) -> Run:
+    """Return a function that samples a map, and goes back through it for `sampling_training`."""
+    import tensorflow as tf
+
+    from alignseg_tf.layers import bilinear_sample
+    from alignseg_tf.layers.inference_sampling import sample_by_cropping
+
+    features, offsets = (tf.constant(array) for array in task.map_and_offsets())
+    sample = sample_by_cropping if form == "crop" else bilinear_sample
+
+    @tf.function(jit_compile=form == "xla")
+    def forward(features: Any, offsets: Any) -> Any:
+        return sample(features, offsets)
+
+    @tf.function(jit_compile=form == "xla")
+    def backward(features: Any, offsets: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch([features, offsets])
+            sampled = sample(features, offsets)
+        return sampled, tape.gradient(sampled, [features, offsets])
+
+    run = forward if task.work == "sampling" else backward
+    return lambda: run(features, offsets)
+
+
+def form(name: str) -> Callable[[Task], Run]:
+    """Return the `prepare` of a form."""
+
+    def prepare(task: Task) -> Run:
+        if name != "default_kernels":
+            prepare_processor()
+        work = {"inference": inference, "training": training}.get(task.work, sampling)
+        inner = name
+        if name in ("bilinear", "default_kernels"):
+            inner = "frozen" if task.work == "inference" else "function"
+        if name == "bilinear":
+            task = dataclasses.replace(task, align=False)
+        return work(task, inner)
+
+    return prepare
+
+
+FORMS = {
+    name: form(name)
+    for name in (
+        "eager", "function", "xla", "mixed_bfloat16", "inference_graph", "frozen", "saved_model",
+        "tflite", "tflite_int8", "bilinear", "default_kernels", "gather", "crop",
+    )
+}  # fmt: skip

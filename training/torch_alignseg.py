@@ -1,0 +1,348 @@
+"""AlignSeg in PyTorch, as its authors wrote it: what this library is timed against.
+
+It serves benchmarks and their tests alone, and is written from the paper and the official
+conventions, not derived from the Keras layers: every map is resized, concatenated, convolved,
+warped and added as the paper draws it. Parameters have the official names, so official weights
+load, and the outputs of the official code are reproduced. Maps are NCHW.
+
+What is left out of the official code: process groups, and a norm that needs a compiled extension
+and multiplies by |gamma| + eps; `load_official` writes that into gamma.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPSILON = 1e-5
+SLOPE = 0.01
+
+
+def conv(inputs: int, filters: int, side: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    """A convolution that pads as much on both sides as keeps the size at stride 1."""
+    return nn.Conv2d(inputs, filters, side, stride, side // 2, bias=bias)
+
+
+def activated_norm(channels: int) -> tuple[nn.Module, ...]:
+    """Batch norm and the decoder's leaky ReLU; the official names count them as one."""
+    return (NormAct(channels),)
+
+
+class NormAct(nn.BatchNorm2d):
+    """Batch norm, then leaky ReLU, under the name of one module."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, eps=EPSILON, momentum=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu_(super().forward(x), SLOPE)
+
+
+def warp(x: Tensor, delta: Tensor, sampling: str) -> Tensor:
+    """Read a map at a regular grid moved by offsets (x, y) [B, 2, H, W], zeros outside.
+
+    Args:
+        x: [B, C, h, w].
+        delta: [B, 2, H, W].
+        sampling: what the offsets are divided by: `standard`, `fixed`, `released` or
+            `released_align_corners`.
+    """
+    height, width = x.shape[2:]
+    out_height, out_width = delta.shape[2:]
+    if sampling == "standard":
+        unit = [max(out_width - 1, 1) / 2, max(out_height - 1, 1) / 2]
+    elif sampling == "fixed":
+        unit = [width, height]
+    else:
+        unit = [height, width]
+    ys = torch.linspace(-1, 1, out_height, device=x.device, dtype=delta.dtype)
+    xs = torch.linspace(-1, 1, out_width, device=x.device, dtype=delta.dtype)
+    grid_y, grid_x = torch.meshgrid(ys, xs, indexing="ij")
+    scale = torch.tensor(unit, device=x.device, dtype=delta.dtype)
+    grid = torch.stack([grid_x, grid_y], -1) + delta.permute(0, 2, 3, 1) / scale
+    align = sampling in ("standard", "released_align_corners")
+    return F.grid_sample(x, grid, "bilinear", "zeros", align_corners=align)
+
+
+def resize(x: Tensor, size: Any) -> Tensor:
+    """Bilinear, the centres of the outer cells stay."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+class Refinement(nn.Module):
+    """The refinement block, RRB."""
+
+    def __init__(self, inputs: int, channels: int):
+        super().__init__()
+        self.unify = conv(inputs, channels, 1)
+        self.residual = nn.Sequential(
+            conv(channels, channels // 4, 3),
+            *activated_norm(channels // 4),
+            conv(channels // 4, channels, 3),
+        )
+        self.norm = NormAct(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.unify(x)
+        return self.norm(x + self.residual(x))
+
+
+def offset_branch(channels: int) -> nn.Sequential:
+    """Two maps in, one offset field out; starts at zero."""
+    field = conv(channels, 2, 3)
+    nn.init.zeros_(field.weight)
+    return nn.Sequential(conv(2 * channels, channels, 1), *activated_norm(channels), field)
+
+
+class Aggregation(nn.Module):
+    """AlignFA, CAB: both maps are moved, then added; `align=False` resizes and adds."""
+
+    def __init__(self, channels: int, sampling: str, align: bool = True):
+        super().__init__()
+        self.sampling, self.align = sampling, align
+        if align:
+            self.delta_gen1 = offset_branch(channels)
+            self.delta_gen2 = offset_branch(channels)
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        high = resize(high, low.shape[2:])
+        if not self.align:
+            return low + high
+        both = torch.cat([low, high], 1)
+        high = warp(high, self.delta_gen1(both), self.sampling)
+        return high + warp(low, self.delta_gen2(both), self.sampling)
+
+
+class Context(nn.Module):
+    """AlignCM, CAM: each pixel reads a context map of 3x3 cells; `align=False` resizes it."""
+
+    def __init__(self, inputs: int, channels: int, sampling: str, align: bool = True):
+        super().__init__()
+        self.sampling, self.align = sampling, align
+
+        def branch() -> list[nn.Module]:
+            return [
+                conv(inputs, inputs, 1), *activated_norm(inputs),
+                conv(inputs, channels, 3), *activated_norm(channels),
+            ]  # fmt: skip
+
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(3 if align else 1), *branch())
+        self.adapt = nn.Sequential(*branch())
+        if align:
+            self.delta_gen = offset_branch(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        context, local = self.pool(x), self.adapt(x)
+        if not self.align:
+            return local + context
+        both = torch.cat([local, resize(context, local.shape[2:])], 1)
+        return local + warp(context, self.delta_gen(both), self.sampling)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolution and a shortcut."""
+
+    def __init__(self, inputs: int, filters: int, stride: int, first: bool):
+        super().__init__()
+        self.conv1, self.bn1 = conv(inputs, filters, 1), nn.BatchNorm2d(filters)
+        self.conv2, self.bn2 = conv(filters, filters, 3, stride), nn.BatchNorm2d(filters)
+        self.conv3, self.bn3 = conv(filters, 4 * filters, 1), nn.BatchNorm2d(4 * filters)
+        self.downsample: nn.Module = nn.Identity()
+        if first:
+            self.downsample = nn.Sequential(
+                conv(inputs, 4 * filters, 1, stride), nn.BatchNorm2d(4 * filters)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu_(self.bn1(self.conv1(x)))
+        out = F.relu_(self.bn2(self.conv2(out)))
+        return F.relu_(self.bn3(self.conv3(out)) + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """The deep-stem ResNet: a pyramid of strides 4, 8, 16, 32. Takes BGR minus the mean."""
+
+    def __init__(self, blocks: tuple[int, int, int, int], width: int = 64):
+        super().__init__()
+        self.conv1, self.bn1 = conv(3, width, 3, 2), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv(width, width, 3), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = conv(width, 2 * width, 3), nn.BatchNorm2d(2 * width)
+        self.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+        inputs = 2 * width
+        for stage, repeats in enumerate(blocks):
+            filters = width * 2**stage
+            layers = []
+            for i in range(repeats):
+                layers.append(Bottleneck(inputs, filters, 2 if stage and not i else 1, not i))
+                inputs = 4 * filters
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+        self.widths = [4 * width * 2**stage for stage in range(4)]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        for i in (1, 2, 3):
+            x = F.relu_(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)))
+        x = self.maxpool(x)
+        maps = []
+        for stage in (1, 2, 3, 4):
+            x = getattr(self, f"layer{stage}")(x)
+            maps.append(x)
+        return maps
+
+
+class SameConv(nn.Conv2d):
+    """A convolution that pads as TensorFlow's "same": at stride 2 more behind than before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        side, stride = self.kernel_size[0], self.stride[0]
+        height, width = (max((-(-n // stride) - 1) * stride + side - n, 0) for n in x.shape[2:])
+        if height or width:
+            x = F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+        return F.conv2d(x, self.weight, None, self.stride, 0, 1, self.groups)
+
+
+class InvertedBottleneck(nn.Module):
+    """EfficientNet-Lite's block; its names are those of the published weights."""
+
+    def __init__(self, inputs: int, filters: int, side: int, stride: int, expansion: int):
+        super().__init__()
+        width = inputs * expansion
+        self.expands, self.adds = expansion > 1, stride == 1 and inputs == filters
+        if self.expands:
+            self._expand_conv, self._bn0 = conv(inputs, width, 1), nn.BatchNorm2d(width, 1e-3)
+        self._depthwise_conv = SameConv(width, width, side, stride, groups=width, bias=False)
+        self._bn1 = nn.BatchNorm2d(width, 1e-3)
+        self._project_conv, self._bn2 = conv(width, filters, 1), nn.BatchNorm2d(filters, 1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.expands else x
+        out = F.relu6(self._bn1(self._depthwise_conv(out)), inplace=True)
+        out = self._bn2(self._project_conv(out))
+        return out + x if self.adds else out
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 up to its last map of stride 32. Takes (RGB - 127) / 128."""
+
+    widths = [24, 40, 112, 320]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem = SameConv(3, 32, 3, 2, bias=False)
+        self._bn0 = nn.BatchNorm2d(32, 1e-3)
+        blocks = []
+        self.taps = []
+        inputs = 32
+        # repeats, side of the kernel, stride, expansion, filters
+        stages = [
+            (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
+            (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
+        ]  # fmt: skip
+        for repeats, side, stride, expansion, filters in stages:
+            for i in range(repeats):
+                first_stride = stride if i == 0 else 1
+                blocks.append(InvertedBottleneck(inputs, filters, side, first_stride, expansion))
+                inputs = filters
+            if filters in self.widths:
+                self.taps.append(len(blocks) - 1)
+        self._blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = F.relu6(self._bn0(self._conv_stem(x)), inplace=True)
+        maps = []
+        for number, block in enumerate(self._blocks):
+            x = block(x)
+            if number in self.taps:
+                maps.append(x)
+        return maps
+
+
+def head(channels: int, classes: int) -> nn.Sequential:
+    """Features to logits."""
+    return nn.Sequential(
+        conv(channels, channels, 3, bias=True),
+        *activated_norm(channels),
+        nn.Dropout2d(0.1),
+        conv(channels, classes, 1, bias=True),
+    )
+
+
+class TorchAlignSeg(nn.Module):
+    """The whole network.
+
+    Args:
+        backbone: `ResNet` or `EfficientNetLite0`.
+        classes: channels of the logits.
+        channels: width of the decoder.
+        sampling: see `warp`.
+        align: off, for the same network with plain resizing and a global context.
+        auxiliary_head: whether `forward` computes the second head too, as training does.
+
+    Input shape:
+        [B, 3, H, W] float, normalised as the backbone wants it.
+
+    Output shape:
+        Logits [B, classes, H, W] of the head, at the size of the picture; in training, or with
+        `auxiliary_head`, a pair with those of the auxiliary head.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        classes: int,
+        channels: int = 256,
+        sampling: str = "standard",
+        align: bool = True,
+        auxiliary_head: bool = False,
+    ):
+        super().__init__()
+        self.backbone, self.auxiliary_head = backbone, auxiliary_head
+        self.CAM = Context(backbone.widths[3], channels, sampling, align)
+        inputs = {"5a": channels, "5b": channels, "1a": backbone.widths[0]}
+        for number in (4, 3, 2):
+            inputs |= {f"{number}a": backbone.widths[number - 1], f"{number}b": channels}
+        for name, width in inputs.items():
+            self.add_module(f"RRB{name}", Refinement(width, channels))
+        for number in (5, 4, 3, 2):
+            self.add_module(f"CAB{number}", Aggregation(channels, sampling, align))
+        self.head, self.dsn = head(channels, classes), head(channels, classes)
+
+    def stride_4_logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the logits of both heads at stride 4; `None` for the second if it is off."""
+        p2, p3, p4, p5 = self.backbone(x)
+        d = self.RRB1a(p2)
+        d = self.RRB2b(self.CAB2(d, self.RRB2a(p3)))
+        d3 = self.RRB3b(self.CAB3(d, self.RRB3a(p4)))
+        d = self.RRB4b(self.CAB4(d3, self.RRB4a(p5)))
+        d = self.RRB5b(self.CAB5(d, self.RRB5a(self.CAM(p5))))
+        auxiliary = self.dsn(d3) if self.auxiliary_head or self.training else None
+        return self.head(d), auxiliary
+
+    def forward(self, x: Tensor) -> Any:
+        logits, auxiliary = self.stride_4_logits(x)
+        logits = resize(logits, x.shape[2:])
+        return logits if auxiliary is None else (logits, resize(auxiliary, x.shape[2:]))
+
+
+def load_official(
+    model: TorchAlignSeg | nn.Module, state_dict: Mapping[str, np.ndarray]
+) -> nn.Module:
+    """Give a model, or one of its blocks, the weights of an official state dict.
+
+    Raises:
+        RuntimeError: names or shapes differ.
+    """
+    names = set(model.state_dict())
+    values = {}
+    for name, value in state_dict.items():
+        tensor = torch.from_numpy(np.array(value))
+        if tensor.ndim == 1 and name.endswith(".weight"):  # of a norm
+            tensor = tensor.abs() + EPSILON
+        values[name if name in names else f"backbone.{name}"] = tensor
+    counters = {
+        name: torch.tensor(0) for name in names if name.endswith(".num_batches_tracked")
+    }
+    model.load_state_dict(counters | values)
+    return model
