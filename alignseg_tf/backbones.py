@@ -19,6 +19,8 @@ from typing import Any
 
 import keras
 
+from alignseg_tf.layers.batch_normalization import BatchNormalization
+
 PYRAMID_STRIDES = {"P2": 4, "P3": 8, "P4": 16, "P5": 32}
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -71,9 +73,7 @@ def resnet(
             dtype=dtype,
             name=conv_name,
         )(x)
-        return keras.layers.BatchNormalization(
-            momentum=0.9, epsilon=1e-5, dtype=dtype, name=norm_name
-        )(x)
+        return BatchNormalization(momentum=0.9, epsilon=1e-5, dtype=dtype, name=norm_name)(x)
 
     def relu(x: Any, name: str) -> Any:
         return keras.layers.ReLU(dtype=dtype, name=name)(x)
@@ -189,6 +189,8 @@ def efficientnet_lite0(
             config["padding"] = "same"
         if dtype is not None:
             config["dtype"] = dtype
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return BatchNormalization.from_config(config)
         return type(layer).from_config(config)
 
     def call(layer: keras.layers.Layer, inputs: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A model with its weights as constants, which TensorFlow's CPU kernels lay out once for all runs."""
+"""A model with its weights as constants, which a CPU's kernels lay out once for all runs."""
 
 from collections.abc import Callable
 from typing import Any

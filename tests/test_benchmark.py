@@ -148,3 +148,31 @@ def test_memory_is_measured_on_a_picture_that_is_segmented_and_counted(
     assert counted[0].confusion(7).shape == (7, 7)
     assert benchmark.main(["memory", "--tile", "8", "8"]) == 2
     assert "`tile` must be at least 32" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["speed", "--forms", "frozen", "function"], "/ torch channels_last"),
+        (["speed", "--work", "training", "--forms", "function"], "/ torch channels_last"),
+        (["speed", "--work", "sampling_training", "--forms", "gather"], "/ torch channels_last"),
+        (["blocks"], "segmentation_head"),
+    ],
+)
+def test_speed_in_small(arguments, found, capsys, tmp_path):
+    """The commands of docs/performance.md on pictures of 64 x 96."""
+    pytest.importorskip("torch")
+    if arguments[0] == "speed":
+        against = str(ROOT / "training" / "torch_forms.py")
+        arguments = [*arguments, "--against", against, "--against-forms", "channels_last"]
+    small = ["--size", "64", "96", "--channels", "8", "--classes", "3", "--rounds", "2"]
+    file = tmp_path / "found.json"
+    assert benchmark.main([*arguments, *small, "--json", str(file)]) == 0
+    assert found in capsys.readouterr().out
+    result = json.loads(file.read_text())
+    for form in result.get("forms", {}).values():
+        assert len(form["seconds"]) == 2
+        assert form["images_per_second"] > 0
+    for block in result.get("blocks", ()):
+        assert block["seconds"] > block["macs"] * 1e-13

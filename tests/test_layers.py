@@ -10,6 +10,7 @@ from keras import ops
 from alignseg_tf.layers import (
     AlignedContextModeling,
     AlignedFeatureAggregation,
+    BatchNormalization,
     ConvNormAct,
     OffsetPrediction,
     PixelNormalization,
@@ -17,11 +18,13 @@ from alignseg_tf.layers import (
     ResizeLike,
     SegmentationHead,
 )
+from alignseg_tf.layers.conv_blocks import narrow_convolutions
 
 MAP = (2, 9, 13, 8)
 FINE, COARSE = (2, 9, 13, 8), (2, 5, 7, 8)
 
 LAYERS = {
+    "norm": (lambda **k: BatchNormalization(**k), [MAP], [MAP]),
     "conv_norm_act": (lambda **k: ConvNormAct(4, 3, **k), [MAP], [(2, 9, 13, 4)]),
     "refinement": (lambda **k: ResidualRefinement(12, **k), [MAP], [(2, 9, 13, 12)]),
     "head": (lambda **k: SegmentationHead(5, 4, **k), [MAP], [(2, 9, 13, 5)]),
@@ -187,3 +190,17 @@ def test_normalization_reverses_channels_first():
 def test_bad_arguments_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_narrow_convolutions_are_convolutions(groups):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 5, 7, 4 * groups)).astype("float32")
+    kernels = [rng.normal(size=(3, 3, 4, 2)).astype("float32") for _ in range(groups)]
+    results = narrow_convolutions(
+        ops.convert_to_tensor(x), [ops.convert_to_tensor(kernel) for kernel in kernels]
+    )
+    for number, (kernel, result) in enumerate(zip(kernels, results, strict=True)):
+        part = ops.convert_to_tensor(x[..., 4 * number : 4 * number + 4])
+        expected = ops.convert_to_numpy(ops.conv(part, kernel, padding="same"))
+        np.testing.assert_allclose(ops.convert_to_numpy(result), expected, atol=1e-5)

@@ -17,6 +17,7 @@ of `fit`, whose losses are cross-entropy of both heads; for sampling `gather`, `
 """
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -36,9 +37,9 @@ def build(task: Task) -> Any:
     from alignseg_tf import AlignSeg, backbones
 
     keras.utils.set_random_seed(task.seed)
-    ways = {} if task.align else {"aggregation": "bilinear", "context": "global"}
+    ways = ("align", "align") if task.align else ("bilinear", "global")
     backbone = getattr(backbones, task.backbone)()
-    model = AlignSeg(backbone, task.classes, task.channels, **ways)
+    model = AlignSeg(backbone, task.classes, task.channels, *ways)
     rng = np.random.default_rng(task.seed)
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -157,7 +158,9 @@ def form(name: str) -> Callable[[Task], Run]:
     """Return the `prepare` of a form."""
 
     def prepare(task: Task) -> Run:
-        if name != "default_kernels":
+        if name == "default_kernels":  # what the command that started this one has set is not its
+            os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)
+        else:
             prepare_processor()
         work = {"inference": inference, "training": training}.get(task.work, sampling)
         inner = name

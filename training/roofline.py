@@ -174,7 +174,7 @@ def blocks_table(result: dict[str, Any]) -> str:
             f"{block['share']:6.0%}"
         )
     lines.append(
-        f"{result['parameters'] / 1e6:.2f} M parameters; ceilings: {best['flops'] / 1e9:.0f} GFLOP/s "
-        f"in a 3x3 convolution of 256 channels, {best['bytes'] / 1e9:.1f} GB/s in a copy"
+        f"{result['parameters'] / 1e6:.2f} M parameters; ceilings: {best['flops'] / 1e9:.0f} "
+        f"GFLOP/s in a 3x3 convolution of 256 channels, {best['bytes'] / 1e9:.1f} GB/s in a copy"
     )
     return "\n".join(lines)

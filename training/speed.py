@@ -177,13 +177,13 @@ def task_from_arguments(parsed: argparse.Namespace) -> Task:
     Raises:
         ValueError: a size, batch, number or rounds below one.
     """
-    numbers = {"--size": min(parsed.size), **{f"--{n}": getattr(parsed, n) for n in ("batch", "classes", "channels", "rounds")}}
-    for option, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{option}: expected 1 or more. Received: {value}")
+    for name in ("size", "batch", "classes", "channels", "rounds"):
+        value = getattr(parsed, name)
+        if np.min(value) < 1:
+            raise ValueError(f"--{name}: expected 1 or more. Received: {value}")
     return Task(
-        parsed.work, parsed.backbone, *parsed.size, batch=parsed.batch, classes=parsed.classes,
-        channels=parsed.channels,
+        work=parsed.work, backbone=parsed.backbone, height=parsed.size[0], width=parsed.size[1],
+        batch=parsed.batch, classes=parsed.classes, channels=parsed.channels,
     )  # fmt: skip
 
 

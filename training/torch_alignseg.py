@@ -38,6 +38,7 @@ class NormAct(nn.BatchNorm2d):
         super().__init__(channels, eps=EPSILON, momentum=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return leaky_relu(norm(x))."""
         return F.leaky_relu_(super().forward(x), SLOPE)
 
 
@@ -86,6 +87,7 @@ class Refinement(nn.Module):
         self.norm = NormAct(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a map [B, channels, H, W]."""
         x = self.unify(x)
         return self.norm(x + self.residual(x))
 
@@ -108,6 +110,7 @@ class Aggregation(nn.Module):
             self.delta_gen2 = offset_branch(channels)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """Return the sum of both maps, [B, C, H, W]."""
         high = resize(high, low.shape[2:])
         if not self.align:
             return low + high
@@ -135,6 +138,7 @@ class Context(nn.Module):
             self.delta_gen = offset_branch(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a map [B, channels, H, W]."""
         context, local = self.pool(x), self.adapt(x)
         if not self.align:
             return local + context
@@ -157,6 +161,7 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a map [B, 4 filters, H, W]."""
         out = F.relu_(self.bn1(self.conv1(x)))
         out = F.relu_(self.bn2(self.conv2(out)))
         return F.relu_(self.bn3(self.conv3(out)) + self.downsample(x))
@@ -182,6 +187,7 @@ class ResNet(nn.Module):
         self.widths = [4 * width * 2**stage for stage in range(4)]
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the maps P2 to P5."""
         for i in (1, 2, 3):
             x = F.relu_(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)))
         x = self.maxpool(x)
@@ -196,6 +202,7 @@ class SameConv(nn.Conv2d):
     """A convolution that pads as TensorFlow's "same": at stride 2 more behind than before."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pad, then convolve."""
         side, stride = self.kernel_size[0], self.stride[0]
         height, width = (max((-(-n // stride) - 1) * stride + side - n, 0) for n in x.shape[2:])
         if height or width:
@@ -217,6 +224,7 @@ class InvertedBottleneck(nn.Module):
         self._project_conv, self._bn2 = conv(width, filters, 1), nn.BatchNorm2d(filters, 1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a map [B, filters, H, W]."""
         out = F.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.expands else x
         out = F.relu6(self._bn1(self._depthwise_conv(out)), inplace=True)
         out = self._bn2(self._project_conv(out))
@@ -226,10 +234,9 @@ class InvertedBottleneck(nn.Module):
 class EfficientNetLite0(nn.Module):
     """EfficientNet-Lite0 up to its last map of stride 32. Takes (RGB - 127) / 128."""
 
-    widths = [24, 40, 112, 320]
-
     def __init__(self) -> None:
         super().__init__()
+        self.widths = [24, 40, 112, 320]
         self._conv_stem = SameConv(3, 32, 3, 2, bias=False)
         self._bn0 = nn.BatchNorm2d(32, 1e-3)
         blocks = []
@@ -250,6 +257,7 @@ class EfficientNetLite0(nn.Module):
         self._blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the maps P2 to P5."""
         x = F.relu6(self._bn0(self._conv_stem(x)), inplace=True)
         maps = []
         for number, block in enumerate(self._blocks):
@@ -290,7 +298,7 @@ class TorchAlignSeg(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Any,
         classes: int,
         channels: int = 256,
         sampling: str = "standard",
@@ -299,14 +307,17 @@ class TorchAlignSeg(nn.Module):
     ):
         super().__init__()
         self.backbone, self.auxiliary_head = backbone, auxiliary_head
-        self.CAM = Context(backbone.widths[3], channels, sampling, align)
-        inputs = {"5a": channels, "5b": channels, "1a": backbone.widths[0]}
-        for number in (4, 3, 2):
-            inputs |= {f"{number}a": backbone.widths[number - 1], f"{number}b": channels}
-        for name, width in inputs.items():
-            self.add_module(f"RRB{name}", Refinement(width, channels))
-        for number in (5, 4, 3, 2):
-            self.add_module(f"CAB{number}", Aggregation(channels, sampling, align))
+        widths = backbone.widths
+        self.CAM = Context(widths[3], channels, sampling, align)
+        self.RRB1a = Refinement(widths[0], channels)
+        self.RRB2a, self.RRB2b = Refinement(widths[1], channels), Refinement(channels, channels)
+        self.RRB3a, self.RRB3b = Refinement(widths[2], channels), Refinement(channels, channels)
+        self.RRB4a, self.RRB4b = Refinement(widths[3], channels), Refinement(channels, channels)
+        self.RRB5a, self.RRB5b = Refinement(channels, channels), Refinement(channels, channels)
+        self.CAB2 = Aggregation(channels, sampling, align)
+        self.CAB3 = Aggregation(channels, sampling, align)
+        self.CAB4 = Aggregation(channels, sampling, align)
+        self.CAB5 = Aggregation(channels, sampling, align)
         self.head, self.dsn = head(channels, classes), head(channels, classes)
 
     def stride_4_logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -321,6 +332,7 @@ class TorchAlignSeg(nn.Module):
         return self.head(d), auxiliary
 
     def forward(self, x: Tensor) -> Any:
+        """Return logits at the size of the picture."""
         logits, auxiliary = self.stride_4_logits(x)
         logits = resize(logits, x.shape[2:])
         return logits if auxiliary is None else (logits, resize(auxiliary, x.shape[2:]))
@@ -341,8 +353,6 @@ def load_official(
         if tensor.ndim == 1 and name.endswith(".weight"):  # of a norm
             tensor = tensor.abs() + EPSILON
         values[name if name in names else f"backbone.{name}"] = tensor
-    counters = {
-        name: torch.tensor(0) for name in names if name.endswith(".num_batches_tracked")
-    }
+    counters = {name: torch.tensor(0) for name in names if name.endswith(".num_batches_tracked")}
     model.load_state_dict(counters | values)
     return model

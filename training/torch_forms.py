@@ -1,8 +1,8 @@
 """PyTorch's forms of a task, for `contest.py`: the network of `torch_alignseg.py`.
 
-Threads are as many as PyTorch chooses, and nothing here imports TensorFlow. Names tell what differs from the code as its authors
-run it, `eager`: layout (`channels_last`), `compile`, `freeze` (weights as constants, norms folded)
-and `bfloat16`.
+Threads are as many as PyTorch chooses, and nothing here imports TensorFlow. Names tell what differs
+from the code as its authors run it, `eager`: layout (`channels_last`), `compile`, `freeze` (weights
+as constants, norms folded) and `bfloat16`.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def form(*options: str) -> Callable[[Task], Callable[[], Any]]:
         pictures = torch.from_numpy(task.pictures()).permute(0, 3, 1, 2)
         pictures = pictures.contiguous() / 128 - 1
         if "channels_last" in options:
-            model = model.to(memory_format=torch.channels_last)
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             pictures = pictures.contiguous(memory_format=torch.channels_last)
         if task.work == "training":
             return training(model, pictures, torch.from_numpy(task.labels()), options)

@@ -102,9 +102,7 @@ def export_saved_model(
     return agreement
 
 
-def _served(
-    model: AlignSeg, image_size: tuple[int, int] | None, operations: str
-) -> dict[str, Any]:
+def _served(model: AlignSeg, image_size: tuple[int, int] | None, operations: str) -> dict[str, Any]:
     """Return the signatures of the SavedModel; they hold the weights as constants."""
     inference = inference_model(model, operations)
     outputs = {"logits": logits_model(inference).output, **offset_fields(model, inference)}

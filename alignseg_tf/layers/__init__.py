@@ -2,6 +2,7 @@
 
 from alignseg_tf.layers.aligned_context_modeling import AlignedContextModeling
 from alignseg_tf.layers.aligned_feature_aggregation import AlignedFeatureAggregation
+from alignseg_tf.layers.batch_normalization import BatchNormalization
 from alignseg_tf.layers.conv_blocks import ConvNormAct, ResidualRefinement, SegmentationHead
 from alignseg_tf.layers.inference_sampling import (
     AdaptivePooling,
@@ -24,6 +25,7 @@ __all__ = [
     "AdaptivePooling",
     "AlignedContextModeling",
     "AlignedFeatureAggregation",
+    "BatchNormalization",
     "ContextSampling",
     "ConvNormAct",
     "OffsetPrediction",

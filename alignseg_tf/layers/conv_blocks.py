@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from alignseg_tf.layers.batch_normalization import BatchNormalization
+
 Tensor = Any
 Shape = tuple[int | None, ...]
 
@@ -52,8 +54,10 @@ def shifts_kernel(filters: int) -> np.ndarray:
 
     It adds up the products of the nine cells, each from where its cell lies.
     """
-    return np.eye(9 * filters, dtype="float32").reshape(3, 3, filters, 9 * filters).transpose(
-        0, 1, 3, 2
+    return (
+        np.eye(9 * filters, dtype="float32")
+        .reshape(3, 3, filters, 9 * filters)
+        .transpose(0, 1, 3, 2)
     )
 
 
@@ -105,7 +109,7 @@ class ConvNormAct(keras.layers.Layer):
         self.use_bias = use_bias
         dtype = self.dtype_policy
         self.conv = conv2d(filters, kernel_size, use_bias=use_bias, dtype=dtype, name="conv")
-        self.norm = keras.layers.BatchNormalization(**BATCH_NORM, dtype=dtype, name="norm")
+        self.norm = BatchNormalization(**BATCH_NORM, dtype=dtype, name="norm")
 
     def build(self, input_shape: Shape) -> None:
         """Create the convolution's and the norm's variables."""
@@ -161,7 +165,7 @@ class ResidualRefinement(keras.layers.Layer):
         self.unify = conv2d(filters, 1, dtype=dtype, name="unify")
         self.reduce = ConvNormAct(filters // 4, 3, dtype=dtype, name="reduce")
         self.expand = conv2d(filters, 3, dtype=dtype, name="expand")
-        self.norm = keras.layers.BatchNormalization(**BATCH_NORM, dtype=dtype, name="norm")
+        self.norm = BatchNormalization(**BATCH_NORM, dtype=dtype, name="norm")
 
     def build(self, input_shape: Shape) -> None:
         """Create the variables of the four parts."""

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from alignseg_tf.layers.batch_normalization import BatchNormalization
 from alignseg_tf.layers.conv_blocks import BATCH_NORM, conv2d, leaky_relu, narrow_convolutions
 from alignseg_tf.layers.sampling import resize_align_corners
 
@@ -51,7 +52,7 @@ class OffsetPrediction(keras.layers.Layer):
         width = self.num_fields * channels
         self.fine_projection = conv2d(width, 1, dtype=dtype, name="fine_projection")
         self.coarse_projection = conv2d(width, 1, dtype=dtype, name="coarse_projection")
-        self.norm = keras.layers.BatchNormalization(**BATCH_NORM, dtype=dtype, name="norm")
+        self.norm = BatchNormalization(**BATCH_NORM, dtype=dtype, name="norm")
         self.fields = [
             conv2d(2, 3, kernel_initializer="zeros", dtype=dtype, name=f"field_{i}")
             for i in range(self.num_fields)
