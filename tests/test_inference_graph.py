@@ -1,5 +1,10 @@
 """The inference graph equals the model that it was made of."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -127,3 +132,28 @@ def test_what_is_no_alignseg_is_refused():
         inference_model(inference_model(tiny_model()))
     with pytest.raises(ValueError, match="operations='fast'"):
         inference_model(tiny_model(), "fast")
+
+
+ONEDNN = """
+import numpy as np
+from conftest import random_images, tiny_model
+from alignseg_tf.networks import FrozenNetwork, KerasNetwork
+
+model, images = tiny_model(), random_images(1, 64, 96)
+expected = np.asarray(KerasNetwork(model).logits(images))
+print(np.abs(np.asarray(FrozenNetwork(model).logits(images)) - expected).max())
+"""
+
+
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_constants_and_fused_kernels_change_nothing(switch):
+    """What commands run. TensorFlow fuses other operations with oneDNN than without."""
+    done = subprocess.run(
+        [sys.executable, "-c", ONEDNN],
+        env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": switch},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-4

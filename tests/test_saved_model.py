@@ -13,6 +13,7 @@ from alignseg_tf import AlignSeg, Predictor, backbones, checkpoints
 from alignseg_tf.alignment import offset_fields
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.export import compare_networks, export_saved_model, saved_model
+from alignseg_tf.layers import resize_align_corners
 from alignseg_tf.networks import KerasNetwork, SavedModelNetwork, load_network
 
 # What a server does: nothing is imported but TensorFlow and NumPy.
@@ -228,3 +229,15 @@ def test_an_older_tensorflow_serves_it(exported, tmp_path):
     network = SavedModelNetwork(folder / "model" / "1")
     difference = np.abs(np.load(folder / "older_logits.npy") - network.logits(images))
     assert difference.max() < 5e-3 * np.abs(network.logits(images)).max()
+
+
+@pytest.mark.parametrize("at_a_time", [2**24, 2000, 400])
+def test_classes_are_decided_in_bands(monkeypatch, at_a_time):
+    """In one piece, in bands that do not divide the height, and row by row."""
+    monkeypatch.setattr(saved_model, "LOGITS_AT_A_TIME", at_a_time)
+    logits = np.random.default_rng(0).normal(size=(2, 6, 9, 5)).astype("float32")
+    expected = resize_align_corners(tf.constant(logits), (23, 33)).numpy().argmax(-1)
+    size = (tf.constant(23), tf.constant(33))
+    ids = tf.function(saved_model.class_ids)(tf.constant(logits), size).numpy()
+    assert ids.dtype == np.uint8
+    np.testing.assert_array_equal(ids, expected)

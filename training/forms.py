@@ -13,7 +13,8 @@ bilinear          `frozen`, with plain resizing and a global context in place of
 default_kernels   `frozen`, without `prepare_processor`: as in a program that only imports us
 
 For training there are `function`, `xla`, `mixed_bfloat16`, `bilinear` and `default_kernels`: a step
-of `fit`, whose losses are cross-entropy of both heads; for sampling `gather`, `crop` and `xla`.
+of `fit`, whose losses are cross-entropy of both heads. For sampling there are `gather`, `crop` (the
+inference graph's), `compiled` (that of training) and `xla`.
 """
 
 import dataclasses
@@ -41,13 +42,24 @@ def build(task: Task) -> Any:
     backbone = getattr(backbones, task.backbone)()
     model = AlignSeg(backbone, task.classes, task.channels, *ways)
     rng = np.random.default_rng(task.seed)
-    for layer in model._flatten_layers(include_self=False):
-        if isinstance(layer, keras.layers.BatchNormalization):
-            # Biases that are zero would be optimised away.
-            layer.beta.assign(0.1 * rng.standard_normal(layer.beta.shape))
     for variable in model.trainable_variables:
         if "field_" in variable.path:
             variable.assign(0.01 * rng.standard_normal(variable.shape))
+    norms = [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.beta.assign(
+            0.1 * rng.standard_normal(norm.beta.shape)
+        )  # zeros would be optimised away
+        norm.momentum = 0.0
+    # Once with the statistics of pictures: else rounding would be amplified layer by layer.
+    model(task.pictures()[:, :256, :256], training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     return model
 
 
@@ -135,9 +147,12 @@ def sampling(task: Task, form: str) -> Run:
 
     from alignseg_tf.layers import bilinear_sample
     from alignseg_tf.layers.inference_sampling import sample_by_cropping
+    from alignseg_tf.layers.sampling import bilinear_sample_in_training
 
     features, offsets = (tf.constant(array) for array in task.map_and_offsets())
-    sample = sample_by_cropping if form == "crop" else bilinear_sample
+    sample = {
+        "crop": sample_by_cropping, "compiled": bilinear_sample_in_training,
+    }.get(form, bilinear_sample)  # fmt: skip
 
     @tf.function(jit_compile=form == "xla")
     def forward(features: Any, offsets: Any) -> Any:
@@ -177,6 +192,6 @@ FORMS = {
     name: form(name)
     for name in (
         "eager", "function", "xla", "mixed_bfloat16", "inference_graph", "frozen", "saved_model",
-        "tflite", "tflite_int8", "bilinear", "default_kernels", "gather", "crop",
+        "tflite", "tflite_int8", "bilinear", "default_kernels", "gather", "crop", "compiled",
     )
 }  # fmt: skip

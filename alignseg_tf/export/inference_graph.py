@@ -31,6 +31,7 @@ from alignseg_tf.layers.conv_blocks import (
     products_kernel,
     shifts_kernel,
 )
+from alignseg_tf.layers.flat_leaky_relu import FlatLeakyReLU
 from alignseg_tf.layers.inference_sampling import (
     AdaptivePooling,
     ContextSampling,
@@ -174,6 +175,11 @@ class _Decoder:
     def leaky_relu(self, x: Tensor, name: str, dtype: Any) -> Tensor:
         return keras.layers.LeakyReLU(LEAKY_RELU_SLOPE, dtype=dtype, name=name)(x)
 
+    def leaky_relu_of_sum(self, x: Tensor, name: str, dtype: Any) -> Tensor:
+        # TFLite and ONNX fuse it right, and have no need of the changes of shape.
+        kind = keras.layers.LeakyReLU if self.operations == "tflite" else FlatLeakyReLU
+        return kind(LEAKY_RELU_SLOPE, dtype=dtype, name=name)(x)
+
     def add(self, x: Tensor, y: Tensor, name: str, dtype: Any) -> Tensor:
         return keras.layers.Add(dtype=dtype, name=name)([x, y])
 
@@ -207,7 +213,7 @@ class _Decoder:
             y = by_channel(y)
             by_channel.set_weights([scale.reshape(1, 1, -1, 1)])
         x = self.add(residual, y, f"{name}_add", dtype)
-        return self.leaky_relu(x, f"{name}_relu", dtype)
+        return self.leaky_relu_of_sum(x, f"{name}_relu", dtype)
 
     def offsets(self, layer: Any, fine: Tensor, coarse: Tensor, name: str) -> list[Tensor]:
         """Return the offset fields, each [B, H, W, 2]."""
@@ -220,9 +226,8 @@ class _Decoder:
         own = self.conv(
             fine, _array(layer.fine_projection.kernel) * scale, shift, f"{name}_fine", dtype
         )
-        hidden = self.leaky_relu(
-            self.add(own, projected, f"{name}_add", dtype), f"{name}_relu", dtype
-        )
+        hidden = self.add(own, projected, f"{name}_add", dtype)
+        hidden = self.leaky_relu_of_sum(hidden, f"{name}_relu", dtype)
         # As in `narrow_convolutions`; each field picks its own sums.
         kernels = [field.kernel for field in layer.fields]
         products = self.conv(

@@ -18,6 +18,7 @@ from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.freezing import freeze
 from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
 from alignseg_tf.layers.inference_sampling import resize_by_kernel
+from alignseg_tf.layers.sampling import interpolation_matrix
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 from alignseg_tf.networks import (
     LABEL_SPACE_FILE,
@@ -27,6 +28,9 @@ from alignseg_tf.networks import (
     label_space_of,
     logits_model,
 )
+
+# Values of logits at the size of the picture that are in memory at a time: 64 MiB.
+LOGITS_AT_A_TIME = 2**24
 
 
 def export_saved_model(
@@ -133,7 +137,10 @@ def _served(model: AlignSeg, image_size: tuple[int, int] | None, operations: str
         return resize_by_kernel(logits, ops.shape(images)[1:3])
 
     def class_map(images: Any) -> Any:
-        return tf.cast(tf.argmax(at_picture_size(images), -1, output_type=tf.int32), tf.uint8)
+        if operations == "keras":  # for XLA, which must know sizes when it compiles
+            return _largest(at_picture_size(images))
+        logits = run(tf.cast(images, tf.float32))[0]
+        return class_ids(logits, tuple(tf.unstack(tf.shape(images)[1:3])))
 
     def class_map_png(image_bytes: Any) -> Any:
         image = tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
@@ -163,6 +170,52 @@ def _served(model: AlignSeg, image_size: tuple[int, int] | None, operations: str
             lambda images: run(tf.cast(images, tf.float32))[1], [uint8]
         )
     return signatures
+
+
+def class_ids(logits: Any, size: tuple[Any, Any]) -> Any:
+    """Return the classes of pixels, from logits of fewer cells.
+
+    What 150 classes take at the size of a large picture is never in memory as a whole: rows are
+    made and decided in bands.
+
+    Args:
+        logits: float32 [B, l, l, classes], whose outer cells lie on the outer pixels.
+        size: (H, W) of the picture, int32 scalars.
+
+    Returns:
+        uint8 [B, H, W].
+    """
+    batch, cells_high, cells_wide, classes = tf.unstack(tf.shape(logits))
+    height, width = size
+
+    def in_bands() -> Any:
+        rows = interpolation_matrix(height, cells_high)
+        flat = tf.reshape(logits, (batch, cells_high, cells_wide * classes))
+        band = tf.maximum(LOGITS_AT_A_TIME // (batch * width * classes), 1)
+
+        def one(start: Any, bands: Any) -> tuple[Any, Any]:
+            some = rows[start : start + band]
+            count = tf.shape(some)[0]
+            high = tf.reshape(some @ flat, (batch, count, cells_wide, classes))
+            ids = _largest(resize_by_kernel(high, (count, width)))
+            return start + band, bands.write(bands.size(), tf.transpose(ids, (1, 0, 2)))
+
+        empty = tf.TensorArray(
+            tf.uint8, 0, dynamic_size=True, infer_shape=False, element_shape=(None, None, None)
+        )
+        _, bands = tf.while_loop(
+            lambda start, bands: start < height, one, (0, empty), parallel_iterations=1
+        )
+        return tf.transpose(bands.concat(), (1, 0, 2))
+
+    values = tf.cast(batch * height * classes, tf.int64) * tf.cast(width, tf.int64)
+    return tf.cond(
+        values <= LOGITS_AT_A_TIME, lambda: _largest(resize_by_kernel(logits, size)), in_bands
+    )
+
+
+def _largest(logits: Any) -> Any:
+    return tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
 
 
 def _read_size(name: str, field: Any) -> tuple[Any, Any]:

@@ -6,7 +6,12 @@ import keras
 
 from alignseg_tf.layers.conv_blocks import ConvNormAct
 from alignseg_tf.layers.offset_prediction import OffsetPrediction
-from alignseg_tf.layers.sampling import adaptive_average_pool, bilinear_sample, check_sampling
+from alignseg_tf.layers.sampling import (
+    adaptive_average_pool,
+    bilinear_sample,
+    bilinear_sample_in_training,
+    check_sampling,
+)
 
 Tensor = Any
 Shape = tuple[int | None, ...]
@@ -104,7 +109,8 @@ class AlignedContextModeling(keras.layers.Layer):
             return local
         if self.context == "align":
             offsets = self.offsets(local, context, training=training)
-            context = bilinear_sample(context, offsets, self.sampling)
+            sample = bilinear_sample_in_training if training else bilinear_sample
+            context = sample(context, offsets, self.sampling)
         return local + context
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -6,7 +6,12 @@ import keras
 from keras import ops
 
 from alignseg_tf.layers.offset_prediction import OffsetPrediction
-from alignseg_tf.layers.sampling import bilinear_sample, check_sampling, resize_align_corners
+from alignseg_tf.layers.sampling import (
+    bilinear_sample,
+    bilinear_sample_in_training,
+    check_sampling,
+    resize_align_corners,
+)
 
 Tensor = Any
 Shape = tuple[int | None, ...]
@@ -84,11 +89,12 @@ class AlignedFeatureAggregation(keras.layers.Layer):
     def call(self, fine: Tensor, coarse: Tensor, training: bool | None = None) -> Tensor:
         """Return the sum of both maps, aligned."""
         offsets = self.offsets(fine, coarse, training=training)
+        sample = bilinear_sample_in_training if training else bilinear_sample
         coarse = resize_align_corners(coarse, ops.shape(fine)[1:3])
         if "coarse" in offsets:
-            coarse = bilinear_sample(coarse, offsets["coarse"], self.sampling)
+            coarse = sample(coarse, offsets["coarse"], self.sampling)
         if "fine" in offsets:
-            fine = bilinear_sample(fine, offsets["fine"], self.sampling)
+            fine = sample(fine, offsets["fine"], self.sampling)
         return fine + coarse
 
     def compute_output_shape(self, fine_shape: Shape, coarse_shape: Shape) -> Shape:

@@ -14,6 +14,7 @@ of the map, and the integer part of a regular grid is kept apart from the fracti
 loses no precision at any width.
 """
 
+import functools
 from typing import Any
 
 import keras
@@ -217,6 +218,26 @@ def bilinear_sample(features: Tensor, offsets: Tensor, sampling: str = "standard
     return result
 
 
+def bilinear_sample_in_training(
+    features: Tensor, offsets: Tensor, sampling: str = "standard"
+) -> Tensor:
+    """`bilinear_sample`, compiled by XLA where TensorFlow is the backend.
+
+    Gathers, weights and sums become one loop, as do their gradients: half the time and a fraction
+    of the memory. XLA compiles for each size, which suits crops of one size and not pictures.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return bilinear_sample(features, offsets, sampling)
+    return _compiled_bilinear_sample()(features, offsets, sampling)
+
+
+@functools.cache
+def _compiled_bilinear_sample() -> Any:
+    import tensorflow as tf
+
+    return tf.function(bilinear_sample, jit_compile=True)
+
+
 def _apply_along_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Multiply an NHWC map by `columns` [W, w] along its width and `rows` [H, h] along its height.
 
@@ -231,7 +252,7 @@ def _apply_along_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return ops.reshape(x, (batch, out_height, out_width, channels))
 
 
-def _interpolation_matrix(out_size: Size, in_size: Size) -> Tensor:
+def interpolation_matrix(out_size: Size, in_size: Size) -> Tensor:
     """Weights [out_size, in_size] of linear interpolation with aligned corners."""
     whole, fraction = _regular_grid(out_size, in_size, align_corners=True)
     distance = ops.arange(in_size, dtype="int32") - ops.expand_dims(whole, 1)
@@ -261,8 +282,8 @@ def resize_align_corners(x: Tensor, size: tuple[Size, Size]) -> Tensor:
     height, width = ops.shape(x)[1:3]
     if all(isinstance(n, int) for n in (height, width, *size)) and (height, width) == tuple(size):
         return x
-    rows = _interpolation_matrix(size[0], height)
-    columns = _interpolation_matrix(size[1], width)
+    rows = interpolation_matrix(size[0], height)
+    columns = interpolation_matrix(size[1], width)
     return _apply_along_axes(x, rows, columns)
 
 
