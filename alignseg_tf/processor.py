@@ -1,4 +1,4 @@
-"""What makes a CPU faster and has to be said before TensorFlow is imported, or soon after."""
+"""What makes a CPU faster and is for the whole process to decide."""
 
 import ctypes
 import os
@@ -12,10 +12,12 @@ def prepare_processor() -> None:
     """Let TensorFlow use oneDNN's kernels, and let memory that was freed be used again.
 
     Both are for programs, not for libraries, and `python -m` has them for every command of this
-    package. To be called before TensorFlow is imported. What the environment says stays as it is.
+    package. What the environment says stays as it is.
 
     oneDNN is TensorFlow's default on processors with AVX-512 only. On others too it multiplies
-    faster where weights are constants, as in `FrozenNetwork` and exported SavedModels.
+    faster where weights are constants, as in `FrozenNetwork` and exported SavedModels. TensorFlow
+    reads that as it is imported, which importing this package does: in a program of your own, set
+    `TF_ENABLE_ONEDNN_OPTS=1` in the environment.
 
     glibc gives large blocks back to the system as they are freed, and the next layer waits until
     the system has cleared new ones.

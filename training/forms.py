@@ -24,7 +24,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alignseg_tf.processor import prepare_processor
 from training.contest import Task
 
 Run = Callable[[], Any]
@@ -173,9 +172,13 @@ def form(name: str) -> Callable[[Task], Run]:
     """Return the `prepare` of a form."""
 
     def prepare(task: Task) -> Run:
-        if name == "default_kernels":  # what the command that started this one has set is not its
+        # Before anything imports TensorFlow, as in a command of this package.
+        if name == "default_kernels":
             os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)
         else:
+            os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+            from alignseg_tf.processor import prepare_processor
+
             prepare_processor()
         work = {"inference": inference, "training": training}.get(task.work, sampling)
         inner = name
