@@ -141,7 +141,8 @@ from alignseg_tf.networks import FrozenNetwork, KerasNetwork
 
 model, images = tiny_model(), random_images(1, 64, 96)
 expected = np.asarray(KerasNetwork(model).logits(images))
-print(np.abs(np.asarray(FrozenNetwork(model).logits(images)) - expected).max())
+difference = np.abs(np.asarray(FrozenNetwork(model).logits(images)) - expected)
+print(difference.max() / np.abs(expected).max())
 """
 
 
@@ -156,4 +157,4 @@ def test_constants_and_fused_kernels_change_nothing(switch):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1e-4
+    assert float(done.stdout) < 5e-3  # as in `check_equal`; a wrong slope is 100 times that

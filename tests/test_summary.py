@@ -36,9 +36,12 @@ def resizing(h, w, height, width, channels):
 
 
 def aggregation(h, w):
-    """conv1x1 of both maps to 2 x 8, at their own sizes; norm; two conv3x3 8 -> 2."""
+    """conv1x1 of both maps to 2 x 8, at their own sizes; norm; two conv3x3 8 -> 2.
+
+    The last two run as a conv1x1 16 -> 9 x 4 and a fixed conv3x3 9 x 4 -> 4.
+    """
     parameters = 2 * 8 * 16 + 4 * 16 + 2 * 9 * 8 * 2
-    convolutions = (P2 + h * w) * 8 * 16 + P2 * 2 * 9 * 8 * 2
+    convolutions = (P2 + h * w) * 8 * 16 + P2 * (16 * 36 + 9 * 36 * 4)
     return parameters, convolutions, resizing(h, w, 17, 25, 16) + resizing(h, w, 17, 25, 8)
 
 
@@ -71,7 +74,7 @@ BY_HAND = {
     "aggregation_p5": aggregation(3, 4),
     "context_modeling": (
         2 * (256 * 256 + 4 * 256 + 9 * 256 * 8 + 4 * 8) + 2 * 8 * 8 + 4 * 8 + 9 * 8 * 2,
-        (P5 + 3 * 3) * (256 * 256 + 9 * 256 * 8 + 8 * 8) + P5 * 9 * 8 * 2,
+        (P5 + 3 * 3) * (256 * 256 + 9 * 256 * 8 + 8 * 8) + P5 * (8 * 18 + 9 * 18 * 2),
         # Pooling is a product with [3, 4] and one with [3, 3].
         3 * 3 * 4 * 256 + 3 * 3 * 3 * 256 + resizing(3, 3, 3, 4, 8),
     ),
@@ -404,7 +407,8 @@ def test_resnet50_against_the_literature(side, expected):
     """The official code counts 103 and 294 GMAC, with the auxiliary head, but computes more.
 
     Its 1x1 convolutions of the offset branches read the coarse map after resizing; here they read
-    it before. The coarse map has 2 x 256 filters in an AlignFA, 256 in AlignCM.
+    it before. The coarse map has 2 x 256 filters in an AlignFA, 256 in AlignCM. The narrow
+    convolutions multiply more here, by zeros and ones.
     """
     summary = summarize(AlignSeg(backbones.resnet50(), 19), (side, side), runs=0)
     blocks = {block.name: block for block in summary.blocks}
@@ -412,6 +416,7 @@ def test_resnet50_against_the_literature(side, expected):
     # Of p3, p4, p5, and of the context, which is at stride 32 too.
     saved = sum(cells[0] - coarse for coarse in (*cells[1:], cells[3])) * 256 * 2 * 256
     saved += (cells[3] - 3 * 3) * 256 * 256
+    saved -= 4 * cells[0] * (512 * 36 + 9 * 36 * 4 - 2 * 9 * 256 * 2) + cells[3] * 9 * 18 * 2
     assert round((summary.total.convolution_macs + saved) / 1e9) == expected
     trainable = 47_871_126  # what torch counts as parameters, without the norms' statistics
     assert summary.total.parameters == trainable + 57_168
