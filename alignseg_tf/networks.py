@@ -4,6 +4,7 @@ import importlib
 import json
 import threading
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,19 @@ class KerasNetwork(Network):
 
     def __init__(self, model: AlignSeg, device: str | None = None):
         self.label_space = label_space_of(model)
-        head = logits_model(model)
+        head = self._head(model)
 
         @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
         def run(images: Any) -> Any:
-            return tf.cast(head(tf.cast(images, tf.float32), training=False), tf.float32)
+            return tf.cast(head(tf.cast(images, tf.float32)), tf.float32)
 
         self._run = run
         self._device = device
+
+    def _head(self, model: AlignSeg) -> Callable[[Any], Any]:
+        """Return a function from float32 pictures to logits."""
+        head = logits_model(model)
+        return lambda images: head(images, training=False)
 
     def logits(self, images: np.ndarray) -> Any:
         """Return the head's logits, which have stride 4."""
@@ -89,33 +95,17 @@ class KerasNetwork(Network):
             return self._run(tf.convert_to_tensor(images))
 
 
-class FrozenNetwork(Network):
+class FrozenNetwork(KerasNetwork):
     """An `AlignSeg` as it is now: its inference graph, with the weights as constants.
 
-    It equals `KerasNetwork` but for rounding, is faster, and takes some seconds to make.
-
-    Args:
-        model: the model; it is not changed, and later changes of it are not seen.
-        device: TensorFlow device to run on, such as `GPU:1`; None leaves that to TensorFlow.
+    It equals `KerasNetwork` but for rounding, is faster, and takes some seconds to make. Later
+    changes of the model are not seen.
     """
 
-    def __init__(self, model: AlignSeg, device: str | None = None):
+    def _head(self, model: AlignSeg) -> Callable[[Any], Any]:
         from alignseg_tf.export.inference_graph import inference_model
 
-        self.label_space = label_space_of(model)
-        frozen = freeze(logits_model(inference_model(model)), (None, None))
-
-        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
-        def run(images: Any) -> Any:
-            return tf.cast(frozen(tf.cast(images, tf.float32)), tf.float32)
-
-        self._run = run
-        self._device = device
-
-    def logits(self, images: np.ndarray) -> Any:
-        """Return the head's logits, which have stride 4."""
-        with tf.device(self._device):
-            return self._run(tf.convert_to_tensor(images))
+        return freeze(logits_model(inference_model(model)), (None, None))
 
 
 class SavedModelNetwork(Network):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from alignseg_tf import AlignSeg, backbones
 from alignseg_tf.data import street_scenes
+from training.forms import calibrate_batch_norms
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -71,21 +72,6 @@ def tiny_model(**kwargs) -> AlignSeg:
             weight.assign(rng.normal(0, 0.3, weight.shape).astype("float32"))
     calibrate_batch_norms(model, random_images(2, 64, 96))
     return model
-
-
-def calibrate_batch_norms(model: AlignSeg, images: np.ndarray) -> None:
-    """Set the statistics of a model's batch norms to those of pictures."""
-    norms = [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    model(keras.ops.convert_to_tensor(images, "float32"), training=True)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 def random_images(*shape: int, seed: int = 0) -> np.ndarray:

@@ -3,12 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from conftest import random_images, tiny_model
+from conftest import ROOT, random_images, tiny_model
 
 from alignseg_tf import AlignSeg, Predictor, backbones, checkpoints
 from alignseg_tf.alignment import offset_fields as traced_offset_fields
@@ -151,8 +150,8 @@ def test_constants_and_fused_kernels_change_nothing(switch):
     """What commands run. TensorFlow fuses other operations with oneDNN than without."""
     done = subprocess.run(
         [sys.executable, "-c", ONEDNN],
-        env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": switch},
-        cwd=Path(__file__).parent,
+        env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": switch, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT / "tests",
         capture_output=True,
         text=True,
     )

@@ -44,22 +44,29 @@ def build(task: Task) -> Any:
     for variable in model.trainable_variables:
         if "field_" in variable.path:
             variable.assign(0.01 * rng.standard_normal(variable.shape))
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.BatchNormalization):  # zeros would be optimised away
+            layer.beta.assign(0.1 * rng.standard_normal(layer.beta.shape))
+    # Else rounding would be amplified layer by layer.
+    calibrate_batch_norms(model, task.pictures()[:, :256, :256])
+    return model
+
+
+def calibrate_batch_norms(model: Any, images: Any) -> None:
+    """Set the statistics of a model's batch norms to those of pictures [B, H, W, 3]."""
+    import keras
+
     norms = [
         layer
-        for layer in model._flatten_layers(include_self=False)
+        for layer in model._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.beta.assign(
-            0.1 * rng.standard_normal(norm.beta.shape)
-        )  # zeros would be optimised away
         norm.momentum = 0.0
-    # Once with the statistics of pictures: else rounding would be amplified layer by layer.
-    model(task.pictures()[:, :256, :256], training=True)
+    model(keras.ops.convert_to_tensor(images, "float32"), training=True)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    return model
 
 
 def inference(task: Task, form: str) -> Run:

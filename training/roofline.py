@@ -10,6 +10,7 @@ passes that another operation could have done on its way keep it below 1; a map 
 cache can lift it above.
 """
 
+import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -106,7 +107,7 @@ def measure_blocks(task: Task, rounds: int) -> dict[str, Any]:
     whole = _block("all", int(total[0]), int(total[1]), total[2], best)
     whole |= {"floor_seconds": floor, "share": floor / total[2]}
     return {
-        "task": task.__dict__,
+        "task": dataclasses.asdict(task),
         "ceilings": best,
         "parameters": model.count_params(),
         "blocks": [*blocks, whole],

@@ -11,7 +11,7 @@ import numpy as np
 from alignseg_tf.environment import cores
 from alignseg_tf.progress import counter
 from training import roofline
-from training.contest import Contestant, Ratio, Runs, Task, hold_contest, ratio
+from training.contest import Contestant, Runs, Task, hold_contest, ratio
 
 OURS = Path(__file__).with_name("forms.py")
 BACKBONES = ("efficientnet_lite0", "resnet50", "resnet101")
@@ -204,7 +204,7 @@ def run_speed(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     text = speed_table(result)
     for values in result["ratios"].values():
         for name, value in values.items():
-            values[name] = dataclasses.asdict(value) if isinstance(value, Ratio) else value
+            values[name] = dataclasses.asdict(value)
     return result, text
 
 

@@ -26,11 +26,6 @@ def conv(inputs: int, filters: int, side: int, stride: int = 1, bias: bool = Fal
     return nn.Conv2d(inputs, filters, side, stride, side // 2, bias=bias)
 
 
-def activated_norm(channels: int) -> tuple[nn.Module, ...]:
-    """Batch norm and the decoder's leaky ReLU; the official names count them as one."""
-    return (NormAct(channels),)
-
-
 class NormAct(nn.BatchNorm2d):
     """Batch norm, then leaky ReLU, under the name of one module."""
 
@@ -81,7 +76,7 @@ class Refinement(nn.Module):
         self.unify = conv(inputs, channels, 1)
         self.residual = nn.Sequential(
             conv(channels, channels // 4, 3),
-            *activated_norm(channels // 4),
+            NormAct(channels // 4),
             conv(channels // 4, channels, 3),
         )
         self.norm = NormAct(channels)
@@ -96,7 +91,7 @@ def offset_branch(channels: int) -> nn.Sequential:
     """Two maps in, one offset field out; starts at zero."""
     field = conv(channels, 2, 3)
     nn.init.zeros_(field.weight)
-    return nn.Sequential(conv(2 * channels, channels, 1), *activated_norm(channels), field)
+    return nn.Sequential(conv(2 * channels, channels, 1), NormAct(channels), field)
 
 
 class Aggregation(nn.Module):
@@ -128,8 +123,8 @@ class Context(nn.Module):
 
         def branch() -> list[nn.Module]:
             return [
-                conv(inputs, inputs, 1), *activated_norm(inputs),
-                conv(inputs, channels, 3), *activated_norm(channels),
+                conv(inputs, inputs, 1), NormAct(inputs),
+                conv(inputs, channels, 3), NormAct(channels),
             ]  # fmt: skip
 
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(3 if align else 1), *branch())
@@ -271,7 +266,7 @@ def head(channels: int, classes: int) -> nn.Sequential:
     """Features to logits."""
     return nn.Sequential(
         conv(channels, channels, 3, bias=True),
-        *activated_norm(channels),
+        NormAct(channels),
         nn.Dropout2d(0.1),
         conv(channels, classes, 1, bias=True),
     )

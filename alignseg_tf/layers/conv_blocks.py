@@ -64,9 +64,9 @@ def shifts_kernel(filters: int) -> np.ndarray:
 def narrow_convolutions(x: Tensor, kernels: Sequence[Tensor]) -> list[Tensor]:
     """Convolve each part of a map by a 3x3 kernel of few filters.
 
-    A 3x3 convolution to two filters leaves most of a processor's vector units idle: it took 35 ms
-    where one to 64 took 80. Here a 1x1 convolution makes all products at once, and a fixed 3x3 one
-    over these few channels shifts and adds them. The sums are the same, in another order.
+    A 3x3 convolution to two filters leaves most of a processor's vector units idle. Here a 1x1
+    convolution makes all products at once, and a fixed 3x3 one over these few channels shifts and
+    adds them. The sums are the same, in another order.
 
     Args:
         x: [B, H, W, G C].

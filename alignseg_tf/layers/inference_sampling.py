@@ -59,8 +59,8 @@ def sample_by_cropping(features: Tensor, offsets: Tensor, sampling: str = "stand
     # In cells of the padded map over its last cell; the grid is a constant where sizes are.
     last = tf.cast(tf.stack([width + 1, height + 1]), tf.float32)
     still = sampling_positions(ops.zeros((1, out_height, out_width, 2)), (height, width), sampling)
-    unit = tf.stack(offset_scale(sampling, height, width, out_height, out_width)) / last
-    positions = (still + 1.0) / last + tf.cast(offsets, tf.float32) * unit
+    unit = tf.stack(offset_scale(sampling, height, width, out_height, out_width))
+    positions = (still + tf.cast(offsets, tf.float32) * unit + 1.0) / last
     # What is not inside, NaN too, reads nothing.
     positions = tf.where(tf.abs(positions - 0.5) <= 0.5, positions, -1.0)
     cells = tf.cast(out_height * out_width, tf.int32)

@@ -223,8 +223,8 @@ def bilinear_sample_in_training(
 ) -> Tensor:
     """`bilinear_sample`, compiled by XLA where TensorFlow is the backend.
 
-    Gathers, weights and sums become one loop, as do their gradients: half the time and a fraction
-    of the memory. XLA compiles for each size, which suits crops of one size and not pictures.
+    Gathers, weights and sums become one loop, as do their gradients. XLA compiles for each size,
+    which suits crops of one size and not pictures.
     """
     if keras.backend.backend() != "tensorflow":
         return bilinear_sample(features, offsets, sampling)
