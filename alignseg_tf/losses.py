@@ -23,6 +23,7 @@ import keras
 from keras import ops
 
 from alignseg_tf.layers.sampling import resize_align_corners
+from alignseg_tf.resized_logits import can_go_in_bands, cross_entropy_sum
 
 Tensor = Any
 IgnoreClass = int | Sequence[int] | None
@@ -148,8 +149,11 @@ class _SegmentationLoss(keras.losses.Loss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         y_true, sample_weight = y_true if isinstance(y_true, tuple) else (y_true, None)
-        ids = label_ids(y_true)
-        return self.loss_of_pixels(ids, logits_at_label_size(y_pred, ids), sample_weight)
+        return self.loss_of_cells(label_ids(y_true), y_pred, sample_weight)
+
+    def loss_of_cells(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
+        """Return the loss of ids [B, H, W] and logits [B, h, w, C]."""
+        return self.loss_of_pixels(ids, logits_at_label_size(logits, ids), sample_weight)
 
     def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
         """Return the loss of ids [B, H, W] and float32 logits [B, H, W, C]."""
@@ -209,30 +213,56 @@ class CrossEntropy(_SegmentationLoss):
         """Return what pixels weigh before class and sample weights, float32 [B, H, W]."""
         return ops.cast(valid, "float32")
 
+    def loss_of_cells(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
+        """Return the weighted mean cross-entropy, shape [1], in bands where sizes are known."""
+        if not can_go_in_bands(logits, ids):
+            return super().loss_of_cells(ids, logits, sample_weight)
+        classes = logits.shape[-1]
+        _, unweighted, weights, of_class = self._weights(ids, classes, sample_weight)
+        total = ops.sum(weights)
+        total = ops.where(total > 0, total, 1.0)
+        share, smoothing = 1.0 - self.label_smoothing, None
+        if self.label_smoothing:
+            of_class = ops.ones((classes,), "float32") if of_class is None else of_class
+            smoothing = self.label_smoothing / classes * unweighted / total, of_class
+        ids = ops.clip(ids, 0, classes - 1)
+        return ops.reshape(cross_entropy_sum(logits, ids, share * weights / total, smoothing), (1,))
+
     def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
         """Return the weighted mean cross-entropy, shape [1]."""
-        classes = logits.shape[-1]
+        valid, unweighted, weights, of_class = self._weights(ids, logits.shape[-1], sample_weight)
+        loss = _weighted_mean(_cross_entropy(ids, logits, valid), weights)
+        if self.label_smoothing:
+            smooth = _smoothing_loss(logits, valid, of_class)
+            smooth = _weighted_mean(smooth, unweighted, ops.sum(weights))
+            loss = (1.0 - self.label_smoothing) * loss + self.label_smoothing * smooth
+        return loss
+
+    def _weights(
+        self, ids: Tensor, classes: int, sample_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Weigh pixels.
+
+        Returns:
+            Which are valid, boolean [B, H, W]; what they weigh without and with the weights of
+            their classes, float32 [B, H, W]; the weights of the classes, float32 [C] or None.
+        """
         valid = ops.logical_and(
             is_class(ids, classes), ops.logical_not(is_ignored(ids, self.ignore_class))
         )
         weights = self.weights_of_pixels(ids, valid)
         if sample_weight is not None:
             weights = weights * _pixel_weights(sample_weight)
-        unweighted, class_weights = weights, None
-        if self.class_weights is not None:
-            if len(self.class_weights) != classes:
-                raise ValueError(
-                    f"`class_weights` must hold one weight for each of the {classes} classes. "
-                    f"Received: {len(self.class_weights)} weights"
-                )
-            class_weights = ops.convert_to_tensor(self.class_weights, dtype="float32")
-            weights = weights * ops.take(class_weights, ops.clip(ids, 0, classes - 1), axis=0)
-        loss = _weighted_mean(_cross_entropy(ids, logits, valid), weights)
-        if self.label_smoothing:
-            smooth = _smoothing_loss(logits, valid, class_weights)
-            smooth = _weighted_mean(smooth, unweighted, ops.sum(weights))
-            loss = (1.0 - self.label_smoothing) * loss + self.label_smoothing * smooth
-        return loss
+        if self.class_weights is None:
+            return valid, weights, weights, None
+        if len(self.class_weights) != classes:
+            raise ValueError(
+                f"`class_weights` must hold one weight for each of the {classes} classes. "
+                f"Received: {len(self.class_weights)} weights"
+            )
+        of_class = ops.convert_to_tensor(self.class_weights, dtype="float32")
+        of_pixel = ops.take(of_class, ops.clip(ids, 0, classes - 1), axis=0)
+        return valid, weights, weights * of_pixel, of_class
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""

@@ -24,6 +24,7 @@ from alignseg_tf.losses import (
     label_ids,
     logits_at_label_size,
 )
+from alignseg_tf.resized_logits import can_go_in_bands, classes_at
 
 Tensor = Any
 
@@ -171,6 +172,8 @@ class MeanIoU(keras.metrics.Metric):
                 f"{self.num_classes} classes, or integer ids [B, H, W]. "
                 f"Received: shape {shape}, dtype {keras.backend.standardize_dtype(y_pred.dtype)}"
             )
+        if can_go_in_bands(y_pred, truth):
+            return classes_at(y_pred, tuple(truth.shape[1:3]))
         return ops.cast(ops.argmax(logits_at_label_size(y_pred, truth), axis=-1), "int32")
 
     def _add(self, cell: Tensor, counted: Tensor) -> None:

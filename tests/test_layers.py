@@ -153,7 +153,7 @@ def test_context_takes_a_map_of_one_cell():
 
 
 def test_head_drops_whole_maps_in_training_only():
-    head = SegmentationHead(3, 4, dropout=0.9)
+    head = SegmentationHead(3, 32, dropout=0.5)
     x = np.ones((2, 5, 6, 8), "float32")
     first, second = run(head, x)[0], run(head, x)[0]
     np.testing.assert_array_equal(first, second)

@@ -15,7 +15,7 @@ import pytest
 from conftest import absent
 from keras import ops
 
-from alignseg_tf import losses
+from alignseg_tf import losses, resized_logits
 from alignseg_tf.losses import (
     BoundaryCrossEntropy,
     CombinedLoss,
@@ -24,6 +24,7 @@ from alignseg_tf.losses import (
     LovaszSoftmax,
     OhemCrossEntropy,
 )
+from alignseg_tf.metrics import MeanIoU
 
 BACKEND = keras.backend.backend()
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
@@ -517,6 +518,59 @@ def test_empty_batch_gives_zero(loss):
     value, gradient = value_and_gradient(loss, labels, logits, "dynamic")
     assert value == 0
     assert gradient.shape == logits.shape
+
+
+# Logits of fewer cells
+
+
+@pytest.mark.parametrize("mode", [*MODES, *["dynamic"] * (BACKEND == "tensorflow")])
+@pytest.mark.parametrize("rows", [1, 3, 13, 99])
+@pytest.mark.parametrize("name", ["cross_entropy", "class_weights", "smoothed", "boundary"])
+def test_cells_give_what_pixels_give(name, rows, mode, monkeypatch):
+    """Band by band, the value and the gradient are those of logits that were resized before."""
+    monkeypatch.setattr(resized_logits, "BAND_VALUES", rows * 17 * 5)
+    labels, logits = example(label_size=(13, 17))
+    weights = np.random.default_rng(2).random(labels.shape).astype("float32")
+    loss = functools.partial(LOSSES[name], sample_weight=ops.convert_to_tensor(weights))
+
+    def of_pixels(labels, logits):
+        return loss(labels, losses.logits_at_label_size(logits, labels))
+
+    value, gradient = value_and_gradient(loss, labels, logits, mode)
+    expected, expected_gradient = value_and_gradient(of_pixels, labels, logits)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-7)
+    doubled = value_and_gradient(lambda *pair: 2 * loss(*pair), labels, logits, mode)[1]
+    np.testing.assert_allclose(doubled, 2 * expected_gradient, atol=1e-7)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow's tapes see metrics")
+def test_a_tape_does_not_mind_the_metric():
+    import tensorflow as tf
+
+    labels, logits = example(label_size=(13, 17))
+    metric = MeanIoU(5)
+
+    @tf.function
+    def step(logits):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            metric.update_state(labels, logits)
+            loss = CrossEntropy()(labels, logits)
+        return tape.gradient(loss, logits)
+
+    assert np.abs(step(tf.constant(logits))).max() > 0
+    assert metric.result() > 0
+
+
+def test_classes_of_cells_are_those_of_resized_logits(monkeypatch):
+    labels, logits = example(label_size=(13, 17))
+    resized = losses.logits_at_label_size(ops.convert_to_tensor(logits), labels)
+    expected = ops.convert_to_numpy(resized).argmax(-1)
+    for rows in (1, 3, 13, 99):
+        monkeypatch.setattr(resized_logits, "BAND_VALUES", rows * 17 * 5)
+        ids = resized_logits.classes_at(ops.convert_to_tensor(logits), (13, 17))
+        np.testing.assert_array_equal(ops.convert_to_numpy(ids), expected)
 
 
 # Sample weights

@@ -2,6 +2,7 @@ import itertools
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -124,6 +125,23 @@ def test_a_shared_cache_decodes_a_file_once(folder, monkeypatch):
     assert sorted(s.image for s in read) == [s.image for s in samples]
     for cached, fresh in zip(whole, batches(folder), strict=True):
         np.testing.assert_array_equal(cached[0], fresh[0])
+
+
+def test_threads_that_want_one_sample_decode_it_once(folder, monkeypatch):
+    read = []
+
+    def slow(sample, label_space):
+        read.append(sample)
+        time.sleep(0.05)
+        return load_sample(sample, label_space)
+
+    monkeypatch.setattr("alignseg_tf.data.pipeline.load_sample", slow)
+    cache = SampleCache()
+    first, second = read_folder(folder, "train")[:2]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda sample: cache.load(sample, SPACE)[0], [first, second] * 3))
+    assert sorted(s.image for s in read) == [first.image, second.image]
+    assert all(image is found[i % 2] for i, image in enumerate(found))
 
 
 def test_a_cache_keeps_to_its_budget_and_to_the_label_space(folder):

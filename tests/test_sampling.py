@@ -10,7 +10,7 @@ from alignseg_tf.layers import (
     bilinear_sample,
     resize_align_corners,
 )
-from alignseg_tf.layers.sampling import sampling_positions
+from alignseg_tf.layers.sampling import bilinear_sample_in_training, sampling_positions
 
 SIZES = [((7, 11), (7, 11)), ((3, 3), (14, 19)), ((5, 6), (1, 9)), ((1, 1), (4, 1))]
 
@@ -222,3 +222,33 @@ def test_gradients_equal_torch(sampling, zero):
     np.testing.assert_allclose(tf.convert_to_tensor(to_features), x.grad, atol=2e-5)
     np.testing.assert_allclose(to_offsets, d.grad, atol=1e-4)
     assert np.abs(to_offsets).max() > 0.1
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="elsewhere the two are one function"
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("sampling", SAMPLING_CONVENTIONS)
+def test_in_training_values_and_gradients_are_the_same(sampling, dtype):
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    features = tf.constant(rng.standard_normal((2, 7, 9, 4)), dtype)
+    offsets = tf.constant(3 * rng.standard_normal((2, 5, 6, 2)), "float32")
+    upstream = tf.constant(rng.standard_normal((2, 5, 6, 4)), dtype)
+
+    def value_and_gradients(sample, features, offsets):
+        with tf.GradientTape() as tape:
+            tape.watch([features, offsets])
+            sampled = sample(features, offsets, sampling)
+        return [sampled, *tape.gradient(sampled, [features, offsets], upstream)]
+
+    expected = value_and_gradients(bilinear_sample, features, offsets)
+    for run in (value_and_gradients, tf.function(value_and_gradients)):
+        found = run(bilinear_sample_in_training, features, offsets)
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == other.dtype
+            tolerance = 1e-5 if one.dtype == tf.float32 and dtype == "float32" else 0.05
+            np.testing.assert_allclose(
+                tf.cast(one, tf.float32), tf.cast(other, tf.float32), atol=tolerance
+            )

@@ -49,6 +49,7 @@ class SampleCache:
         self.free_bytes = max_bytes
         self._arrays: dict[tuple[Sample, LabelSpace], Arrays] = {}
         self._lock = threading.Lock()
+        self._decoding: dict[tuple[Sample, LabelSpace], threading.Lock] = {}
 
     def load(self, sample: Sample, label_space: LabelSpace) -> Arrays:
         """Return a picture, uint8 [H, W, 3], and its label, uint8 [H, W]; do not write to them.
@@ -59,13 +60,18 @@ class SampleCache:
         key = (sample, label_space)
         if key in self._arrays:
             return self._arrays[key]
-        arrays = load_sample(sample, label_space)  # without the lock: threads decode in parallel
-        size = sum(array.nbytes for array in arrays)
         with self._lock:
-            if size <= self.free_bytes and key not in self._arrays:
-                self.free_bytes -= size
-                self._arrays[key] = arrays
-        return arrays
+            decoding = self._decoding.setdefault(key, threading.Lock())
+        with decoding:  # of this sample alone: threads decode others beside it
+            if key in self._arrays:  # by now
+                return self._arrays[key]
+            arrays = load_sample(sample, label_space)
+            size = sum(array.nbytes for array in arrays)
+            with self._lock:
+                if size <= self.free_bytes:
+                    self.free_bytes -= size
+                    self._arrays[key] = arrays
+            return arrays
 
 
 @dataclass(frozen=True, eq=False)

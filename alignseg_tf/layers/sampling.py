@@ -18,6 +18,7 @@ import functools
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 Tensor = Any
@@ -223,19 +224,41 @@ def bilinear_sample_in_training(
 ) -> Tensor:
     """`bilinear_sample`, compiled by XLA where TensorFlow is the backend.
 
-    Gathers, weights and sums become one loop, as do their gradients. XLA compiles for each size,
-    which suits crops of one size and not pictures.
+    Gathers, weights and sums become one loop, and so do their gradients, which gather anew: what
+    was gathered would be four maps of the size of the result, kept for each sampling of a step.
+    XLA compiles for each size, which suits crops of one size and not pictures. Second derivatives
+    are not defined.
     """
     if keras.backend.backend() != "tensorflow":
         return bilinear_sample(features, offsets, sampling)
-    return _compiled_bilinear_sample()(features, offsets, sampling)
+    import tensorflow as tf
+
+    forward, backward = _compiled_bilinear_sample(sampling)
+
+    @tf.custom_gradient
+    def sample(features: Tensor, offsets: Tensor) -> tuple[Tensor, Any]:
+        # Else a tape would look into the compiled function and keep what it gathers.
+        sampled = forward(tf.stop_gradient(features), tf.stop_gradient(offsets))
+        return sampled, lambda upstream: backward(features, offsets, upstream)
+
+    return sample(features, offsets)
 
 
 @functools.cache
-def _compiled_bilinear_sample() -> Any:
+def _compiled_bilinear_sample(sampling: str) -> tuple[Any, Any]:
+    """Return `bilinear_sample`, and its gradients for what a gradient of its result is."""
     import tensorflow as tf
 
-    return tf.function(bilinear_sample, jit_compile=True)
+    def forward(features: Tensor, offsets: Tensor) -> Tensor:
+        return bilinear_sample(features, offsets, sampling)
+
+    def backward(features: Tensor, offsets: Tensor, upstream: Tensor) -> list[Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch([features, offsets])
+            sampled = forward(features, offsets)
+        return tape.gradient(sampled, [features, offsets], upstream)
+
+    return tf.function(forward, jit_compile=True), tf.function(backward, jit_compile=True)
 
 
 def _apply_along_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -285,6 +308,46 @@ def resize_align_corners(x: Tensor, size: tuple[Size, Size]) -> Tensor:
     rows = interpolation_matrix(size[0], height)
     columns = interpolation_matrix(size[1], width)
     return _apply_along_axes(x, rows, columns)
+
+
+class AlignedAxis:
+    """Linear interpolation of an axis, corners aligned, and what gradients are of its cells.
+
+    Args:
+        pixels: how many it shall have.
+        cells: how many it has.
+    """
+
+    def __init__(self, pixels: int, cells: int):
+        position = np.arange(pixels) * (cells - 1)
+        steps = max(pixels - 1, 1)
+        self.lower = np.minimum(position // steps, max(cells - 2, 0)).astype(np.int32)
+        self.upper = np.minimum(self.lower + 1, cells - 1).astype(np.int32)
+        self.fraction = ((position - self.lower * steps) / steps).astype(np.float32)
+        # Pixels that read a cell, as many places for each cell as the most popular one needs.
+        weights = np.zeros((pixels, cells), np.float32)
+        np.add.at(weights, (np.arange(pixels), self.lower), 1.0 - self.fraction)
+        np.add.at(weights, (np.arange(pixels), self.upper), self.fraction)
+        places = int((weights > 0).sum(0).max())
+        self.readers = np.argsort(weights == 0, axis=0, kind="stable")[:places].astype(np.int32)
+        self.reader_weights = np.take_along_axis(weights, self.readers, axis=0)
+
+    def resized(self, x: Tensor, axis: int) -> Tensor:
+        """Interpolate axis 1 or 2 of a map [B, any, any, C]."""
+        lower, upper = (ops.take(x, index, axis=axis) for index in (self.lower, self.upper))
+        return lower + self._along(self.fraction, axis) * (upper - lower)
+
+    def to_cells(self, gradient: Tensor, axis: int) -> Tensor:
+        """Turn a gradient of `resized` [B, any, any, C] into that of the map."""
+        terms = (
+            ops.take(gradient, index, axis=axis) * self._along(weight, axis)
+            for index, weight in zip(self.readers, self.reader_weights, strict=True)
+        )
+        return functools.reduce(ops.add, terms)
+
+    @staticmethod
+    def _along(values: np.ndarray, axis: int) -> Tensor:
+        return ops.convert_to_tensor(values.reshape((-1, 1, 1) if axis == 1 else (1, -1, 1)))
 
 
 def _pooling_matrix(bins: int, in_size: Size) -> Tensor:
