@@ -22,6 +22,7 @@ from alignseg_tf.distributed_prediction import (
 from alignseg_tf.export.command import add_export_arguments
 from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.layers import SAMPLING_CONVENTIONS
+from alignseg_tf.pretrained import model_path
 from alignseg_tf.protocols import add_protocol_arguments
 from alignseg_tf.serving.settings import add_serve_arguments
 
@@ -150,8 +151,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_distributed_arguments(command)
 
     command = add("compare", compare, "two models on the same pictures: what differs")
-    command.add_argument("first", type=Path, metavar="A", help="a model, as for predict")
-    command.add_argument("second", type=Path, metavar="B", help="another one")
+    command.add_argument("first", type=model_path, metavar="A", help="a model, as for predict")
+    command.add_argument("second", type=model_path, metavar="B", help="another one")
     add_data_arguments(command)
     command.add_argument("--split", default="val", help="which part of the data (%(default)s)")
     command.add_argument(
@@ -161,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_protocol_arguments(command)
 
     command = add("alignment", alignment, "draw what the alignment layers of a model do")
-    command.add_argument("model", type=Path, help="a .keras file")
+    command.add_argument("model", type=model_path, help="a .keras file")
     command.add_argument("pictures", nargs="+", help="pictures, folders, or patterns in quotes")
     command.add_argument("--output", type=Path, required=True, help="folder for the figures")
 
@@ -177,7 +178,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     command = add("summary", summary, "print the blocks of a model: shapes, sizes, work, time")
-    command.add_argument("model", type=Path, help="a .keras file")
+    command.add_argument("model", type=model_path, help="a .keras file")
     command.add_argument(
         "--size", type=int, nargs=2, default=(512, 1024), metavar=("HEIGHT", "WIDTH"),
         help="of the picture, in pixels (512 1024)",

@@ -18,6 +18,7 @@ import numpy as np
 from alignseg_tf.data.readers import DataError, find_named_pictures, in_parallel, load_image
 from alignseg_tf.files import atomic_path, differences, fingerprint, write_text
 from alignseg_tf.prediction_files import KINDS, check_kinds, paths
+from alignseg_tf.pretrained import model_path
 from alignseg_tf.progress import counter, duration
 from alignseg_tf.protocols import add_protocol_arguments, protocol_from_arguments
 from alignseg_tf.video import CAMERA, VideoWriter, is_video, opened_video
@@ -284,7 +285,9 @@ def result_names(pictures: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `predict`."""
     parser.add_argument(
-        "model", type=Path, help="a .keras, .tflite or .onnx file, or a SavedModel's folder"
+        "model",
+        type=model_path,
+        help="a .keras, .tflite or .onnx file, a SavedModel's folder, or a trained model's name",
     )
     parser.add_argument(
         "pictures", nargs="+",

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from alignseg_tf import backbones
+from alignseg_tf import backbones, pretrained
 from alignseg_tf.layers import (
     AlignedContextModeling,
     AlignedFeatureAggregation,
@@ -208,6 +208,28 @@ class AlignSeg(keras.Model):
                 if layer.weights and not layer.trainable
             ],
         }
+
+    @classmethod
+    def from_pretrained(cls, name: str) -> "AlignSeg":
+        """Return a trained model that comes with the package.
+
+        `savedmodels/NAME/MODEL_CARD.md` says what it was trained on, under which terms, and how
+        good it is. `transfer.transfer_weights`, or `--start-from NAME` in training, makes it the
+        start of a model with other classes.
+
+        Args:
+            name: one of `pretrained.pretrained_names()`, for instance `camvid_lite0`.
+
+        Raises:
+            ValueError: there is no such model.
+
+        Example:
+            >>> from alignseg_tf import AlignSeg
+            >>> AlignSeg.from_pretrained("camvid_lite0").num_classes
+            11
+        """
+        model: AlignSeg = keras.saving.load_model(pretrained.pretrained_file(name), compile=False)
+        return model
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "AlignSeg":

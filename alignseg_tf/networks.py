@@ -16,6 +16,7 @@ from alignseg_tf.data.catalog import MAX_CLASSES, LabelSpace
 from alignseg_tf.environment import cores
 from alignseg_tf.freezing import freeze
 from alignseg_tf.model import AlignSeg
+from alignseg_tf.pretrained import model_path, pretrained_names
 from alignseg_tf.quiet import silent_stderr
 
 # Where an exported SavedModel keeps its label space: beside the assets, as model servers want.
@@ -340,14 +341,17 @@ def check_class_count(num_classes: int) -> None:
 
 
 def load_model(path: str | Path) -> AlignSeg:
-    """Read a `.keras` file in safe mode.
+    """Read a `.keras` file, or a trained model of the package by its name, in safe mode.
 
     Raises:
         ValueError: the file is missing, unreadable or no AlignSeg.
     """
-    path = Path(path)
+    path = model_path(path)
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; expected a .keras model")
+        raise ValueError(
+            f"{path}: no such file; expected a .keras model, or the name of one that comes with "
+            f"the package: {', '.join(pretrained_names()) or 'none does'}"
+        )
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:
@@ -361,8 +365,9 @@ def load_network(model_or_path: Any, device: str | None = None) -> Network:
     """Return a model in any saved form as a `Network`.
 
     Args:
-        model_or_path: an `AlignSeg`, the path of a `.keras`, `.tflite` or `.onnx` file, or the
-            folder of a SavedModel; a `Network` is returned as it is.
+        model_or_path: an `AlignSeg`, the path of a `.keras`, `.tflite` or `.onnx` file, the folder
+            of a SavedModel, or the name of a trained model of the package; a `Network` is returned
+            as it is.
         device: TensorFlow device that holds and runs the model; Keras models only.
 
     Raises:
@@ -371,7 +376,7 @@ def load_network(model_or_path: Any, device: str | None = None) -> Network:
     if isinstance(model_or_path, Network):
         return model_or_path
     if isinstance(model_or_path, str | Path):
-        path = Path(model_or_path)
+        path = model_path(model_or_path)
         formats = {".tflite": TfliteNetwork, ".onnx": OnnxNetwork}
         if (path.is_dir() or path.suffix in formats) and device is not None:
             raise ValueError(f"{path}: only .keras models run on a chosen device, not {device}")

@@ -58,7 +58,10 @@ def test_the_card_has_what_lies_beside_the_model(model_file, tmp_path):
     ("arguments", "message"),
     [
         (["--output", "x.keras"], "--output must be a folder, or end in .tflite or .onnx"),
-        (["--output", "x/1", "--quantization", "int8"], "--quantization is for .tflite"),
+        (["--output", "x/1", "--quantization", "int8"], "x/1 must be float32 or float16 or bf"),
+        (["--output", "x/1", "--quantization", "float16", "float32"], "Received: float16 float32"),
+        (["--output", "x.tflite", "--quantization", "bfloat16"], "x.tflite must be float32 or"),
+        (["--output", "x.onnx", "--quantization", "float16"], "x.onnx must be float32. Received"),
         (["--output", "x/1", "--returns", "logits"], "--returns is for .tflite"),
         (["--output", "x.onnx", "--about", "a.md"], "--about and --quality are for a SavedModel"),
         (["--output", "x.tflite", "--quantization", "int8"], "needs --size HEIGHT WIDTH and --cal"),

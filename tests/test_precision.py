@@ -14,6 +14,7 @@ from alignseg_tf.layers import (
 )
 from alignseg_tf.losses import CrossEntropy
 from alignseg_tf.optimizers import AdamW, averaged_weights
+from alignseg_tf.precision import with_dtype_policy
 
 BACKEND = keras.backend.backend()
 POLICIES = ("mixed_bfloat16", "mixed_float16")
@@ -82,6 +83,29 @@ def test_positions_are_exact_on_wide_maps(layer_class, policy, sampled_by, monke
         expected = regular_grid(offset.shape[2], int(size), align_corners) + offset
         assert np.abs(offset).max() > 1e-4
         np.testing.assert_allclose(position[inside], expected[inside], atol=1e-3)
+
+
+# Another policy
+
+
+def test_a_model_takes_another_policy_and_back():
+    model = tiny_model(dtype="float32")
+    model.get_layer("refinement_p2").trainable = False
+    half = with_dtype_policy(model, "mixed_bfloat16")
+    assert keras.config.dtype_policy().name == "float32"
+    assert {x.dtype for x in half.outputs} == {"float32"}
+    kinds = {layer.compute_dtype for layer in half._flatten_layers() if layer.weights}
+    assert kinds == {"bfloat16"}
+    again = with_dtype_policy(half, "float32")
+    for changed in (half, again):
+        frozen = [weight.path for weight in changed.weights if not weight.trainable]
+        assert frozen == [weight.path for weight in model.weights if not weight.trainable]
+    image = random_images(1, 64, 96).astype("float32")
+    expected, other, same = (
+        ops.convert_to_numpy(one(image)["segmentation"]) for one in (model, half, again)
+    )
+    np.testing.assert_array_equal(same, expected)
+    assert np.abs(other - expected).max() > 1e-4
 
 
 # Training

@@ -75,6 +75,54 @@ def test_stride_4_logits_are_resized_before_the_classes_are_chosen(tmp_path, sce
     assert (served == Predictor(full).class_map(scene)).mean() > 0.999
 
 
+def test_halves_take_half_the_space_and_give_the_same_classes(tmp_path, scene):
+    # Random offsets move far for a small change of the weights, so this one does not align.
+    model = tiny_model(aggregation="bilinear", label_space=LabelSpace(CLASSES).to_dict())
+    counts = {}
+    for quantization in ("float32", "float16"):
+        path = tmp_path / quantization
+        agreement = export_saved_model(model, path, [scene], quantization=quantization)
+        assert agreement.same_class > 0.998
+        counts[quantization] = large_constants(path)
+    assert 1e-5 < agreement.difference / agreement.largest_logit < 1e-2
+    full, half = counts["float32"], counts["float16"]
+    assert full["float32"] > 10_000
+    assert full["float16"] == half["float32"] == 0
+    assert half["float16"] == full["float32"]
+    with pytest.raises(ValueError, match=r"must be one of .*float16.*Received: 'int8'"):
+        export_saved_model(model, tmp_path / "2", quantization="int8")
+    assert not (tmp_path / "2").exists()
+
+
+def test_bfloat16_is_computed_with(tmp_path, scene):
+    model = tiny_model(aggregation="bilinear", label_space=LabelSpace(CLASSES).to_dict())
+    agreement = export_saved_model(model, tmp_path / "1", [scene], quantization="bfloat16")
+    assert agreement.same_class > 0.97
+    assert 1e-3 < agreement.difference / agreement.largest_logit < 0.3
+    counts = large_constants(tmp_path / "1")
+    assert counts["bfloat16"] > 10_000
+    assert counts["float32"] == 0
+    graph = tf.saved_model.load(str(tmp_path / "1")).signatures["logits"].graph.as_graph_def()
+    convolutions = [n for f in graph.library.function for n in f.node_def if n.op == "Conv2D"]
+    kinds = [tf.as_dtype(node.attr["T"].type).name for node in convolutions]
+    assert kinds.count("float32") == 1  # the first, which normalises pixels
+    assert set(kinds) == {"float32", "bfloat16"}
+    assert {layer.compute_dtype for layer in model._flatten_layers()} == {"float32"}
+
+
+def large_constants(path):
+    """Count the values in the constants of 1024 or more, by type."""
+    counts = dict.fromkeys(("float32", "float16", "bfloat16"), 0)
+    graph = tf.saved_model.load(str(path)).signatures["logits"].graph.as_graph_def()
+    for function in graph.library.function:
+        for node in function.node_def:
+            if node.op == "Const":
+                values = tf.make_ndarray(node.attr["value"].tensor)
+                if values.size >= 1024:
+                    counts[values.dtype.name] += values.size
+    return counts
+
+
 def test_the_predictor_reads_it(exported, scene):
     folder, model, _ = exported
     predictor = Predictor(folder / "model" / "1")

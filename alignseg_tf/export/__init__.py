@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # What `export_tflite` may be asked for, see `tflite`.
 QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
 OUTPUTS = ("class_map", "logits")
+# What `export_saved_model` may be asked for.
+SAVED_MODEL_QUANTIZATIONS = ("float32", "float16", "bfloat16")
 
 _MODULES = {
     "Agreement": "agreement",
@@ -29,6 +31,7 @@ _MODULES = {
 __all__ = [
     "OUTPUTS",
     "QUANTIZATIONS",
+    "SAVED_MODEL_QUANTIZATIONS",
     "Agreement",
     "compare_networks",
     "export_onnx",

@@ -10,12 +10,20 @@ import numpy as np
 
 from alignseg_tf.data.readers import find_pictures, load_image
 from alignseg_tf.data.sources import DataSource, add_data_arguments
-from alignseg_tf.export import OUTPUTS, QUANTIZATIONS
+from alignseg_tf.export import OUTPUTS, QUANTIZATIONS, SAVED_MODEL_QUANTIZATIONS
+from alignseg_tf.pretrained import model_path
+
+# The quantizations of each form.
+ALLOWED = {
+    "saved_model": SAVED_MODEL_QUANTIZATIONS,
+    "tflite": QUANTIZATIONS,
+    "onnx": ("float32",),
+}
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `export`."""
-    parser.add_argument("model", type=Path, help="a .keras file")
+    parser.add_argument("model", type=model_path, help="a .keras file")
     parser.add_argument(
         "--output", type=Path, required=True,
         help="what to write: a folder, e.g. savedmodels/NAME/1, for a SavedModel; NAME.tflite; "
@@ -29,11 +37,13 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--check", nargs="*", type=Path, default=[], metavar="PICTURE",
         help="files or folders of pictures on which to compare with the model (noise)",
     )  # fmt: skip
-    tflite = parser.add_argument_group("for .tflite")
-    tflite.add_argument(
-        "--quantization", nargs="+", choices=QUANTIZATIONS, default=["float32"],
-        help="one or several, each of which then gets a file NAME_QUANTIZATION.tflite (float32)",
+    parser.add_argument(
+        "--quantization", nargs="+", choices=list(dict.fromkeys(sum(ALLOWED.values(), ()))),
+        default=["float32"],
+        help="for .tflite one or several, each of which then gets a file NAME_QUANTIZATION.tflite; "
+        "for a SavedModel float32, float16 or bfloat16, see docs/export.md (float32)",
     )  # fmt: skip
+    tflite = parser.add_argument_group("for .tflite")
     tflite.add_argument(
         "--returns", choices=OUTPUTS, default="class_map",
         help="class ids at the picture's size, or logits at a quarter of it (%(default)s)",
@@ -93,8 +103,9 @@ def export_from_arguments(arguments: argparse.Namespace) -> str:
         from alignseg_tf.export.saved_model import export_saved_model
 
         written[arguments.output] = export_saved_model(
-            model, arguments.output, **_card_values(arguments), **common
-        )
+            model, arguments.output, quantization=arguments.quantization[0],
+            **_card_values(arguments), **common,
+        )  # fmt: skip
     return _table(arguments.model, model, written, pictures, data, arguments.split)
 
 
@@ -112,10 +123,16 @@ def _form(output: Path) -> str:
 def _check_arguments(arguments: argparse.Namespace, form: str) -> None:
     """Refuse options that would be without effect, and say what is missing, before work starts."""
     if form != "tflite":
-        for name, unset in (("quantization", ["float32"]), ("returns", "class_map"),
-                            ("calibration", [])):  # fmt: skip
+        for name, unset in (("returns", "class_map"), ("calibration", [])):
             if getattr(arguments, name) != unset:
                 raise ValueError(f"--{name} is for .tflite. Received: --output {arguments.output}")
+    allowed = ALLOWED[form]
+    several = form != "tflite" and len(arguments.quantization) > 1
+    if several or not set(arguments.quantization) <= set(allowed):
+        raise ValueError(
+            f"--quantization for {arguments.output} must be {' or '.join(allowed)}. "
+            f"Received: {' '.join(arguments.quantization)}"
+        )
     if form != "saved_model" and (arguments.about or arguments.quality):
         raise ValueError(
             f"--about and --quality are for a SavedModel. Received: --output {arguments.output}"

@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 from alignseg_tf.alignment import offsets_in_pixels
+from alignseg_tf.export import SAVED_MODEL_QUANTIZATIONS
 from alignseg_tf.export.agreement import Agreement, check_agreement, compare_networks
 from alignseg_tf.export.inference_graph import CONTEXT_FIELD, inference_model, offset_fields
 from alignseg_tf.export.model_card import CARD_FILE, model_card
@@ -28,6 +29,7 @@ from alignseg_tf.networks import (
     label_space_of,
     logits_model,
 )
+from alignseg_tf.precision import with_dtype_policy
 
 # Values of logits at the size of the picture that are in memory at a time: 64 MiB.
 LOGITS_AT_A_TIME = 2**24
@@ -39,6 +41,7 @@ def export_saved_model(
     check_images: Iterable[np.ndarray] | None = None,
     image_size: tuple[int, int] | None = None,
     operations: str = "tensorflow",
+    quantization: str = "float32",
     quality: Mapping[str, Any] | None = None,
     run: Mapping[str, Any] | None = None,
     about: str = "",
@@ -68,6 +71,10 @@ def export_saved_model(
         image_size: height and width, if all pictures have one size; every shape but the batch is
             then fixed.
         operations: as in `inference_model`; `keras` for XLA.
+        quantization: `float32`; `float16`: the weights take half the space and are computed with
+            in float32; `bfloat16`: so do they, and activations are bfloat16 too but for
+            coordinates and logits, for processors that have its instructions (AVX512_BF16,
+            AMX).
         quality: numbers of an evaluation for the model card, as `Report.to_dict` gives them.
         run: values of the training run for the model card.
         about: Markdown for the model card: data and their terms, intended use, known failures.
@@ -79,16 +86,23 @@ def export_saved_model(
         How far the SavedModel is from the model.
 
     Raises:
-        ValueError: the model has more than 255 classes, `path` is a file, or the SavedModel
-            does not agree with the model; what was at `path` stays then.
+        ValueError: the model has more than 255 classes, an unknown `quantization`, `path` is a
+            file, or the SavedModel does not agree with the model; what was at `path` stays then.
     """
     check_class_count(model.num_classes)
+    if quantization not in SAVED_MODEL_QUANTIZATIONS:
+        raise ValueError(
+            f"`quantization` must be one of {SAVED_MODEL_QUANTIZATIONS}. Received: {quantization!r}"
+        )
     path = Path(path)
     if path.is_file():
         raise ValueError(f"{path}: expected a folder to write. Received: a file")
 
     with atomic_path(path) as temporary:
-        signatures = _served(model, image_size, operations)
+        computed = model
+        if quantization == "bfloat16":
+            computed = with_dtype_policy(model, "mixed_bfloat16")
+        signatures = _served(computed, image_size, operations, quantization)
         tf.saved_model.save(tf.Module(), str(temporary), signatures=signatures)
         label_space_file = temporary / LABEL_SPACE_FILE
         label_space_file.parent.mkdir()
@@ -97,7 +111,8 @@ def export_saved_model(
         agreement = compare_networks(
             KerasNetwork(model), SavedModelNetwork(temporary), check_images
         )
-        check_agreement(agreement, path)
+        if quantization != "bfloat16":  # like 8 bits, it may be further off
+            check_agreement(agreement, path)
         named = path.parent if path.name.isdigit() else path
         card = model_card(model, named.resolve().name, agreement, quality, run, about)
         label_space_file.with_name(CARD_FILE).write_text(card, encoding="utf-8")
@@ -106,14 +121,16 @@ def export_saved_model(
     return agreement
 
 
-def _served(model: AlignSeg, image_size: tuple[int, int] | None, operations: str) -> dict[str, Any]:
+def _served(
+    model: AlignSeg, image_size: tuple[int, int] | None, operations: str, kept_as: str
+) -> dict[str, Any]:
     """Return the signatures of the SavedModel; they hold the weights as constants."""
     inference = inference_model(model, operations)
     outputs = {"logits": logits_model(inference).output, **offset_fields(model, inference)}
     network = keras.Model(inference.inputs[0], outputs)
     shape = (None, *(image_size or (None, None)), 3)
 
-    frozen = freeze(network, (shape[1], shape[2]))
+    frozen = freeze(network, (shape[1], shape[2]), kept_as)
 
     # The network is traced once, and the signatures call what was traced.
     @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])

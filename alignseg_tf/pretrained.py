@@ -1,0 +1,35 @@
+"""Trained models that come with the package, by name."""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "weights"
+
+
+def pretrained_names() -> list[str]:
+    """Return the names of the trained models that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.keras"))
+
+
+def pretrained_file(name: str) -> Path:
+    """Return the `.keras` file of a trained model that comes with the package.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if name not in pretrained_names():
+        raise ValueError(
+            f"no trained model {name!r} comes with the package; there are: "
+            f"{', '.join(pretrained_names()) or 'none'}"
+        )
+    return FOLDER / f"{name}.keras"
+
+
+def model_path(path: str | Path) -> Path:
+    """Return a path, or that of a trained model of the package where `path` is its name.
+
+    A file or folder of that name goes before.
+    """
+    path = Path(path)
+    if str(path) in pretrained_names() and not path.exists():
+        return pretrained_file(str(path))
+    return path
