@@ -1,0 +1,191 @@
+"""The ablation: what it trains, what it keeps, and what it makes of it."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from conftest import CLASSES, ROOT
+
+from alignseg_tf.evaluation_report import Report
+from alignseg_tf.scores import score_picture
+from training import ablation
+from training.ablation import CELLS, Cell, planned, read_results, result_file, write_result
+from training.ablation_report import CellScores, ablation_tables, difference, draw_ablation
+from training.recipe import Recipe, RecipeError, load_recipe
+
+PICTURES = 8
+
+
+def scores_of(wrong, seed=0):
+    """Pictures of which a share of the pixels is wrong."""
+    rng = np.random.default_rng(seed)
+    scores = []
+    for number in range(PICTURES):
+        truth = np.repeat(np.arange(3, dtype=np.uint8), 40).reshape(10, 12)
+        found = np.where(rng.random(truth.shape) < wrong, (truth + 1) % 3, truth).astype(np.uint8)
+        scores.append(score_picture(f"{number}.png", truth, found, 3))
+    return scores
+
+
+def result_of(recipe, wrong, seed=0):
+    return {
+        "recipe": dataclasses.asdict(recipe),
+        "data": {"training_pictures": 6},
+        "classes": list(CLASSES),
+        "parameters": 3_960_000,
+        "macs": 2_500_000_000,
+        "macs_size": (360, 480),
+        "step_seconds": 0.25,
+        "metrics": [],
+        "machine": {},
+        "versions": {},
+        "scores": [score.to_dict() for score in scores_of(wrong, seed)],
+    }
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Of the four main cells with three seeds and of another with one."""
+    for cell, seed in planned(3, 0):
+        wrong = 0.3 - 0.1 * (cell.aggregation == "align") - 0.02 * (cell.context == "align")
+        recipe = Recipe(aggregation=cell.aggregation, context=cell.context, seed=seed)
+        path = result_file(tmp_path / "results", cell, seed)
+        write_result(path, result_of(recipe, wrong + 0.01 * seed, seed))
+    return tmp_path / "results"
+
+
+def test_the_plan_is_the_grid_and_goes_seed_by_seed():
+    plan = list(planned(3, 1))
+    assert len(plan) == len(set(plan)) == 4 * 3 + 4
+    assert [seed for _, seed in plan] == [0] * 8 + [1] * 4 + [2] * 4
+    assert {(c.aggregation, c.context) for c in CELLS} >= {
+        (a, c) for a in ("bilinear", "align") for c in ("none", "global", "align")
+    }
+    assert {c.aggregation for c in CELLS} == {"bilinear", "align", "align_coarse", "align_fine"}
+    # The recipe evaluates the last epoch, not the best one.
+    recipe = load_recipe("camvid_ablation")
+    assert recipe.validate_every == recipe.epochs
+
+
+def test_what_is_done_is_not_done_again(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def run_cell(recipe, data, folder):
+        trained.append((folder.name, recipe.aggregation, recipe.context, recipe.seed))
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return result_of(recipe, 0.2)
+
+    monkeypatch.setattr(ablation, "run_cell", run_cell)
+    arguments = (Recipe(epochs=3), None, tmp_path, tmp_path / "results", 1, 0)
+    with pytest.raises(KeyboardInterrupt):
+        ablation.ablate(*arguments)
+    assert len(list((tmp_path / "results").iterdir())) == 2
+    ablation.ablate(*arguments)
+    assert trained == [
+        ("bilinear-none-0", "bilinear", "none", 0),
+        ("align-none-0", "align", "none", 0),
+        ("bilinear-align-0", "bilinear", "align", 0),
+        ("bilinear-align-0", "bilinear", "align", 0),
+        ("align-align-0", "align", "align", 0),
+    ]
+    assert "[2/4] align-none, seed 0: done before" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match=r"none-0.json.gz has epochs 3, --recipe has 4: give"):
+        ablation.ablate(Recipe(epochs=4), *arguments[1:])
+    (tmp_path / "results" / "align-none-0.json.gz").write_bytes(b"half")
+    with pytest.raises(RecipeError, match="align-none-0.json.gz: not a result of an ablation"):
+        read_results(tmp_path / "results")
+
+
+def test_results_of_other_data_are_refused(results):
+    other = result_of(Recipe(aggregation="align_fine"), 0.2) | {"data": {"training_pictures": 7}}
+    write_result(result_file(results, Cell("align_fine", "align"), 0), other)
+    with pytest.raises(RecipeError, match="align_fine.* has training_pictures 7, .* has 6: give"):
+        read_results(results)
+
+
+def test_a_cell_is_the_mean_of_its_seeds(results):
+    found = read_results(results)
+    assert list(found) == ["bilinear-none", "align-none", "bilinear-align", "align-align"]
+    iou = [Report(CLASSES, scores_of(0.2 + 0.01 * seed, seed)).mean_iou for seed in range(3)]
+    scores = CellScores(found["align-none"], 0)
+    np.testing.assert_allclose(scores.seeds["mean_iou"], iou)
+    assert scores.mean["mean_iou"] == pytest.approx(np.mean(iou))
+    # The samples draw seeds too: with all pictures alike, nothing else is left to differ.
+    alike = [{"report": Report(CLASSES, scores_of(w, 0)[:1] * PICTURES)} for w in (0.1, 0.2, 0.3)]
+    drawn = CellScores(alike, 0).samples["mean_iou"]
+    values = [one["report"].mean_iou for one in alike]
+    assert drawn.min() == pytest.approx(min(values))
+    assert drawn.max() == pytest.approx(max(values))
+    assert drawn.mean() == pytest.approx(np.mean(values), abs=0.01)
+
+
+def test_tables_say_by_how_much_and_how_sure(results, tmp_path):
+    found = read_results(results)
+    tables = ablation_tables(found)
+    mean = [CellScores(found[name], 0).mean["mean_iou"] for name in ("bilinear-none", "align-none")]
+    assert f"| `align` | `none` | 3 | {100 * mean[1]:.2f} |" in tables
+    assert "| 3.96 | 2.50 | 0.25 |" in tables
+    gain = f"{100 * (mean[1] - mean[0]):+.2f}"
+    assert f"| AlignFA, no context | {gain}* (+" in tables
+    assert "pooled context" not in tables  # those cells are not there
+    assert all(f"| {name} | " in tables for name in CLASSES)
+    same, bounds = difference(*[CellScores(found["align-none"], i) for i in range(2)], "mean_iou")
+    assert same == 0
+    assert bounds.low < 0 < bounds.high  # other seeds are drawn for each
+
+    ablation.write_outcome(tmp_path, results)
+    rows = list(
+        csv.DictReader((tmp_path / "ablation.csv").read_text(encoding="utf-8").splitlines())
+    )
+    assert len(rows) == 12
+    assert float(rows[3]["mean_iou"]) == pytest.approx(found["align-none"][0]["report"].mean_iou)
+    assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    draw_ablation({"align-none": found["align-none"][:1]}, tmp_path / "one.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--aggregation", "align"], "--aggregation is decided by the cells"),
+        (["--seed", "3"], "--seed is decided by the cells and --seeds"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+        (["--epochs", "0"], "epochs must be positive"),
+        (["--data", "gone"], "gone: no such file or folder"),
+    ],
+)
+def test_bad_options_are_named(options, message, folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["--data", str(folder), "--output", str(output), *options]
+    assert ablation.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.mark.slow
+def test_two_cells_are_trained_and_compared(folder, tmp_path, monkeypatch, capsys):
+    cells = (Cell("bilinear", "none", main=True), Cell("align", "none", main=True))
+    monkeypatch.setattr(ablation, "CELLS", cells)
+    arguments = [
+        "--data", str(folder), "--output", str(tmp_path / "out"), "--seeds", "1",
+        "--results", str(tmp_path / "kept"), "--epochs", "2", "--warmup-epochs", "0",
+        "--batch-size", "2", "--crop-size", "64", "64", "--channels", "8",
+    ]  # fmt: skip
+    assert ablation.main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "[2/2] align-none, seed 0, about" in output
+    assert "| AlignFA, no context | " in output
+    found = read_results(tmp_path / "kept")
+    costs = {name: (one[0]["parameters"], one[0]["macs"]) for name, one in found.items()}
+    assert costs["align-none"] > costs["bilinear-none"]
+    report = found["align-none"][0]["report"]
+    evaluated = json.loads((tmp_path / "out" / "align-none-0" / "evaluation.json").read_text())
+    assert report.mean_iou == evaluated["mean_iou"]
+    assert len(found["align-none"][0]["metrics"]) == 3
+
+
+def test_the_page_has_the_tables_of_the_results():
+    tables = ablation_tables(read_results(ROOT / "docs" / "runs" / "ablation"))
+    assert tables in (ROOT / "docs" / "ablation.md").read_text(encoding="utf-8")

@@ -1,0 +1,301 @@
+"""The paper's argument again: what aligning is worth, all else being equal.
+
+    python -m training.ablation --data FOLDER --output runs/ablation
+
+trains and evaluates every cell of the grid, seed by seed, and writes a table and a plot of what is
+done so far after each. The same command goes on where it was interrupted; a cell whose result is in
+--results is not trained again, so results may be kept where runs are not.
+"""
+
+import argparse
+import dataclasses
+import gc
+import gzip
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from alignseg_tf.data.readers import DataError
+from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
+from alignseg_tf.environment import machine, versions
+from alignseg_tf.evaluation_report import Report
+from alignseg_tf.files import write_bytes, write_text
+from alignseg_tf.progress import counter, duration
+from alignseg_tf.scores import PictureScores
+from alignseg_tf.summary import summarize
+from training.ablation_report import ablation_csv, ablation_tables, draw_ablation
+from training.build import build_model
+from training.callbacks import RunStoppedError, for_inference
+from training.recipe import Recipe, RecipeError, add_recipe_arguments, recipe_from_arguments
+from training.train import train
+
+# Values of a recipe that a cell or a seed decides.
+DECIDED = ("aggregation", "context", "seed")
+# Of the picture for which operations are counted: CamVid's.
+COUNTED_SIZE = (360, 480)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in the grid.
+
+    Attributes:
+        aggregation: as in the recipe.
+        context: as in the recipe.
+        main: whether it is one of the four that more seeds are spent on.
+    """
+
+    aggregation: str
+    context: str
+    main: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return what files and tables call it."""
+        return f"{self.aggregation}-{self.context}"
+
+
+# {bilinear, AlignFA} x {no context, one for all pixels, AlignCM}, and each offset of AlignFA alone.
+CELLS = (
+    Cell("bilinear", "none", main=True),
+    Cell("align", "none", main=True),
+    Cell("bilinear", "align", main=True),
+    Cell("align", "align", main=True),
+    Cell("bilinear", "global"),
+    Cell("align", "global"),
+    Cell("align_coarse", "align"),
+    Cell("align_fine", "align"),
+)
+
+
+def planned(seeds: int, other_seeds: int) -> Iterator[tuple[Cell, int]]:
+    """Yield what is to be trained: all cells with one seed before any with the next.
+
+    Args:
+        seeds: of each of the main cells.
+        other_seeds: of each of the others.
+    """
+    for seed in range(max(seeds, other_seeds)):
+        for cell in CELLS:
+            if seed < (seeds if cell.main else other_seeds):
+                yield cell, seed
+
+
+def run_cell(recipe: Recipe, data: DataSource, folder: Path) -> dict[str, Any]:
+    """Train and evaluate one model.
+
+    Returns:
+        The result, as plain values: the recipe, what the model costs, the record of the epochs,
+        and the counts of each validation picture.
+
+    Raises:
+        As `train.train`.
+    """
+    keras.backend.clear_session()
+    gc.collect()
+    report = train(recipe, data, folder)
+    if report is None:
+        raise RecipeError("the ablation runs on one machine: unset TF_CONFIG")
+    model = build_model(dataclasses.replace(recipe, backbone_weights="none"), data.label_space)
+    counted = summarize(for_inference(model), COUNTED_SIZE, runs=0).inference
+    rows = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return {
+        "recipe": dataclasses.asdict(recipe),
+        "data": {key: run[key] for key in run.keys() - dataclasses.asdict(recipe).keys()},
+        "classes": list(report.classes),
+        "parameters": counted.parameters,
+        "macs": counted.macs,
+        "macs_size": COUNTED_SIZE,
+        "step_seconds": step_seconds(rows, recipe, run["training_pictures"]),
+        "metrics": rows,
+        "machine": machine(),
+        "versions": versions(),
+        "scores": [score.to_dict() for score in report.scores],
+    }
+
+
+def step_seconds(rows: Sequence[str], recipe: Recipe, pictures: int) -> float:
+    """Return the median seconds of a step over the epochs that had no validation.
+
+    Args:
+        rows: lines of `metrics.csv`.
+        recipe: of the run.
+        pictures: training pictures.
+    """
+    head, *epochs = (row.split(",") for row in rows)
+    place, validated = head.index("seconds"), head.index("val_mean_iou")
+    seconds = [float(row[place]) for row in epochs if not row[validated]] or [
+        float(row[place]) for row in epochs
+    ]
+    return statistics.median(seconds) / (pictures // recipe.batch_size)
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write a result as compressed JSON; equal results give equal files."""
+    content = json.dumps(result, separators=(",", ":")).encode()
+    write_bytes(path, gzip.compress(content, mtime=0))
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read a result, its counts as a `Report` under `report`.
+
+    Raises:
+        RecipeError: the file holds something else.
+    """
+    try:
+        result: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
+        scores = [PictureScores.from_dict(score) for score in result.pop("scores")]
+        result["report"] = Report(result["classes"], scores)
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"{path}: not a result of an ablation ({error!r}); remove it") from error
+    return result
+
+
+def result_file(folder: Path, cell: Cell, seed: int) -> Path:
+    """Return where the result of a cell and a seed is kept."""
+    return folder / f"{cell.name}-{seed}.json.gz"
+
+
+def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the results in a folder by the names of the cells, in the order of `CELLS`.
+
+    Raises:
+        RecipeError: a file is no result, or they are of different recipes or data.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    first: tuple[Path, dict[str, Any]] | None = None
+    for cell in CELLS:
+        for path in sorted(folder.glob(f"{cell.name}-[0-9]*.json.gz")):
+            result = read_result(path)
+            alike = constant_values(result["recipe"]) | result["data"]
+            if first is None:
+                first = path, alike
+            check_alike(path, alike, *first)
+            found.setdefault(cell.name, []).append(result)
+    return found
+
+
+def constant_values(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a recipe that all cells share, as JSON gives them."""
+    values: dict[str, Any] = json.loads(json.dumps(recipe))
+    return {name: value for name, value in values.items() if name not in DECIDED}
+
+
+def check_alike(path: Path, values: dict[str, Any], other: Path, others: dict[str, Any]) -> None:
+    """Refuse results that cannot be compared.
+
+    Raises:
+        RecipeError: a value differs.
+    """
+    for name in values.keys() | others.keys():
+        if values.get(name) != others.get(name):
+            raise RecipeError(
+                f"{path} has {name} {values.get(name)!r}, {other} has {others.get(name)!r}: give "
+                "another --output and --results for another ablation"
+            )
+
+
+def write_outcome(folder: Path, results: Path) -> str:
+    """Write the tables and the plot of what is done so far; return the tables."""
+    done = read_results(results)
+    tables = ablation_tables(done)
+    write_text(folder / "ablation.md", tables)
+    write_text(folder / "ablation.csv", ablation_csv(done))
+    draw_ablation(done, folder / "ablation.png")
+    return tables
+
+
+def ablate(
+    recipe: Recipe, data: DataSource, output: Path, results: Path, seeds: int, other_seeds: int
+) -> str:
+    """Train what has no result yet, and return the tables over all results.
+
+    Raises:
+        DataError, RecipeError, RunStoppedError: as `train.train`.
+    """
+    plan = list(planned(seeds, other_seeds))
+    for path in (result_file(results, *one) for one in plan):
+        if path.is_file():
+            there = read_result(path)["recipe"]
+            check_alike(
+                path, constant_values(there), Path("--recipe"),
+                constant_values(dataclasses.asdict(recipe)),
+            )  # fmt: skip
+    took: list[float] = []
+    tables = ""
+    for number, (cell, seed) in enumerate(plan, start=1):
+        path = result_file(results, cell, seed)
+        if path.is_file():
+            print(f"[{number}/{len(plan)}] {cell.name}, seed {seed}: done before", flush=True)
+            continue
+        left = sum(not result_file(results, *one).is_file() for one in plan[number - 1 :])
+        estimate = f", about {duration(statistics.mean(took) * left)} left" if took else ""
+        print(f"\n[{number}/{len(plan)}] {cell.name}, seed {seed}{estimate}", flush=True)
+        started = time.monotonic()
+        this = dataclasses.replace(
+            recipe, aggregation=cell.aggregation, context=cell.context, seed=seed
+        )
+        write_result(path, run_cell(this, data, output / f"{cell.name}-{seed}"))
+        took.append(time.monotonic() - started)
+        tables = write_outcome(output, results)
+    return tables or write_outcome(output, results)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.ablation",
+        description="Train with and without alignment, all else being equal, and compare. "
+        "The same command goes on where it was interrupted.",
+    )
+    add_data_arguments(parser)
+    parser.add_argument("--output", required=True, type=Path, help="folder of the runs")
+    parser.add_argument(
+        "--results", type=Path, help="folder of what is kept of each run (OUTPUT/results)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="of the four main cells (%(default)s)")
+    parser.add_argument(
+        "--other-seeds", type=int, default=1, help="of the other four cells (%(default)s)"
+    )
+    add_recipe_arguments(parser)
+    parser.set_defaults(recipe="camvid_ablation")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        for name in DECIDED:
+            if getattr(parsed, name) is not None:
+                raise RecipeError(f"--{name} is decided by the cells and --seeds of the ablation")
+        if parsed.seeds < 1 or parsed.other_seeds < 0:
+            raise RecipeError(
+                "--seeds must be at least 1 and --other-seeds at least 0. "
+                f"Received: {parsed.seeds} and {parsed.other_seeds}"
+            )
+        data = data_from_arguments(parsed, counter("making the data set"))
+        tables = ablate(
+            recipe_from_arguments(parsed), data, parsed.output,
+            parsed.results or parsed.output / "results", parsed.seeds, parsed.other_seeds,
+        )  # fmt: skip
+    except (DataError, RecipeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RunStoppedError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status if isinstance(error, RunStoppedError) else 1
+    print(f"\n{tables}\nIn {parsed.output}: ablation.md, ablation.csv, ablation.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
