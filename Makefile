@@ -16,7 +16,8 @@ SITE := docs/_build/html
 .PHONY: help demo test test-slow docs web lint install clean
 
 help:
-	@echo "make demo               train, export and try AlignSeg on drawn street scenes"
+	@echo "make demo               segment a street, then train, export and try AlignSeg on drawn ones"
+	@echo "make demo PICTURE=FILE  the same, with a street of yours"
 	@echo "make demo DATA=FOLDER   the same on your own pictures"
 	@echo "make test               lint, types, and every test that is not slow"
 	@echo "make test-slow          the slow tests"
@@ -38,7 +39,7 @@ $(VENV)/installed-%: setup.cfg pyproject.toml
 install: $(STAMP)
 
 demo: $(STAMP)
-	@$(BIN)/python -m training.demo --data "$(DATA)"
+	@$(BIN)/python -m training.demo --data "$(DATA)" $(if $(PICTURE),--picture "$(PICTURE)")
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ import tensorflow as tf
 from conftest import CLASSES, ROOT, tiny_model
 from keras import ops
 
-from alignseg_tf import losses, metrics, optimizers
+from alignseg_tf import AlignSeg, losses, metrics, optimizers
 from training import callbacks
 from training import logs as training_logs
 from training.averaging import ValidateAveraged, averaged
@@ -201,6 +201,22 @@ def test_a_file_is_whole_whenever_the_process_is_killed(tmp_path):
     saved, halves = map(int, result.stdout.split()[-2:])
     assert saved >= 10
     assert halves >= 5, "too few of the kills came while a file was half written"
+
+
+@pytest.mark.parametrize("dtype", [None, "mixed_bfloat16"])
+def test_best_is_float32_whatever_it_was_trained_in(dtype):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = tiny_model(dtype=dtype)
+        copy = for_inference(model)
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert {layer.compute_dtype for layer in model._flatten_layers()} >= {"bfloat16"}
+    for changed in (copy, AlignSeg.from_config(copy.get_config())):
+        assert {layer.compute_dtype for layer in changed._flatten_layers()} == {"float32"}
+    for old, new in zip(model.get_weights(), copy.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 def test_best_is_of_the_averaged_weights():

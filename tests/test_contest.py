@@ -1,5 +1,6 @@
 """Processes that take turns: with contestants that take no time to start."""
 
+import itertools
 import json
 
 import numpy as np
@@ -26,7 +27,7 @@ def prepare(seconds):
 def broken(task):
     raise RuntimeError("no such kernel")
 
-FORMS = {{"slow": prepare(0.06), "quick": prepare(0.02), "broken": broken}}
+FORMS = {{"slow": prepare(0.6), "quick": prepare(0.3), "broken": broken}}
 """
 
 
@@ -42,11 +43,18 @@ def test_contestants_run_in_turn_after_warming_up(forms, tmp_path):
     shown = []
     slow, quick = hold_contest(pairs, 3, lambda *state: shown.append(state))
     lines = (tmp_path / "log.txt").read_text().splitlines()
-    runs = ["0.06 1", "0.02 3"]
+    runs = ["0.6 1", "0.3 3"]
     warm_up = [line for run in runs for line in ("ready", *[run] * contest.WARM_UP)]
-    assert lines == warm_up + runs * 3
+    assert lines[: len(warm_up)] == warm_up
+    turns = [(run, len(list(same))) for run, same in itertools.groupby(lines[len(warm_up) :])]
+    # A B, B A, A B; a quick one runs once, and then several times that count.
+    assert [run for run, _ in turns] == [runs[0], runs[1], runs[0], runs[1]]
+    assert [turns[0][1], turns[2][1]] == [1, 2]
+    assert turns[1][1] > 4
+    assert turns[3][1] > 2
     assert len(slow.seconds) == len(quick.processor_seconds) == 3
-    assert min(slow.seconds) > 0.05 > 0.02 <= min(quick.seconds)
+    assert min(slow.seconds) > 0.5
+    assert 0.3 <= min(quick.seconds) < 0.6
     assert slow.busy(1) < 0.5  # it slept
     assert quick.peak_bytes > 10**6
     assert shown == [(1, 3), (2, 3), (3, 3)]

@@ -16,7 +16,7 @@ import alignseg_tf
 from alignseg_tf import __main__, checkpoints
 from alignseg_tf.data import LABEL_SPACES, street_scenes
 from alignseg_tf.export import export_saved_model
-from training import benchmark, demo, evaluate, train
+from training import ablation, benchmark, demo, evaluate, release, train
 
 MODULES = [
     module.name
@@ -106,7 +106,9 @@ PARSERS = {
     "alignseg_tf": __main__.build_parser,
     "training.train": train.build_parser,
     "training.evaluate": evaluate.build_parser,
+    "training.ablation": ablation.build_parser,
     "training.demo": demo.build_parser,
+    "training.release": release.build_parser,
     "training.benchmark": benchmark.build_parser,
 }
 TEXTS = [

@@ -167,8 +167,13 @@ def test_the_demo_on_a_folder(tmp_path, monkeypatch, capsys):
     folder = write_folder(tmp_path / "data", train=8, val=9, sizes=((64, 96), (96, 64)))
     monkeypatch.setattr(demo, "PIXEL_BUDGET", 1e5)
     output = tmp_path / "demo"
-    assert demo.main(["--data", str(folder), "--output", str(output)]) == 0
+    street = str(folder / "images" / "val" / "000.png")
+    arguments = ["--data", str(folder), "--output", str(output), "--picture", street]
+    assert demo.main(arguments) == 0
     text = capsys.readouterr().out
+    assert f"as the trained model {demo.TRAINED} sees it: {output / 'trained.png'}" in text
+    with Image.open(output / "trained.png") as picture:
+        assert picture.size[0] == 2 * 96 + 4
     for expected in ("disc", "mean IoU", "agrees with it on 100.00 %", "predict"):
         assert expected in text
     pictures = sorted((output / "overlays").iterdir())
@@ -444,7 +449,9 @@ def test_the_recipe_reaches_the_optimizer():
         if isinstance(x, keras.layers.BatchNormalization)
     }
     assert frozen
+    assert not model.upsample_logits  # losses and metrics resize in bands
     copy = callbacks.for_inference(model)
+    assert copy.upsample_logits
     assert len(copy.trainable_weights) > len(model.trainable_weights)
 
 

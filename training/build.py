@@ -37,6 +37,9 @@ def build_backbone(recipe: Recipe) -> keras.Model:
 def build_model(recipe: Recipe, label_space: LabelSpace) -> AlignSeg:
     """Return the model that a recipe describes.
 
+    Its logits stay at stride 4: losses and metrics resize them band by band, which takes less
+    memory than logits of all pixels. `callbacks.for_inference` makes the model that is kept.
+
     Raises:
         RecipeError: weights to start from are missing, unreadable or do not fit.
     """
@@ -55,6 +58,7 @@ def _decoder(
         aggregation=recipe.aggregation,
         context=None if recipe.context == "none" else recipe.context,
         auxiliary_head=recipe.auxiliary_weight > 0,
+        upsample_logits=False,
         label_space=label_space.to_dict(),
         **kwargs,
     )

@@ -19,6 +19,7 @@ import tensorflow as tf
 from alignseg_tf import AlignSeg
 from alignseg_tf.files import atomic_path, remove_leftovers, write_text
 from alignseg_tf.optimizers import averaged_weights
+from alignseg_tf.precision import with_dtype_policy
 from training.logs import VALIDATION_METRIC, Logs, class_iou, learning_rate, short_names
 
 # The member of `last.keras` that holds a number of epochs.
@@ -49,15 +50,18 @@ def set_synchronized_batch_norm(model: keras.Model, synchronized: bool) -> None:
 
 
 def for_inference(model: AlignSeg) -> AlignSeg:
-    """Return a copy without optimizer and without traces of how it was trained.
+    """Return a float32 copy without optimizer and without traces of how it was trained.
 
-    It has the averaged weights where the optimizer keeps an average.
+    Its logits have the size of the picture. It has the averaged weights where the optimizer keeps
+    an average. Processors that cannot compute in the precision that it was trained in run it all
+    the same.
     """
-    copy = AlignSeg.from_config(model.get_config())
+    copy = with_dtype_policy(model, "float32", upsample_logits=True)
     for layer in copy._flatten_layers():
         layer.trainable = True
     average = averaged_weights(model)
-    copy.set_weights(model.get_weights() if average is None else average)
+    if average is not None:
+        copy.set_weights(average)
     set_synchronized_batch_norm(copy, False)
     return copy
 

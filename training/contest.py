@@ -1,8 +1,8 @@
-"""Programs that do the same work in turn, A B A B: what is compared suffers the same machine.
+"""Programs that do the same work in turn, A B B A: what is compared suffers the same machine.
 
 Each contestant is a process of its own, so that one's threads, memory and libraries are not
-another's. All are started and warmed up, then asked for one run after another; only one computes at
-a time.
+another's. All are started and warmed up, then asked for one turn after another, each round
+beginning with the next of them; only one computes at a time.
 
 A contestant is a file of Python with a dict `FORMS` from names to functions
 
@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -31,6 +32,10 @@ from training.memory import peak_resident_bytes
 
 # Runs before the first that counts: they trace, compile and fill caches.
 WARM_UP = 2
+# A turn of a contestant that is quicker than this, in seconds, is as many runs as this is long,
+# after one that does not count: in that one threads wake up, caches fill, and the threads of the
+# contestant before stop to spin.
+SHORTEST_TURN = 0.5
 # A process whose library cannot start prints why; these are its last lines.
 LINES_OF_ERROR = 12
 
@@ -170,8 +175,10 @@ def hold_contest(
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(_process(*pair)) for pair in contestants]
         results = [Runs() for _ in contestants]
+        turns = list(zip(processes, results, strict=True))
         for done in range(rounds):
-            for process, runs in zip(processes, results, strict=True):
+            first = done % len(turns)  # nobody always follows the same one
+            for process, runs in turns[first:] + turns[:first]:
                 answer = process.ask()
                 runs.seconds.append(answer["seconds"])
                 runs.processor_seconds.append(answer["processor_seconds"])
@@ -266,15 +273,37 @@ def load_forms(file: Path) -> dict[str, Callable[[Task], Callable[[], Any]]]:
     return forms
 
 
-def _timed(run: Callable[[], Any]) -> dict[str, Any]:
-    processor, start = time.process_time(), time.perf_counter()
-    run()
-    seconds = time.perf_counter() - start
+def prepare_form(file: Path, form: str, task: Task) -> Callable[[], Any]:
+    """Return the function that does a task in a form of a file.
+
+    Raises:
+        ValueError: as `load_forms`, or there is no such form.
+    """
+    forms = load_forms(file)
+    if form not in forms:
+        raise ValueError(f"no form {form!r}; there are {', '.join(forms)}")
+    return forms[form](task)
+
+
+def _turn(run: Callable[[], Any]) -> dict[str, Any]:
+    """Return what a run takes, the mean of several if they are short."""
+    seconds, processor_seconds = _timed(run, 1)
+    if seconds < SHORTEST_TURN:
+        seconds, processor_seconds = _timed(run, math.ceil(SHORTEST_TURN / seconds))
     return {
         "seconds": seconds,
-        "processor_seconds": time.process_time() - processor,
+        "processor_seconds": processor_seconds,
         "peak_bytes": peak_resident_bytes(),
     }
+
+
+def _timed(run: Callable[[], Any], times: int) -> tuple[float, float]:
+    """Return the seconds of a run, and those of all cores together."""
+    processor, start = time.process_time(), time.perf_counter()
+    for _ in range(times):
+        run()
+    end = time.perf_counter()
+    return (end - start) / times, (time.process_time() - processor) / times
 
 
 def _compete() -> None:
@@ -283,10 +312,7 @@ def _compete() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     order = json.loads(sys.stdin.readline())
     try:
-        forms = load_forms(Path(order["file"]))
-        if order["form"] not in forms:
-            raise ValueError(f"no form {order['form']!r}; there are {', '.join(forms)}")
-        run = forms[order["form"]](Task(**order["task"]))
+        run = prepare_form(Path(order["file"]), order["form"], Task(**order["task"]))
     except ValueError as error:
         answers.write(json.dumps({"error": str(error)}) + "\n")
         return
@@ -294,7 +320,7 @@ def _compete() -> None:
         run()
     answers.write(json.dumps({"ready": True}) + "\n")
     for _ in sys.stdin:
-        answers.write(json.dumps(_timed(run)) + "\n")
+        answers.write(json.dumps(_turn(run)) + "\n")
 
 
 if __name__ == "__main__":

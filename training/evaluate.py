@@ -17,6 +17,7 @@ from alignseg_tf.evaluation_files import write_report
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.files import write_text
 from alignseg_tf.prediction import predictors_on_all_gpus
+from alignseg_tf.pretrained import model_path
 from alignseg_tf.progress import counter
 from alignseg_tf.protocols import Protocol, add_protocol_arguments, protocol_from_arguments
 
@@ -63,7 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m training.evaluate", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "model", type=Path, help="a .keras, .tflite or .onnx file, or a SavedModel's folder"
+        "model",
+        type=model_path,
+        help="a .keras, .tflite or .onnx file, a SavedModel's folder, or a trained model's name",
     )
     add_data_arguments(parser)
     parser.add_argument("--split", default="val", help="which part of the data (%(default)s)")

@@ -6,6 +6,7 @@ xla               the same, compiled
 mixed_bfloat16    the same as `function`, under that dtype policy
 inference_graph   `inference_model` within `tf.function`, with variables
 frozen            the same with constants: what prediction runs
+bfloat16          `frozen` in bfloat16: a SavedModel of that quantization
 saved_model       `serving_default` of an exported SavedModel, which gives class maps
 tflite            an exported float32 `.tflite` file, run by LiteRT; it gives class maps
 tflite_int8       the same in 8 bits, with ranges of the task's own pictures
@@ -13,7 +14,8 @@ bilinear          `frozen`, with plain resizing and a global context in place of
 default_kernels   `frozen`, without `prepare_processor`: as in a program that only imports us
 
 For training there are `function`, `xla`, `mixed_bfloat16`, `bilinear` and `default_kernels`: a step
-of `fit`, whose losses are cross-entropy of both heads. For sampling there are `gather`, `crop` (the
+of `fit`, whose losses are cross-entropy of both heads, and `upsampled`, the same as `function` with
+logits that are resized before they reach the losses. For sampling there are `gather`, `crop` (the
 inference graph's), `compiled` (that of training) and `xla`.
 """
 
@@ -29,8 +31,13 @@ from training.contest import Task
 Run = Callable[[], Any]
 
 
-def build(task: Task) -> Any:
-    """Return the model, with offsets that are not zero and norms that are not plain."""
+def build(task: Task, **kwargs: Any) -> Any:
+    """Return the model, with offsets that are not zero and norms that are not plain.
+
+    Args:
+        task: what it is for.
+        kwargs: other arguments of `AlignSeg`.
+    """
     import keras
     import numpy as np
 
@@ -39,7 +46,7 @@ def build(task: Task) -> Any:
     keras.utils.set_random_seed(task.seed)
     ways = ("align", "align") if task.align else ("bilinear", "global")
     backbone = getattr(backbones, task.backbone)()
-    model = AlignSeg(backbone, task.classes, task.channels, *ways)
+    model = AlignSeg(backbone, task.classes, task.channels, *ways, **kwargs)
     rng = np.random.default_rng(task.seed)
     for variable in model.trainable_variables:
         if "field_" in variable.path:
@@ -80,12 +87,15 @@ def inference(task: Task, form: str) -> Run:
     pictures = tf.constant(task.pictures())
     if form in ("saved_model", "tflite", "tflite_int8"):
         return exported(model, task, form)
-    if form in ("inference_graph", "frozen"):
+    if form in ("inference_graph", "frozen", "bfloat16"):
         from alignseg_tf.export import inference_model
         from alignseg_tf.freezing import freeze
+        from alignseg_tf.precision import with_dtype_policy
 
+        if form == "bfloat16":
+            model = with_dtype_policy(model, "mixed_bfloat16")
         model = inference_model(model)
-        if form == "frozen":
+        if form != "inference_graph":
             constant = freeze(model, (None, None))
             return lambda: constant(pictures)["segmentation"].numpy()
     if form == "eager":
@@ -131,7 +141,7 @@ def training(task: Task, form: str) -> Run:
 
     if form == "mixed_bfloat16":
         keras.config.set_dtype_policy(form)
-    model = build(task)
+    model = build(task, upsample_logits=form == "upsampled")  # off in `training.build`
     loss = {name: losses.CrossEntropy(255) for name in ("segmentation", "auxiliary")}
     model.compile(
         optimizers.SGDWithL2(1e-3, 0.9, 5e-4),
@@ -201,7 +211,8 @@ def form(name: str) -> Callable[[Task], Run]:
 FORMS = {
     name: form(name)
     for name in (
-        "eager", "function", "xla", "mixed_bfloat16", "inference_graph", "frozen", "saved_model",
-        "tflite", "tflite_int8", "bilinear", "default_kernels", "gather", "crop", "compiled",
+        "eager", "function", "xla", "mixed_bfloat16", "inference_graph", "frozen", "bfloat16",
+        "saved_model", "tflite", "tflite_int8", "bilinear", "default_kernels", "upsampled",
+        "gather", "crop", "compiled",
     )
 }  # fmt: skip

@@ -110,4 +110,5 @@ FORMS = {
     "compile_channels_last_freeze": form("compile", "channels_last", "freeze"),
     "bfloat16": form("channels_last", "bfloat16"),
     "compile_bfloat16": form("compile", "channels_last", "bfloat16"),
+    "compile_bfloat16_freeze": form("compile", "channels_last", "bfloat16", "freeze"),
 }
