@@ -20,6 +20,7 @@ from typing import Any
 import keras
 
 from alignseg_tf.layers.batch_normalization import BatchNormalization
+from alignseg_tf.layers.depthwise_conv2d import DepthwiseConv2D
 
 PYRAMID_STRIDES = {"P2": 4, "P3": 8, "P4": 16, "P5": 32}
 
@@ -191,6 +192,8 @@ def efficientnet_lite0(
             config["dtype"] = dtype
         if isinstance(layer, keras.layers.BatchNormalization):
             return BatchNormalization.from_config(config)
+        if isinstance(layer, keras.layers.DepthwiseConv2D):
+            return DepthwiseConv2D.from_config(config)
         return type(layer).from_config(config)
 
     def call(layer: keras.layers.Layer, inputs: Any, **kwargs: Any) -> Any:

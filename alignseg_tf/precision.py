@@ -1,10 +1,30 @@
-"""The same weights in layers of another precision."""
+"""The precision of layers: for all that are made, and of a model that there is."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 from alignseg_tf.model import AlignSeg
+
+
+@contextlib.contextmanager
+def global_dtype_policy(policy: str) -> Iterator[None]:
+    """Make a dtype policy Keras' global one for a while: that of layers which say none.
+
+    Args:
+        policy: the name of a dtype policy, as `float32` or `mixed_bfloat16`.
+
+    Raises:
+        ValueError: there is no such policy.
+    """
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def with_dtype_policy(model: AlignSeg, policy: str, **changes: Any) -> AlignSeg:
@@ -17,13 +37,9 @@ def with_dtype_policy(model: AlignSeg, policy: str, **changes: Any) -> AlignSeg:
         policy: the name of a dtype policy, as `float32` or `mixed_bfloat16`.
         changes: other arguments of `AlignSeg` that are to differ; weights must stay what they are.
     """
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
+    with global_dtype_policy(policy):
         config = _with_policy(model.get_config(), keras.config.dtype_policy().name)
         copy = AlignSeg.from_config(config | {"dtype": None} | changes)
-    finally:
-        keras.config.set_dtype_policy(before)
     copy.set_weights(model.get_weights())
     return copy
 

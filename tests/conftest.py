@@ -1,6 +1,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -104,6 +105,15 @@ def write_folder(root: Path, train: int = 6, val: int = 2, sizes=((64, 96),)) ->
             Image.fromarray(label).save(root / "labels" / split / f"{index:03d}.png")
     (root / "classes.json").write_text(json.dumps({"classes": CLASSES}))
     return root
+
+
+@pytest.fixture(autouse=True)
+def dtype_policy_stays() -> Iterator[None]:
+    """Fail a test that leaves a dtype policy behind, which the layers of others would get."""
+    yield
+    left = keras.config.dtype_policy().name
+    keras.config.set_dtype_policy("float32")
+    assert left == "float32"
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from conftest import CLASSES, ROOT, tiny_model
 from keras import ops
 
 from alignseg_tf import AlignSeg, losses, metrics, optimizers
+from alignseg_tf.precision import global_dtype_policy
 from training import callbacks
 from training import logs as training_logs
 from training.averaging import ValidateAveraged, averaged
@@ -205,13 +206,9 @@ def test_a_file_is_whole_whenever_the_process_is_killed(tmp_path):
 
 @pytest.mark.parametrize("dtype", [None, "mixed_bfloat16"])
 def test_best_is_float32_whatever_it_was_trained_in(dtype):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
+    with global_dtype_policy("mixed_bfloat16"):
         model = tiny_model(dtype=dtype)
         copy = for_inference(model)
-    finally:
-        keras.config.set_dtype_policy(before)
     assert {layer.compute_dtype for layer in model._flatten_layers()} >= {"bfloat16"}
     for changed in (copy, AlignSeg.from_config(copy.get_config())):
         assert {layer.compute_dtype for layer in changed._flatten_layers()} == {"float32"}

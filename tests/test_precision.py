@@ -14,7 +14,7 @@ from alignseg_tf.layers import (
 )
 from alignseg_tf.losses import CrossEntropy
 from alignseg_tf.optimizers import AdamW, averaged_weights
-from alignseg_tf.precision import with_dtype_policy
+from alignseg_tf.precision import global_dtype_policy, with_dtype_policy
 
 BACKEND = keras.backend.backend()
 POLICIES = ("mixed_bfloat16", "mixed_float16")
@@ -23,10 +23,8 @@ POLICIES = ("mixed_bfloat16", "mixed_float16")
 @pytest.fixture
 def policy(request):
     """The dtype policy of all layers, as training sets it."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(request.param)
-    yield request.param
-    keras.config.set_dtype_policy(before)
+    with global_dtype_policy(request.param):
+        yield request.param
 
 
 # Coordinates

@@ -35,6 +35,7 @@ from alignseg_tf.data.readers import check_samples
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.files import write_text
 from alignseg_tf.networks import numbered_classes
+from alignseg_tf.precision import global_dtype_policy
 from alignseg_tf.prediction import Predictor
 from alignseg_tf.progress import counter
 from alignseg_tf.protocols import Protocol, add_protocol_arguments, protocol_from_arguments
@@ -72,7 +73,6 @@ def measure_input(
     """
     label_space, samples = data.label_space, data.samples("train")
     keras.utils.set_random_seed(recipe.seed)
-    keras.config.set_dtype_policy(recipe.dtype_policy)
     rare_classes, pixels = None, np.ones(label_space.num_classes)
     if recipe.rare_classes:
         summary = check_samples(samples, label_space, counter("counting classes"))
@@ -84,10 +84,11 @@ def measure_input(
         for done, sample in enumerate(samples, start=1):
             cache.load(sample, label_space)
             show(done, len(samples))
-    model = build_model(recipe, label_space)
-    compile_model(
-        model, recipe, label_space, pixels, steps_per_epoch(len(samples), recipe.batch_size)
-    )
+    with global_dtype_policy(recipe.dtype_policy):
+        model = build_model(recipe, label_space)
+        compile_model(
+            model, recipe, label_space, pixels, steps_per_epoch(len(samples), recipe.batch_size)
+        )
     augmentation = build_augmentation(recipe, model, recipe.crop_size)
 
     def batches(first_epoch: int = 0) -> tf.data.Dataset:

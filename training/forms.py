@@ -31,22 +31,25 @@ from training.contest import Task
 Run = Callable[[], Any]
 
 
-def build(task: Task, **kwargs: Any) -> Any:
+def build(task: Task, dtype_policy: str = "float32", **kwargs: Any) -> Any:
     """Return the model, with offsets that are not zero and norms that are not plain.
 
     Args:
         task: what it is for.
+        dtype_policy: of its layers.
         kwargs: other arguments of `AlignSeg`.
     """
     import keras
     import numpy as np
 
     from alignseg_tf import AlignSeg, backbones
+    from alignseg_tf.precision import global_dtype_policy
 
     keras.utils.set_random_seed(task.seed)
     ways = ("align", "align") if task.align else ("bilinear", "global")
-    backbone = getattr(backbones, task.backbone)()
-    model = AlignSeg(backbone, task.classes, task.channels, *ways, **kwargs)
+    with global_dtype_policy(dtype_policy):
+        backbone = getattr(backbones, task.backbone)()
+        model = AlignSeg(backbone, task.classes, task.channels, *ways, **kwargs)
     rng = np.random.default_rng(task.seed)
     for variable in model.trainable_variables:
         if "field_" in variable.path:
@@ -78,12 +81,9 @@ def calibrate_batch_norms(model: Any, images: Any) -> None:
 
 def inference(task: Task, form: str) -> Run:
     """Return a function that segments the task's pictures."""
-    import keras
     import tensorflow as tf
 
-    if form == "mixed_bfloat16":
-        keras.config.set_dtype_policy(form)
-    model = build(task)
+    model = build(task, form if form == "mixed_bfloat16" else "float32")
     pictures = tf.constant(task.pictures())
     if form in ("saved_model", "tflite", "tflite_int8"):
         return exported(model, task, form)
@@ -134,14 +134,12 @@ def exported(model: Any, task: Task, form: str) -> Run:
 
 def training(task: Task, form: str) -> Run:
     """Return a function that takes one training step."""
-    import keras
     import tensorflow as tf
 
     from alignseg_tf import losses, optimizers
 
-    if form == "mixed_bfloat16":
-        keras.config.set_dtype_policy(form)
-    model = build(task, upsample_logits=form == "upsampled")  # off in `training.build`
+    policy = form if form == "mixed_bfloat16" else "float32"
+    model = build(task, policy, upsample_logits=form == "upsampled")  # off in `training.build`
     loss = {name: losses.CrossEntropy(255) for name in ("segmentation", "auxiliary")}
     model.compile(
         optimizers.SGDWithL2(1e-3, 0.9, 5e-4),

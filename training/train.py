@@ -31,6 +31,7 @@ from alignseg_tf.data.readers import DataError, Sample
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.files import DiskFullError, write_text
+from alignseg_tf.precision import global_dtype_policy
 from alignseg_tf.progress import counter
 from training import multi_worker
 from training.averaging import ValidateAveraged
@@ -172,6 +173,8 @@ def prepare(
 ) -> Run:
     """Build the model, or load that of an interrupted run, and the pipelines.
 
+    To be called under the recipe's dtype policy.
+
     Args:
         recipe: what to do.
         data: what to do it with.
@@ -190,7 +193,6 @@ def prepare(
     check_batch_size(recipe, replicas)
     steps = steps_per_epoch(len(data.training), recipe.batch_size)
     keras.utils.set_random_seed(recipe.seed)
-    keras.config.set_dtype_policy(recipe.dtype_policy)
     with strategy.scope():
         if run_folder and run_folder.last_file.is_file():
             model, initial_epoch = load_last(run_folder)
@@ -254,10 +256,11 @@ def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1)
         last = multi_worker.checksum(output / "last.keras")
         multi_worker.meet(worker, {"recipe or data": json.dumps(description), "last.keras": last})
     run_folder = RunFolder(output)
-    run = prepare(recipe, checked, run_folder, cpu_replicas)
-    if worker.is_chief:
-        write_text(output / RUN_FILE, json.dumps(description, indent=1))
-    fit(run, run_folder)
+    with global_dtype_policy(recipe.dtype_policy):
+        run = prepare(recipe, checked, run_folder, cpu_replicas)
+        if worker.is_chief:
+            write_text(output / RUN_FILE, json.dumps(description, indent=1))
+        fit(run, run_folder)
     if not worker.is_chief:
         return None
     report = evaluate_and_write(
@@ -276,12 +279,13 @@ def try_out(recipe: Recipe, data: DataSource, cpu_replicas: int = 1) -> None:
     """
     training = data.samples("train")
     steps_per_epoch(len(training), recipe.batch_size)
-    run = prepare(recipe, check_data(data, training), None, cpu_replicas)
-    first, last, crop_size = stages(recipe)[-1]
-    dry_run(
-        run.model, recipe, run.batches(first, last, crop_size), run.validation, run.steps,
-        len(validation_epochs(recipe)),
-    )  # fmt: skip
+    with global_dtype_policy(recipe.dtype_policy):
+        run = prepare(recipe, check_data(data, training), None, cpu_replicas)
+        first, last, crop_size = stages(recipe)[-1]
+        dry_run(
+            run.model, recipe, run.batches(first, last, crop_size), run.validation, run.steps,
+            len(validation_epochs(recipe)),
+        )  # fmt: skip
 
 
 def fit(run: Run, run_folder: RunFolder) -> None:

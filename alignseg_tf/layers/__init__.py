@@ -4,6 +4,7 @@ from alignseg_tf.layers.aligned_context_modeling import AlignedContextModeling
 from alignseg_tf.layers.aligned_feature_aggregation import AlignedFeatureAggregation
 from alignseg_tf.layers.batch_normalization import BatchNormalization
 from alignseg_tf.layers.conv_blocks import ConvNormAct, ResidualRefinement, SegmentationHead
+from alignseg_tf.layers.depthwise_conv2d import DepthwiseConv2D
 from alignseg_tf.layers.flat_leaky_relu import FlatLeakyReLU
 from alignseg_tf.layers.inference_sampling import (
     AdaptivePooling,
@@ -29,6 +30,7 @@ __all__ = [
     "BatchNormalization",
     "ContextSampling",
     "ConvNormAct",
+    "DepthwiseConv2D",
     "FlatLeakyReLU",
     "OffsetPrediction",
     "PixelNormalization",
