@@ -13,14 +13,13 @@ interpolation aligns corners, as `resize_align_corners`. With TensorFlow, XLA ma
 happens to a pixel, and compiles for each size: sizes must be known, as those of crops are.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
-import keras
 from keras import ops
 
 from alignseg_tf.layers.sampling import AlignedAxis
+from alignseg_tf.xla import compiled
 
 Tensor = Any
 
@@ -76,24 +75,6 @@ def _rows_of_band(size: tuple[int, int], classes: int) -> int:
     return max(1, min(height, BAND_VALUES // (width * classes)))
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function by XLA where TensorFlow is the backend."""
-
-    @functools.cache
-    def by_tensorflow() -> Callable[..., Any]:
-        import tensorflow as tf
-
-        return tf.function(function, jit_compile=True, autograph=False)
-
-    @functools.wraps(function)
-    def call(*args: Any) -> Any:
-        if keras.backend.backend() == "tensorflow":
-            return by_tensorflow()(*args)
-        return function(*args)
-
-    return call
-
-
 def classes_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Return the likeliest class of each pixel.
 
@@ -108,7 +89,7 @@ def classes_at(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return _classes_in_bands(logits, size, _rows_of_band(size, logits.shape[-1]))
 
 
-@_compiled
+@compiled
 def _classes_in_bands(logits: Tensor, size: tuple[int, int], rows: int) -> Tensor:
     bands = _Bands(logits, size, rows)
 
@@ -157,7 +138,7 @@ def cross_entropy_sum(
     return total(ops.cast(logits, "float32"))
 
 
-@_compiled
+@compiled
 def _sum_and_gradient(
     logits: Tensor,
     ids: Tensor,

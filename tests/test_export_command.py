@@ -63,6 +63,8 @@ def test_the_card_has_what_lies_beside_the_model(model_file, tmp_path):
         (["--output", "x.tflite", "--quantization", "bfloat16"], "x.tflite must be float32 or"),
         (["--output", "x.onnx", "--quantization", "float16"], "x.onnx must be float32. Received"),
         (["--output", "x/1", "--returns", "logits"], "--returns is for .tflite"),
+        (["--output", "x/1", "--fused"], "--fused is for a SavedModel with --size"),
+        (["--output", "x.onnx", "--size", "64", "96", "--fused"], "--fused is for a SavedModel"),
         (["--output", "x.onnx", "--about", "a.md"], "--about and --quality are for a SavedModel"),
         (["--output", "x.tflite", "--quantization", "int8"], "needs --size HEIGHT WIDTH and --cal"),
         (["--output", "x.tflite", "--size", "16", "64"], "must be at least 32 x 32"),

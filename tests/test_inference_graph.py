@@ -118,11 +118,12 @@ def test_a_model_that_does_not_align_has_no_offset_fields():
     assert offset_fields(model, inference_model(model)) == {}
 
 
-def test_mixed_precision_stays():
+@pytest.mark.parametrize("operations", ["tensorflow", "fused"])
+def test_mixed_precision_stays(operations):
     """Rounding moves the samples of the tiny model; it is to be no further off than its model."""
     model = tiny_model(dtype="mixed_bfloat16")
-    fast = inference_model(model)
-    assert fast.get_layer("aggregation_p3_sample_fine").compute_dtype == "bfloat16"
+    fast = inference_model(model, operations)
+    assert fast.get_layer("aggregation_p3_add").compute_dtype == "bfloat16"
     exact = logits(tiny_model())
     error, fast_error = (np.median(np.abs(logits(one) - exact)) for one in (model, fast))
     assert 0 < fast_error < 1.5 * error < 0.1 * np.abs(exact).max()

@@ -3,12 +3,15 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import ops
 
 from alignseg_tf.layers import (
     SAMPLING_CONVENTIONS,
+    ActivatedSum,
     AdaptivePooling,
     ContextSampling,
+    MovedSum,
     ResizeLike,
     Resizing,
     Sampling,
@@ -92,6 +95,51 @@ def test_the_layers_say_their_shape_and_survive_saving(operations, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded(inputs), model(inputs))
+
+
+@pytest.mark.parametrize("fields", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("known", [True, False], ids=["known size", "any size"])
+def test_a_moved_sum_is_its_parts(fields, known, tmp_path):
+    shapes = [(8, 11, 4), (5, 6, 4), (8, 11, 2), (8, 11, 2)]
+    arrays = [
+        features(2, *shapes[0]), features(2, *shapes[1], seed=2), offsets(8, 11, 3.0),
+        offsets(8, 11, 3.0)[..., ::-1],
+    ]  # fmt: skip
+    low = resize_align_corners(arrays[1], (8, 11))
+    moved = [
+        bilinear_sample(x, field, "fixed") if used else x
+        for x, field, used in zip((arrays[0], low), arrays[2:], fields, strict=True)
+    ]
+    sizes = shapes if known else [(None, None, shape[-1]) for shape in shapes]
+    inputs = [keras.Input(size) for size in sizes]
+    used = [x if use else None for x, use in zip(inputs[2:], fields, strict=True)]
+    summed = MovedSum("fixed")(*inputs[:2], *used)
+    assert summed.shape == (None, *sizes[0])
+    model = keras.Model(inputs, ActivatedSum()(summed, inputs[1]))
+    model.save(tmp_path / "model.keras")
+    expected = moved[0] + moved[1] + low
+    expected = ops.where(expected > 0, expected, 0.01 * expected)
+    for one in (model, keras.saving.load_model(tmp_path / "model.keras")):
+        run = tf.function(one)  # where sizes are free, the loop must find them by itself
+        specs = [tf.TensorSpec((None, *size)) for size in sizes]
+        result = run.get_concrete_function(specs)(*map(tf.constant, arrays))
+        np.testing.assert_allclose(result, expected, atol=2e-5)
+
+
+def test_fused_sums_are_rounded_once():
+    rng = np.random.default_rng(0)
+    x, y = (ops.cast(rng.normal(size=(1, *size, 64)), "bfloat16") for size in ((9, 9), (5, 5)))
+    fields = [ops.cast(offsets(9, 9, 1.0)[:1], "bfloat16") for _ in range(2)]
+    exact = [ops.cast(array, "float32") for array in (x, y)]
+    exact_fields = [ops.cast(field, "float32") for field in fields]
+    for layer, arguments, exact_arguments in (
+        (ActivatedSum, [], []), (MovedSum, fields, exact_fields)
+    ):  # fmt: skip
+        half = layer(dtype="bfloat16")(x, y, *arguments)
+        assert keras.backend.standardize_dtype(half.dtype) == "bfloat16"
+        full = layer(dtype="float32")(*exact, *exact_arguments)
+        error = ops.abs(ops.cast(half, "float32") - full)
+        assert bool(ops.all(error <= 2**-8 * ops.abs(full) + 1e-6))
 
 
 def test_maps_in_half_precision_are_sampled_where_they_should():

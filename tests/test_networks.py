@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from conftest import CLASSES, random_images, tiny_model
 
-from alignseg_tf import Predictor
+from alignseg_tf import Predictor, networks
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.networks import TfliteNetwork, load_network, logits_model
+from alignseg_tf.networks import FrozenNetwork, TfliteNetwork, load_network, logits_model
 from alignseg_tf.protocols import Protocol
 
 SPACE = LabelSpace(CLASSES)
@@ -80,6 +80,25 @@ def test_logits_have_stride_4(upsample):
     expected = logits_model(model)(images.astype("float32"), training=False)
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     assert logits.std() > 0.1
+
+
+def test_a_size_that_takes_long_gets_a_graph_of_its_own(model, monkeypatch):
+    monkeypatch.setattr(networks, "MOST_FUSED_SIZES", 1)
+    network = FrozenNetwork(model)
+    pictures = random_images(3, *SIZE)
+    before = network.logits(pictures).numpy()
+    assert not network._fused  # half a minute has not gone by
+    monkeypatch.setattr(networks, "SECONDS_BEFORE_FUSING", 1e-9)
+    network.logits(pictures)
+    assert list(network._fused) == [SIZE]
+    graph = network._fused[SIZE].get_concrete_function().graph.as_graph_def()
+    assert any(function.attr["_XlaMustCompile"].b for function in graph.library.function)
+    after = network.logits(pictures).numpy()
+    assert np.abs(after - before).max() < 5e-3 * np.abs(before).max()
+    assert (after != before).any()  # summed in another order
+    assert network.logits(pictures[:1]).shape == (1, *before.shape[1:])
+    network.logits(random_images(1, 64, 64))
+    assert list(network._fused) == [SIZE]
 
 
 def test_mixed_precision_gives_float32_logits():

@@ -197,6 +197,25 @@ def test_a_fixed_size_is_in_every_signature(exported, tmp_path, scene):
     assert (compiled(tf.constant(images))["class_map"].numpy() == class_map).mean() > 0.999
 
 
+def test_fused_parts_are_compiled(exported, tmp_path, scene):
+    _, model, _ = exported
+    path = tmp_path / "fused"
+    agreement = export_saved_model(
+        model, path, [scene[:64, :96]], image_size=(64, 96), operations="fused"
+    )
+    assert agreement.same_class > 0.999
+    loaded = tf.saved_model.load(str(path))  # signatures do not keep it alive
+    graph = loaded.signatures["serving_default"].graph.as_graph_def()
+    compiled = [f for f in graph.library.function if f.attr["_XlaMustCompile"].b]
+    assert len(compiled) >= 8  # sums of one shape share one
+    # Nothing is left of the operations that they replace.
+    kinds = {node.op for function in graph.library.function for node in function.node_def}
+    assert "CropAndResize" not in kinds
+    with pytest.raises(ValueError, match="operations='fused'` wants an `image_size`"):
+        export_saved_model(model, tmp_path / "2", operations="fused")
+    assert not (tmp_path / "2").exists()
+
+
 def test_a_model_that_does_not_align_has_no_offsets(tmp_path):
     model = tiny_model(aggregation="bilinear", context=None, auxiliary_head=False)
     export_saved_model(model, tmp_path / "1")

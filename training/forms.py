@@ -6,11 +6,15 @@ xla               the same, compiled
 mixed_bfloat16    the same as `function`, under that dtype policy
 inference_graph   `inference_model` within `tf.function`, with variables
 frozen            the same with constants: what prediction runs
+fused             `frozen` for one size, with parts compiled by XLA: what prediction runs after half
+                  a minute of pictures of that size
 bfloat16          `frozen` in bfloat16: a SavedModel of that quantization
+fused_bfloat16    both
 saved_model       `serving_default` of an exported SavedModel, which gives class maps
 tflite            an exported float32 `.tflite` file, run by LiteRT; it gives class maps
 tflite_int8       the same in 8 bits, with ranges of the task's own pictures
 bilinear          `frozen`, with plain resizing and a global context in place of alignment
+bilinear_fused    the same of `fused`
 default_kernels   `frozen`, without `prepare_processor`: as in a program that only imports us
 
 For training there are `function`, `xla`, `mixed_bfloat16`, `bilinear` and `default_kernels`: a step
@@ -87,16 +91,17 @@ def inference(task: Task, form: str) -> Run:
     pictures = tf.constant(task.pictures())
     if form in ("saved_model", "tflite", "tflite_int8"):
         return exported(model, task, form)
-    if form in ("inference_graph", "frozen", "bfloat16"):
+    if form in ("inference_graph", "frozen", "bfloat16", "fused", "fused_bfloat16"):
         from alignseg_tf.export import inference_model
         from alignseg_tf.freezing import freeze
         from alignseg_tf.precision import with_dtype_policy
 
-        if form == "bfloat16":
+        if form.endswith("bfloat16"):
             model = with_dtype_policy(model, "mixed_bfloat16")
-        model = inference_model(model)
+        fused = form.startswith("fused")
+        model = inference_model(model, "fused" if fused else None)
         if form != "inference_graph":
-            constant = freeze(model, (None, None))
+            constant = freeze(model, (task.height, task.width) if fused else (None, None))
             return lambda: constant(pictures)["segmentation"].numpy()
     if form == "eager":
         return lambda: model(pictures, training=False)["segmentation"].numpy()
@@ -196,10 +201,10 @@ def form(name: str) -> Callable[[Task], Run]:
 
             prepare_processor()
         work = {"inference": inference, "training": training}.get(task.work, sampling)
-        inner = name
-        if name in ("bilinear", "default_kernels"):
-            inner = "frozen" if task.work == "inference" else "function"
-        if name == "bilinear":
+        plain = "frozen" if task.work == "inference" else "function"
+        replaced = {"bilinear": plain, "default_kernels": plain, "bilinear_fused": "fused"}
+        inner = replaced.get(name, name)
+        if name.startswith("bilinear"):
             task = dataclasses.replace(task, align=False)
         return work(task, inner)
 
@@ -209,8 +214,8 @@ def form(name: str) -> Callable[[Task], Run]:
 FORMS = {
     name: form(name)
     for name in (
-        "eager", "function", "xla", "mixed_bfloat16", "inference_graph", "frozen", "bfloat16",
-        "saved_model", "tflite", "tflite_int8", "bilinear", "default_kernels", "upsampled",
-        "gather", "crop", "compiled",
+        "eager", "function", "xla", "mixed_bfloat16", "inference_graph", "frozen", "fused",
+        "bfloat16", "fused_bfloat16", "saved_model", "tflite", "tflite_int8", "bilinear",
+        "bilinear_fused", "default_kernels", "upsampled", "gather", "crop", "compiled",
     )
 }  # fmt: skip

@@ -43,6 +43,11 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="for .tflite one or several, each of which then gets a file NAME_QUANTIZATION.tflite; "
         "for a SavedModel float32, float16 or bfloat16, see docs/export.md (float32)",
     )  # fmt: skip
+    parser.add_argument(
+        "--fused", action="store_true",
+        help="for a SavedModel with --size: XLA compiles parts of it as it is first run, see "
+        "docs/export.md",
+    )  # fmt: skip
     tflite = parser.add_argument_group("for .tflite")
     tflite.add_argument(
         "--returns", choices=OUTPUTS, default="class_map",
@@ -104,6 +109,7 @@ def export_from_arguments(arguments: argparse.Namespace) -> str:
 
         written[arguments.output] = export_saved_model(
             model, arguments.output, quantization=arguments.quantization[0],
+            operations="fused" if arguments.fused else "tensorflow",
             **_card_values(arguments), **common,
         )  # fmt: skip
     return _table(arguments.model, model, written, pictures, data, arguments.split)
@@ -132,6 +138,11 @@ def _check_arguments(arguments: argparse.Namespace, form: str) -> None:
         raise ValueError(
             f"--quantization for {arguments.output} must be {' or '.join(allowed)}. "
             f"Received: {' '.join(arguments.quantization)}"
+        )
+    if arguments.fused and (form != "saved_model" or arguments.size is None):
+        raise ValueError(
+            f"--fused is for a SavedModel with --size. Received: --output {arguments.output}, "
+            f"--size {arguments.size}"
         )
     if form != "saved_model" and (arguments.about or arguments.quality):
         raise ValueError(

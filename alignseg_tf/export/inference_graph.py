@@ -4,7 +4,9 @@ What becomes of the parts::
 
     convolution, batch norm             one convolution with a bias
     y + residual, then batch norm       the norm's scale goes into the convolutions of both terms
-    gathers, resizing by matrices       the fastest operations of what runs it, without gradients
+    gathers, resizing by matrices       the fastest operations of what runs it, without gradients;
+                                        with `fused`, resizing, sampling, sums and activations
+                                        between two convolutions become one loop
     sampling of the 3x3 context         one matrix product with hat weights
     normalisation of the pixels         a 1x1 convolution
     auxiliary head, dropout             gone
@@ -33,8 +35,10 @@ from alignseg_tf.layers.conv_blocks import (
 )
 from alignseg_tf.layers.flat_leaky_relu import FlatLeakyReLU
 from alignseg_tf.layers.inference_sampling import (
+    ActivatedSum,
     AdaptivePooling,
     ContextSampling,
+    MovedSum,
     Resizing,
     Sampling,
     check_operations,
@@ -58,9 +62,10 @@ def inference_model(model: AlignSeg, operations: str | None = None) -> keras.Mod
 
     Args:
         model: a trained model; it is not changed, and no weights are shared with it.
-        operations: what will run it: `tensorflow` (a CPU or GPU without XLA), `keras` (any
-            backend, and XLA), `tflite` (built-in operations of TFLite and ONNX). By default
-            `tensorflow` on that backend and `keras` on others.
+        operations: what will run it: `tensorflow` (a CPU or GPU), `fused` (the same for pictures
+            of one size: XLA compiles what lies between convolutions, for each size anew), `keras`
+            (any backend, and XLA for all), `tflite` (built-in operations of TFLite and ONNX). By
+            default `tensorflow` on that backend and `keras` on others.
 
     Returns:
         A `keras.Model` from RGB 0..255 [B, H, W, 3] to `{"segmentation": logits}`, of the same
@@ -175,10 +180,14 @@ class _Decoder:
     def leaky_relu(self, x: Tensor, name: str, dtype: Any) -> Tensor:
         return keras.layers.LeakyReLU(LEAKY_RELU_SLOPE, dtype=dtype, name=name)(x)
 
-    def leaky_relu_of_sum(self, x: Tensor, name: str, dtype: Any) -> Tensor:
+    def activated_sum(self, x: Tensor, y: Tensor, name: str, dtype: Any) -> Tensor:
+        """leaky_relu(x + y), where y may be coarser than x if the sum is fused."""
+        if self.operations == "fused":
+            return ActivatedSum(dtype=dtype, name=f"{name}_relu")(x, y)
+        x = self.add(x, y, f"{name}_add", dtype)
         # TFLite and ONNX fuse it right, and have no need of the changes of shape.
         kind = keras.layers.LeakyReLU if self.operations == "tflite" else FlatLeakyReLU
-        return kind(LEAKY_RELU_SLOPE, dtype=dtype, name=name)(x)
+        return kind(LEAKY_RELU_SLOPE, dtype=dtype, name=f"{name}_relu")(x)
 
     def add(self, x: Tensor, y: Tensor, name: str, dtype: Any) -> Tensor:
         return keras.layers.Add(dtype=dtype, name=name)([x, y])
@@ -212,8 +221,7 @@ class _Decoder:
             )
             y = by_channel(y)
             by_channel.set_weights([scale.reshape(1, 1, -1, 1)])
-        x = self.add(residual, y, f"{name}_add", dtype)
-        return self.leaky_relu_of_sum(x, f"{name}_relu", dtype)
+        return self.activated_sum(residual, y, name, dtype)
 
     def offsets(self, layer: Any, fine: Tensor, coarse: Tensor, name: str) -> list[Tensor]:
         """Return the offset fields, each [B, H, W, 2]."""
@@ -222,12 +230,12 @@ class _Decoder:
         projected = self.conv(
             coarse, _array(layer.coarse_projection.kernel) * scale, None, f"{name}_coarse", dtype
         )
-        projected = self.resize(projected, fine, f"{name}_resize", dtype)
+        if self.operations != "fused":
+            projected = self.resize(projected, fine, f"{name}_resize", dtype)
         own = self.conv(
             fine, _array(layer.fine_projection.kernel) * scale, shift, f"{name}_fine", dtype
         )
-        hidden = self.add(own, projected, f"{name}_add", dtype)
-        hidden = self.leaky_relu_of_sum(hidden, f"{name}_relu", dtype)
+        hidden = self.activated_sum(own, projected, name, dtype)
         # As in `narrow_convolutions`; each field picks its own sums.
         kernels = [field.kernel for field in layer.fields]
         products = self.conv(
@@ -246,15 +254,19 @@ class _Decoder:
         """Move both maps to where they belong and add them."""
         layer = self.model.get_layer(name)
         dtype = layer.dtype_policy
+        fields = {}
+        if moved := MOVED_MAPS[layer.mode]:
+            found = self.offsets(layer.offset_prediction, fine, coarse, f"{name}_offsets")
+            fields = dict(zip(moved, found, strict=True))
+        if self.operations == "fused":
+            moved_sum = MovedSum(layer.sampling, dtype=dtype, name=f"{name}_add")
+            return moved_sum(fine, coarse, fields.get("fine"), fields.get("coarse"))
         maps = {"coarse": self.resize(coarse, fine, f"{name}_resize", dtype), "fine": fine}
-        moved = MOVED_MAPS[layer.mode]
-        if moved:
-            fields = self.offsets(layer.offset_prediction, fine, coarse, f"{name}_offsets")
-            for key, field in zip(moved, fields, strict=True):
-                sample = Sampling(
-                    layer.sampling, self.operations, dtype=dtype, name=f"{name}_sample_{key}"
-                )
-                maps[key] = sample(maps[key], field)
+        for key, field in fields.items():
+            sample = Sampling(
+                layer.sampling, self.operations, dtype=dtype, name=f"{name}_sample_{key}"
+            )
+            maps[key] = sample(maps[key], field)
         return self.add(maps["fine"], maps["coarse"], f"{name}_add", dtype)
 
     def context(self, x: Tensor) -> Tensor:

@@ -70,7 +70,8 @@ def export_saved_model(
         check_images: uint8 RGB pictures to compare on; one of noise by default.
         image_size: height and width, if all pictures have one size; every shape but the batch is
             then fixed.
-        operations: as in `inference_model`; `keras` for XLA.
+        operations: as in `inference_model`; `fused` and `keras` want an `image_size`, since XLA
+            compiles for each size anew.
         quantization: `float32`; `float16`: the weights take half the space and are computed with
             in float32; `bfloat16`: so do they, and activations are bfloat16 too but for
             coordinates and logits, for processors that have its instructions (AVX512_BF16,
@@ -86,13 +87,19 @@ def export_saved_model(
         How far the SavedModel is from the model.
 
     Raises:
-        ValueError: the model has more than 255 classes, an unknown `quantization`, `path` is a
-            file, or the SavedModel does not agree with the model; what was at `path` stays then.
+        ValueError: the model has more than 255 classes, an unknown `quantization`, `operations`
+            that want an `image_size` without one, `path` is a file, or the SavedModel does not
+            agree with the model; what was at `path` stays then.
     """
     check_class_count(model.num_classes)
     if quantization not in SAVED_MODEL_QUANTIZATIONS:
         raise ValueError(
             f"`quantization` must be one of {SAVED_MODEL_QUANTIZATIONS}. Received: {quantization!r}"
+        )
+    if operations in ("fused", "keras") and image_size is None:
+        raise ValueError(
+            f"`operations={operations!r}` wants an `image_size`: XLA compiles for each size anew. "
+            "Received: image_size=None"
         )
     path = Path(path)
     if path.is_file():

@@ -7,8 +7,10 @@ from alignseg_tf.layers.conv_blocks import ConvNormAct, ResidualRefinement, Segm
 from alignseg_tf.layers.depthwise_conv2d import DepthwiseConv2D
 from alignseg_tf.layers.flat_leaky_relu import FlatLeakyReLU
 from alignseg_tf.layers.inference_sampling import (
+    ActivatedSum,
     AdaptivePooling,
     ContextSampling,
+    MovedSum,
     Resizing,
     Sampling,
 )
@@ -24,6 +26,7 @@ from alignseg_tf.layers.sampling import (
 
 __all__ = [
     "SAMPLING_CONVENTIONS",
+    "ActivatedSum",
     "AdaptivePooling",
     "AlignedContextModeling",
     "AlignedFeatureAggregation",
@@ -32,6 +35,7 @@ __all__ = [
     "ConvNormAct",
     "DepthwiseConv2D",
     "FlatLeakyReLU",
+    "MovedSum",
     "OffsetPrediction",
     "PixelNormalization",
     "ResidualRefinement",

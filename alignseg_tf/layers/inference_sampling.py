@@ -6,6 +6,8 @@ depends on what runs the graph:
     `keras`        any backend, and XLA: gathers, and resizing by two matrix products
     `tensorflow`   a CPU or GPU without XLA: `crop_and_resize` and `ResizeBilinear`, whose kernels
                    read four cells and write one
+    `fused`        the same where pictures have one size: XLA makes a loop of what lies between two
+                   convolutions, anew for each size
     `tflite`       built-in operations of TFLite and ONNX: gathers and `ResizeBilinear`
 """
 
@@ -14,19 +16,22 @@ from typing import Any
 import keras
 from keras import ops
 
+from alignseg_tf.layers.conv_blocks import leaky_relu
 from alignseg_tf.layers.sampling import (
     adaptive_average_pool,
     bilinear_sample,
     check_sampling,
     offset_scale,
     resize_align_corners,
+    resize_axis_by_axis,
     sampling_positions,
 )
+from alignseg_tf.xla import compiled
 
 Tensor = Any
 Shape = tuple[int | None, ...]
 
-OPERATIONS = ("keras", "tensorflow", "tflite")
+OPERATIONS = ("keras", "tensorflow", "fused", "tflite")
 
 
 def check_operations(operations: str) -> str:
@@ -119,6 +124,93 @@ def sample_context(context: Tensor, offsets: Tensor, sampling: str = "standard")
     return ops.reshape(sampled, (batch, out_height, out_width, channels))
 
 
+@compiled
+def _activated_sum(x: Tensor, y: Tensor) -> Tensor:
+    total = ops.cast(x, "float32") + _resized_within_loop(y, x)
+    return ops.cast(leaky_relu(total), x.dtype)
+
+
+@compiled
+def _moved_sum(
+    fine: Tensor, coarse: Tensor, fine_field: Tensor, coarse_field: Tensor, sampling: str
+) -> Tensor:
+    maps = (
+        (ops.cast(fine, "float32"), fine_field),
+        (_resized_within_loop(coarse, fine), coarse_field),
+    )
+    moved = [x if field is None else bilinear_sample(x, field, sampling) for x, field in maps]
+    return ops.cast(moved[0] + moved[1], fine.dtype)
+
+
+def _resized_within_loop(x: Tensor, reference: Tensor) -> Tensor:
+    """Return a float32 map at the size of another."""
+    x, size = ops.cast(x, "float32"), tuple(reference.shape[1:3])
+    if None in size + tuple(x.shape[1:3]):
+        return resize_align_corners(x, ops.shape(reference)[1:3])
+    return resize_axis_by_axis(x, size)
+
+
+@keras.saving.register_keras_serializable(package="alignseg_tf")
+class ActivatedSum(keras.layers.Layer):
+    """Leaky ReLU of the sum of a map and another one, which is resized to it, in one loop.
+
+    Sums are in float32 under any dtype policy.
+
+    Input shape:
+        `x`: [B, H, W, C]; `y`: [B, h, w, C].
+
+    Output shape:
+        [B, H, W, C].
+    """
+
+    def call(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return leaky_relu(x + resized y)."""
+        return _activated_sum(x, y)
+
+    def compute_output_spec(self, x: Any, y: Any) -> keras.KerasTensor:
+        """Return the shape of `x`."""
+        return keras.KerasTensor(x.shape, self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable(package="alignseg_tf")
+class MovedSum(keras.layers.Layer):
+    """The sum of two maps, each read where its offsets point to, in one loop.
+
+    Sums are in float32 under any dtype policy.
+
+    Args:
+        sampling: unit of the offsets, see `bilinear_sample`.
+
+    Input shape:
+        `fine`: [B, H, W, C]; `coarse`: [B, h, w, C], which is resized to it first; `fine_field` and
+        `coarse_field`: [B, H, W, 2], or None for a map that stays where it is.
+
+    Output shape:
+        [B, H, W, C].
+
+    Raises:
+        ValueError: an unknown `sampling`.
+    """
+
+    def __init__(self, sampling: str = "standard", **kwargs: Any):
+        super().__init__(**kwargs)
+        self.sampling = check_sampling(sampling)
+
+    def call(
+        self, fine: Tensor, coarse: Tensor, fine_field: Tensor = None, coarse_field: Tensor = None
+    ) -> Tensor:
+        """Return what lies there, added."""
+        return _moved_sum(fine, coarse, fine_field, coarse_field, self.sampling)
+
+    def compute_output_spec(self, fine: Any, *args: Any, **kwargs: Any) -> keras.KerasTensor:
+        """Return the shape of `fine`."""
+        return keras.KerasTensor(fine.shape, self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {**super().get_config(), "sampling": self.sampling}
+
+
 @keras.saving.register_keras_serializable(package="alignseg_tf")
 class Resizing(keras.layers.Layer):
     """`ResizeLike` with a choice of operations.
@@ -182,7 +274,7 @@ class Sampling(keras.layers.Layer):
 
     def call(self, features: Tensor, offsets: Tensor) -> Tensor:
         """Return what lies there."""
-        if self.operations == "tensorflow":
+        if self.operations in ("tensorflow", "fused"):
             return sample_by_cropping(features, offsets, self.sampling)
         return bilinear_sample(features, offsets, self.sampling)
 

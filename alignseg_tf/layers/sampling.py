@@ -350,6 +350,22 @@ class AlignedAxis:
         return ops.convert_to_tensor(values.reshape((-1, 1, 1) if axis == 1 else (1, -1, 1)))
 
 
+def resize_axis_by_axis(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Equal `resize_align_corners`, by two cells for each pixel of an axis: for XLA.
+
+    Args:
+        x: float32 [B, h, w, C] of known h and w.
+        size: H and W.
+
+    Returns:
+        float32 [B, H, W, C].
+    """
+    for axis, pixels in enumerate(size, start=1):
+        if x.shape[axis] != pixels:
+            x = AlignedAxis(pixels, x.shape[axis]).resized(x, axis)
+    return x
+
+
 def _pooling_matrix(bins: int, in_size: Size) -> Tensor:
     """Weights [bins, in_size] that average each of torch's adaptive windows."""
     index = ops.arange(bins, dtype="int32")
