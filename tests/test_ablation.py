@@ -39,7 +39,7 @@ def result_of(recipe, wrong, seed=0):
         "macs_size": (360, 480),
         "step_seconds": 0.25,
         "metrics": [],
-        "machine": {},
+        "machine": {"cpu": "Abacus", "cores": 2, "gpus": []},
         "versions": {},
         "scores": [score.to_dict() for score in scores_of(wrong, seed)],
     }
@@ -120,6 +120,22 @@ def test_a_cell_is_the_mean_of_its_seeds(results):
     assert drawn.min() == pytest.approx(min(values))
     assert drawn.max() == pytest.approx(max(values))
     assert drawn.mean() == pytest.approx(np.mean(values), abs=0.01)
+
+
+def test_seconds_of_different_machines_are_not_mixed(results):
+    found = read_results(results)
+    for of_cell in list(found.values())[:3]:
+        of_cell[0]["machine"]["cpu"] = "Slide rule"
+        of_cell[0]["step_seconds"] = 9.0
+    table = ablation_tables(found)
+    assert "| s a step, 2 cores of Abacus |" in table.splitlines()[0]
+    assert table.count("| 2.50 | 0.25 |") == 4
+    for of_cell in list(found.values())[:3]:
+        del of_cell[1:]
+    found["align-align"][0]["machine"]["gpus"] = ["GPU"]
+    head, *rows = ablation_tables(found).splitlines()
+    assert "| s a step, 2 cores of Slide rule |" in head
+    assert [row.split("|")[-2].strip() for row in rows[1:5]] == ["9.00", "9.00", "9.00", ""]
 
 
 def test_tables_say_by_how_much_and_how_sure(results, tmp_path):

@@ -90,11 +90,27 @@ def _places() -> list[int]:
     return [BOUNDARY_DISTANCES.index(distance) for distance in SHOWN_DISTANCES]
 
 
+def step_seconds(results: Results) -> tuple[str, dict[str, float]]:
+    """Return a machine, and the median seconds of a step there of each cell that ran on it.
+
+    It is the one on which most cells ran: seconds of different machines do not compare.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, of_cell in results.items():
+        for result in of_cell:
+            there = result["machine"]
+            devices = [*there["gpus"], f"{there['cores']} cores of {there['cpu']}"]
+            found.setdefault(devices[0], {}).setdefault(name, []).append(result["step_seconds"])
+    machine = max(found, key=lambda one: len(found[one]))
+    return machine, {name: float(np.median(taken)) for name, taken in found[machine].items()}
+
+
 def _cells(results: Results, scores: Mapping[str, CellScores]) -> str:
+    machine, seconds = step_seconds(results)
     distances = " | ".join(f"{distance} px" for distance in SHOWN_DISTANCES)
     rows = [
         "| aggregation | context | seeds | mean IoU, % | of each seed | boundary F, % at "
-        f"{distances} | parameters, M | multiply-adds, G | s a step |",
+        f"{distances} | parameters, M | multiply-adds, G | s a step, {machine} |",
         "|---" * (8 + len(SHOWN_DISTANCES)) + "|",
     ]
     for name, of_cell in results.items():
@@ -102,11 +118,11 @@ def _cells(results: Results, scores: Mapping[str, CellScores]) -> str:
         aggregation, context = name.rsplit("-", 1)
         each = ", ".join(percent(x) for x in one.seeds["mean_iou"])
         boundary = " | ".join(percent(one.mean["mean_boundary_f"][i]) for i in _places())
-        step = np.median([result["step_seconds"] for result in of_cell])
+        step = f"{seconds[name]:.2f}" if name in seconds else ""
         rows.append(
             f"| `{aggregation}` | `{context}` | {len(of_cell)} | {percent(one.mean['mean_iou'])} | "
             f"{each} | {boundary} | {of_cell[0]['parameters'] / 1e6:.2f} | "
-            f"{of_cell[0]['macs'] / 1e9:.2f} | {step:.2f} |"
+            f"{of_cell[0]['macs'] / 1e9:.2f} | {step} |"
         )
     return "\n".join(rows) + "\n"
 

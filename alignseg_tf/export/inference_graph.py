@@ -181,9 +181,7 @@ class _Decoder:
         return keras.layers.LeakyReLU(LEAKY_RELU_SLOPE, dtype=dtype, name=name)(x)
 
     def activated_sum(self, x: Tensor, y: Tensor, name: str, dtype: Any) -> Tensor:
-        """leaky_relu(x + y), where y may be coarser than x if the sum is fused."""
-        if self.operations == "fused":
-            return ActivatedSum(dtype=dtype, name=f"{name}_relu")(x, y)
+        """leaky_relu(x + y)."""
         x = self.add(x, y, f"{name}_add", dtype)
         # TFLite and ONNX fuse it right, and have no need of the changes of shape.
         kind = keras.layers.LeakyReLU if self.operations == "tflite" else FlatLeakyReLU
@@ -221,6 +219,9 @@ class _Decoder:
             )
             y = by_channel(y)
             by_channel.set_weights([scale.reshape(1, 1, -1, 1)])
+        # In float32 oneDNN makes the sum a part of the convolution before it.
+        if self.operations == "fused" and dtype.compute_dtype != "float32":
+            return ActivatedSum(dtype=dtype, name=f"{name}_relu")(residual, y)
         return self.activated_sum(residual, y, name, dtype)
 
     def offsets(self, layer: Any, fine: Tensor, coarse: Tensor, name: str) -> list[Tensor]:
@@ -230,12 +231,14 @@ class _Decoder:
         projected = self.conv(
             coarse, _array(layer.coarse_projection.kernel) * scale, None, f"{name}_coarse", dtype
         )
-        if self.operations != "fused":
-            projected = self.resize(projected, fine, f"{name}_resize", dtype)
         own = self.conv(
             fine, _array(layer.fine_projection.kernel) * scale, shift, f"{name}_fine", dtype
         )
-        hidden = self.activated_sum(own, projected, name, dtype)
+        if self.operations == "fused":
+            hidden = ActivatedSum(dtype=dtype, name=f"{name}_relu")(own, projected)
+        else:
+            projected = self.resize(projected, fine, f"{name}_resize", dtype)
+            hidden = self.activated_sum(own, projected, name, dtype)
         # As in `narrow_convolutions`; each field picks its own sums.
         kernels = [field.kernel for field in layer.fields]
         products = self.conv(
