@@ -4,6 +4,7 @@ import importlib
 import json
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -112,9 +113,10 @@ def _of_pictures(
 class FrozenNetwork(KerasNetwork):
     """An `AlignSeg` as it is now: its inference graph, with the weights as constants.
 
-    It equals `KerasNetwork` but for rounding, is faster, and takes some seconds to make. A size of
-    pictures that has taken half a minute gets a graph of its own, whose operations are `fused`
-    (see `inference_model`); at most two sizes do.
+    It equals `KerasNetwork` but for rounding, is faster, and takes some seconds to make. On a CPU,
+    a size of pictures that has taken half a minute gets a graph of its own, whose operations are
+    `fused` (see `inference_model`); at most two sizes do. From then on results differ from those
+    before by rounding.
 
     Args:
         model: it must not change from then on.
@@ -127,6 +129,8 @@ class FrozenNetwork(KerasNetwork):
         self._lock = threading.Lock()
         self._seconds: dict[tuple[int, int], float] = {}
         self._fused: dict[tuple[int, int], Callable[[Any], Any]] = {}
+        # Where there is a GPU, calls return before it is done, so time says nothing.
+        self._may_fuse = not tf.config.list_logical_devices("GPU")
 
     def _head(
         self,
@@ -141,22 +145,41 @@ class FrozenNetwork(KerasNetwork):
     def logits(self, images: np.ndarray) -> Any:
         """Return the head's logits, which have stride 4."""
         size = (int(images.shape[1]), int(images.shape[2]))
+        if (fused := self._fused.get(size)) is not None:
+            with tf.device(self._device):
+                return fused(tf.convert_to_tensor(images))
         started = time.perf_counter()
-        with tf.device(self._device):
-            logits = self._fused.get(size, self._run)(tf.convert_to_tensor(images))
-            self._count(size, time.perf_counter() - started)
+        logits = super().logits(images)
+        if self._may_fuse and self._is_due(size, time.perf_counter() - started):
+            self._fuse(images)
         return logits
 
-    def _count(self, size: tuple[int, int], seconds: float) -> None:
-        """Make a graph for a size of pictures once they have taken long enough."""
+    def _is_due(self, size: tuple[int, int], seconds: float) -> bool:
+        """Add to the time of a size; say, to one thread alone, that a graph for it is worth it."""
         with self._lock:
-            self._seconds[size] = self._seconds.get(size, 0.0) + seconds
-            if (
-                self._seconds[size] >= SECONDS_BEFORE_FUSING
-                and size not in self._fused
-                and len(self._fused) < MOST_FUSED_SIZES
+            before = self._seconds.get(size, 0.0)
+            self._seconds[size] = before + seconds
+            due = before < SECONDS_BEFORE_FUSING <= self._seconds[size]
+            if due and sum(x >= SECONDS_BEFORE_FUSING for x in self._seconds.values()) >= (
+                MOST_FUSED_SIZES
             ):
-                self._fused[size] = _of_pictures(self._head(self._model, "fused", size), size)
+                self._may_fuse = False
+            return due
+
+    def _fuse(self, images: np.ndarray) -> None:
+        """Make a graph for pictures of one size, and use it from now on if it runs."""
+        size = (int(images.shape[1]), int(images.shape[2]))
+        with tf.device(self._device):
+            run = _of_pictures(self._head(self._model, "fused", size), size)
+            try:
+                run(tf.convert_to_tensor(images))
+            except tf.errors.OpError as error:  # a TensorFlow without XLA, for instance
+                warnings.warn(
+                    f"pictures of {size[0]} x {size[1]} stay with the slower graph: {error}",
+                    stacklevel=2,
+                )
+                return
+        self._fused[size] = run
 
 
 class SavedModelNetwork(Network):

@@ -13,6 +13,8 @@ from alignseg_tf.model import AlignSeg
 def global_dtype_policy(policy: str) -> Iterator[None]:
     """Make a dtype policy Keras' global one for a while: that of layers which say none.
 
+    Keras keeps it for each thread.
+
     Args:
         policy: the name of a dtype policy, as `float32` or `mixed_bfloat16`.
 

@@ -54,7 +54,7 @@ def test_it_is_keras_own_layer(kernel_size, strides, kwargs, dtype):
         assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
 
 
-def test_slow_gradients_are_in_float32():
+def test_slow_gradients_are_in_float32(monkeypatch):
     """Of a bfloat16 step: the types of the operations of the way back, by kernel and stride."""
 
     def types(training, **kwargs):
@@ -75,8 +75,12 @@ def test_slow_gradients_are_in_float32():
             if "Backprop" in operation.type
         }
 
+    devices = []
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices)
     assert types(True, kernel_size=5) == types(True, kernel_size=3, strides=2) == {"float32"}
     assert types(True, kernel_size=3) == types(False, kernel_size=5) == {"bfloat16"}
+    devices.append("GPU:0")
+    assert types(True, kernel_size=5) == {"bfloat16"}
 
 
 def test_it_is_saved_and_in_the_backbone(tmp_path):

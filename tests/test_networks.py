@@ -88,7 +88,7 @@ def test_a_size_that_takes_long_gets_a_graph_of_its_own(model, monkeypatch):
     pictures = random_images(3, *SIZE)
     before = network.logits(pictures).numpy()
     assert not network._fused  # half a minute has not gone by
-    monkeypatch.setattr(networks, "SECONDS_BEFORE_FUSING", 1e-9)
+    network._seconds[SIZE] = networks.SECONDS_BEFORE_FUSING - 1e-9
     network.logits(pictures)
     assert list(network._fused) == [SIZE]
     graph = network._fused[SIZE].get_concrete_function().graph.as_graph_def()
@@ -97,8 +97,31 @@ def test_a_size_that_takes_long_gets_a_graph_of_its_own(model, monkeypatch):
     assert np.abs(after - before).max() < 5e-3 * np.abs(before).max()
     assert (after != before).any()  # summed in another order
     assert network.logits(pictures[:1]).shape == (1, *before.shape[1:])
+    network._seconds[64, 64] = networks.SECONDS_BEFORE_FUSING - 1e-9
     network.logits(random_images(1, 64, 64))
     assert list(network._fused) == [SIZE]
+
+
+def test_a_graph_that_does_not_run_is_left_alone(model, monkeypatch):
+    def refuse(images):
+        raise tf.errors.UnimplementedError(None, None, "no XLA here")
+
+    network = FrozenNetwork(model)
+    before = network.logits(random_images(1, *SIZE)).numpy()
+    monkeypatch.setattr(networks, "SECONDS_BEFORE_FUSING", 1e3)
+    network._seconds[SIZE] = 999.9999999
+    monkeypatch.setattr(network, "_head", lambda *args: refuse)
+    with pytest.warns(UserWarning, match="(?s)64 x 96 stay with the slower graph.*no XLA here"):
+        np.testing.assert_array_equal(network.logits(random_images(1, *SIZE)), before)
+    np.testing.assert_array_equal(network.logits(random_images(1, *SIZE)), before)
+
+
+def test_time_is_not_told_by_calls_on_a_gpu(model, monkeypatch):
+    monkeypatch.setattr(networks, "SECONDS_BEFORE_FUSING", 1e-9)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+    network = FrozenNetwork(model)
+    network.logits(random_images(1, *SIZE))
+    assert not network._fused
 
 
 def test_mixed_precision_gives_float32_logits():

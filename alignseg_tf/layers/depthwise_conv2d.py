@@ -36,8 +36,9 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         @tf.custom_gradient
         def convolve(inputs: Tensor, kernel: Tensor) -> tuple[Tensor, Any]:
             def backward(upstream: Tensor) -> list[Tensor]:
-                arrays = (tf.cast(array, tf.float32) for array in (inputs, kernel, upstream))
-                return [tf.cast(x, inputs.dtype) for x in self._gradients(*arrays)]
+                full = (tf.cast(array, tf.float32) for array in (inputs, kernel, upstream))
+                gradients = zip(self._gradients(*full), (inputs, kernel), strict=True)
+                return [tf.cast(gradient, array.dtype) for gradient, array in gradients]
 
             # Else a tape would keep what `backward` does not need.
             return self._convolve(tf.stop_gradient(inputs), tf.stop_gradient(kernel)), backward
@@ -55,7 +56,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         return (
             self.data_format == "channels_last"
             and (max(self.strides) > 1 or max(self.kernel_size) > 3)
-            and not tf.config.list_physical_devices("GPU")
+            and not tf.config.list_logical_devices("GPU")
         )
 
     def _convolve(self, inputs: Tensor, kernel: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ What is computed is defined in `sampling.py`; here are faster forms of it. Which
 depends on what runs the graph:
 
     `keras`        any backend, and XLA: gathers, and resizing by two matrix products
-    `tensorflow`   a CPU or GPU without XLA: `crop_and_resize` and `ResizeBilinear`, whose kernels
-                   read four cells and write one
-    `fused`        the same where pictures have one size: XLA makes a loop of what lies between two
-                   convolutions, anew for each size
+    `tensorflow`   TensorFlow's own kernels, on a CPU or GPU: `crop_and_resize` and
+                   `ResizeBilinear`, which read four cells and write one
+    `fused`        XLA makes a loop of what lies between two convolutions, anew for each size of
+                   pictures; what is outside of these loops is as for `tensorflow`
     `tflite`       built-in operations of TFLite and ONNX: gathers and `ResizeBilinear`
 """
 
