@@ -4,14 +4,13 @@ What becomes of the parts::
 
     convolution, batch norm             one convolution with a bias
     y + residual, then batch norm       the norm's scale goes into the convolutions of both terms
-    gathers, resizing by matrices       the fastest operations of what runs it, without gradients;
-                                        with `fused`, resizing, sampling, sums and activations
-                                        between two convolutions become one loop
+    gathers, resizing by matrices       the fastest operations of what runs it, without gradients
     sampling of the 3x3 context         one matrix product with hat weights
     normalisation of the pixels         a 1x1 convolution
     auxiliary head, dropout             gone
 
-What `OffsetPrediction` saves is saved in training too.
+With `fused` operations, what lies between two convolutions becomes one loop. What
+`OffsetPrediction` saves is saved in training too.
 """
 
 from collections.abc import Mapping
