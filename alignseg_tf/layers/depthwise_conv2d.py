@@ -11,7 +11,7 @@ Tensor = Any
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` whose bfloat16 gradients are computed in float32 on CPUs.
 
-    TensorFlow's bfloat16 kernels for the way back take up to ten times as long as those of float32
+    TensorFlow's bfloat16 kernels for the way back take several times as long as those of float32
     where the stride is 2 (gradient of the map) or the kernel is larger than 3x3 (gradient of the
     kernel). In training on the TensorFlow backend without a GPU, the map and the gradient become
     float32 there, and what is found becomes bfloat16 again; what is kept for the way back stays
