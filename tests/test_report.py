@@ -87,6 +87,14 @@ def test_the_report_says_what_the_run_was(tmp_path):
     assert blue.sum() > 100, "the curves of training"
 
 
+@pytest.mark.parametrize(("train_on", "said"), [("train", False), ("train+val", True)])
+def test_the_report_says_if_it_was_trained_on_its_pictures(tmp_path, train_on, said):
+    folder = run_folder(tmp_path)
+    (folder / "run.json").write_text(json.dumps({"train_on": train_on}))
+    report.write_report(folder, DATA, EVALUATION)
+    assert ("trained on these pictures" in (folder / "report.md").read_text()) is said
+
+
 def test_without_matplotlib_there_are_no_curves_and_the_report_says_so(tmp_path, monkeypatch):
     for name in [*sys.modules, "matplotlib"]:
         if name.split(".")[0] == "matplotlib":

@@ -24,6 +24,7 @@ from alignseg_tf.data.readers import read_folder
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.metrics import mean_iou
 from training import build, callbacks, demo, evaluate, train
+from training.batches import check_data
 from training.recipe import Recipe, RecipeError, load_recipe, recipe_names
 
 OPTIONS = [
@@ -383,6 +384,20 @@ def test_a_folder_of_other_data_is_another_run(tmp_path):
     ):
         with pytest.raises(RecipeError, match=message):
             train.check_run_folder(tmp_path, other)
+
+
+def test_validation_pictures_are_trained_on_only_if_the_recipe_says_so(tmp_path, capsys):
+    data = open_data(write_folder(tmp_path / "data", train=3, val=2))
+    alone = train.training_samples(Recipe(), data)
+    both = train.training_samples(Recipe(train_on="train+val"), data)
+    assert alone == data.samples("train")
+    assert both == data.samples("train") + data.samples("val")
+    check_data(data, alone)
+    assert "trained on" not in capsys.readouterr().out
+    check_data(data, both)
+    assert "Warning: 2 of the validation pictures are trained on" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match="train_on must be one of"):
+        Recipe(train_on="val")
 
 
 def test_long_differences_are_told_in_short():

@@ -50,6 +50,11 @@ def check_data(data: DataSource, training: Sequence[Sample]) -> Checked:
         for name, samples in (("training", training), ("validation", validation))
     ]
     describe(data.label_space, *summaries)
+    if seen := {sample.image for sample in training} & {sample.image for sample in validation}:
+        print(
+            f"Warning: {len(seen)} of the validation pictures are trained on: what is measured on "
+            "them says nothing of new pictures"
+        )
     return Checked(data.label_space, training, validation, *summaries)
 
 

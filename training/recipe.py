@@ -39,6 +39,10 @@ class Recipe:
     )
     context: str = _option("align", "how context enters", ("align", "global", "none"))
 
+    train_on: str = _option(
+        "train", "splits to train on; 'train+val' for a model to be given out, whose validation "
+        "figures then say nothing of new pictures", ("train", "train+val"),
+    )  # fmt: skip
     crop_size: tuple[int, int] = _option((352, 480), "height and width of a crop, in pixels")
     scale: tuple[float, float] = _option((0.5, 2.0), "range of the random resizing")
     scale_distribution: str = _option(

@@ -223,12 +223,15 @@ def _markdown(report: dict[str, Any], evaluation: Report) -> str:
         else f"No curves: {report['curves_missing_because']}."
     )
     hardware = report["machine"]
+    trained_on = ""
+    if "val" in report["recipe"].get("train_on", "").split("+"):
+        trained_on = "**It was trained on these pictures**: the figures say nothing of new ones. "
     parts = [
         "# Report of a training run",
         f"Mean IoU **{100 * evaluation.mean_iou:.2f} %**, pixel accuracy "
         f"{100 * evaluation.pixel_accuracy:.2f} %, on {evaluation.pictures} validation pictures "
         f"by `best.keras`, the model after epoch {training['best_epoch']} of "
-        f"{training['epochs']}. The epochs took {duration(training['seconds'])}.",
+        f"{training['epochs']}. {trained_on}The epochs took {duration(training['seconds'])}.",
         curves,
         "## Classes",
         _table(("class", "IoU %", "% of the labelled pixels"), classes),

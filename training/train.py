@@ -70,6 +70,15 @@ def distribution_strategy(cpu_replicas: int) -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
+def training_samples(recipe: Recipe, data: DataSource) -> list[Sample]:
+    """List the samples of the splits that a recipe trains on.
+
+    Raises:
+        DataError: there is no such split, or a file is missing.
+    """
+    return [sample for split in recipe.train_on.split("+") for sample in data.samples(split)]
+
+
 def describe_run(recipe: Recipe, label_space: LabelSpace, samples: Sequence[Sample]) -> dict:
     """Return what makes a run this one: its recipe and its data."""
     names = "\n".join(sample.image.name for sample in samples)
@@ -244,7 +253,7 @@ def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1)
         RecipeError: the recipe does not fit the folder or the devices.
         RunStoppedError: the run ended before its last epoch.
     """
-    training = data.samples("train")
+    training = training_samples(recipe, data)
     description = describe_run(recipe, data.label_space, training)
     check_run_folder(output, description)
     steps_per_epoch(len(training), recipe.batch_size)
@@ -266,7 +275,8 @@ def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1)
     report = evaluate_and_write(
         run_folder.best_file, checked.validation, data.label_space, output / "evaluation.json"
     )
-    write_report(output, describe_data(data, train=training, val=checked.validation), report)
+    splits = {recipe.train_on: training, "val": checked.validation}
+    write_report(output, describe_data(data, **splits), report)
     return report
 
 
@@ -277,7 +287,7 @@ def try_out(recipe: Recipe, data: DataSource, cpu_replicas: int = 1) -> None:
         DataError: something is wrong with the data.
         RecipeError: the recipe does not fit the devices.
     """
-    training = data.samples("train")
+    training = training_samples(recipe, data)
     steps_per_epoch(len(training), recipe.batch_size)
     with global_dtype_policy(recipe.dtype_policy):
         run = prepare(recipe, check_data(data, training), None, cpu_replicas)
