@@ -54,6 +54,12 @@ def test_it_says_what_it_does_not_know(model):
     assert "The run is not known" in card
 
 
+def test_it_says_if_figures_are_of_what_was_trained_on(model, quality):
+    for train_on, said in (("train", False), ("train+val", True)):
+        card = model_card(model, "boxes", AGREEMENT, quality, {"train_on": train_on})
+        assert ("trained on the validation pictures" in card) is said
+
+
 def test_quality_is_read_from_an_evaluation_alone(tmp_path, quality):
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(quality))

@@ -246,6 +246,15 @@ def test_the_card_lies_beside_the_model_and_inside_of_it(exported):
     card = (folder / "model" / "MODEL_CARD.md").read_text()
     assert card == (folder / "model" / "1" / "assets.extra" / "MODEL_CARD.md").read_text()
     assert card.startswith("# model\n")
+    assert "Weights and computation in float32.\n" in card
+
+
+def test_the_card_says_what_the_export_is_made_for():
+    form = saved_model._form((360, 480), "fused", "bfloat16")
+    assert "activations of 16 bits" in form
+    assert "480 x 360 pixels alone" in form
+    assert "XLA" in form
+    assert "XLA" not in saved_model._form((360, 480), "tensorflow", "float32")
 
 
 def test_an_export_replaces_an_older_one_as_a_whole(exported, tmp_path):

@@ -40,6 +40,7 @@ def model_card(
     quality: Mapping[str, Any] | None = None,
     run: Mapping[str, Any] | None = None,
     about: str = "",
+    form: str = "",
 ) -> str:
     """Return the text of a model card.
 
@@ -50,6 +51,7 @@ def model_card(
         quality: `Report.to_dict` of an evaluation; None where there was none.
         run: values of the training run; None where they are not known.
         about: Markdown on what no file can tell: data and their terms, intended use, failures.
+        form: what is special about the export, in sentences: precision, size.
     """
     sections = [
         f"# {name}",
@@ -59,9 +61,9 @@ def model_card(
         "## About\n\n" + (about.strip() or _NOT_STATED),
         "## Input and output\n\n" + _CONTRACT,
         "## Classes\n\n" + _classes(model),
-        "## Quality\n\n" + _quality(quality),
+        "## Quality\n\n" + _quality(quality, run),
         "## Training\n\n" + _training(model, run),
-        "## Export\n\n" + _export(agreement),
+        "## Export\n\n" + _export(agreement, form),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -96,7 +98,7 @@ def _classes(model: AlignSeg) -> str:
     return "\n".join(["| id | class | RGB |", "|---|---|---|", *rows])
 
 
-def _quality(quality: Mapping[str, Any] | None) -> str:
+def _quality(quality: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -> str:
     if quality is None:
         return "Not measured, or not known when this was exported (`--quality FILE.json`)."
     bounds = (quality.get("intervals") or {}).get("mean_iou")
@@ -106,10 +108,15 @@ def _quality(quality: Mapping[str, Any] | None) -> str:
         interval = f" ({100 * level:.0f} % interval {_percent(bounds['low'])} to " \
             f"{_percent(bounds['high'])})"  # fmt: skip
     rows = [f"| {name} | {_percent(value)} |" for name, value in quality["iou"].items()]
+    warning = ""
+    if run is not None and "val" in str(run.get("train_on")).split("+"):
+        warning = " The model was trained on the validation pictures; a figure of them says " \
+            "nothing of new pictures."  # fmt: skip
     return "\n".join(
         [
             f"Mean IoU {_percent(quality['mean_iou'])} %{interval} on {quality['pictures']} "
-            f"pictures, {quality['protocol']}. The interval is of the choice of pictures.",
+            f"pictures, {quality['protocol']}. The interval is of the choice of "
+            f"pictures.{warning}",
             "",
             "| class | IoU, % |",
             "|---|---|",
@@ -135,13 +142,13 @@ def _training(model: AlignSeg, run: Mapping[str, Any] | None) -> str:
     return f"{decoder}\n\n| value of the run | |\n|---|---|\n{values}"
 
 
-def _export(agreement: Agreement) -> str:
+def _export(agreement: Agreement, form: str) -> str:
     here = machine()
     height, width = agreement.size
     processor = ", ".join(here["gpus"]) or f"{here['cores']} cores of {here['cpu']}"
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     return (
-        f"Against the Keras model: {agreement}.\n\n"
+        (f"{form}\n\n" if form else "") + f"Against the Keras model: {agreement}.\n\n"
         f"A picture of {width} x {height} pixels takes {1e3 * agreement.latency:.0f} ms (median, "
         f"batch 1) on {processor}.\n\n"
         f"Written on {datetime.date.today().isoformat()} with {used}."

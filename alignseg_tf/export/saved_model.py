@@ -121,11 +121,28 @@ def export_saved_model(
         if quantization != "bfloat16":  # like 8 bits, it may be further off
             check_agreement(agreement, path)
         named = path.parent if path.name.isdigit() else path
-        card = model_card(model, named.resolve().name, agreement, quality, run, about)
+        form = _form(image_size, operations, quantization)
+        card = model_card(model, named.resolve().name, agreement, quality, run, about, form)
         label_space_file.with_name(CARD_FILE).write_text(card, encoding="utf-8")
     if path.name.isdigit():
         write_text(path.parent / CARD_FILE, card)
     return agreement
+
+
+def _form(image_size: tuple[int, int] | None, operations: str, quantization: str) -> str:
+    """Say what this SavedModel is, for its card."""
+    sentences = {
+        "float32": "Weights and computation in float32.",
+        "float16": "Weights of 16 bits (float16), computation in float32.",
+        "bfloat16": "Weights and activations of 16 bits (bfloat16), coordinates and logits in "
+        "float32.",
+    }[quantization]
+    if image_size is not None:
+        height, width = image_size
+        sentences += f" It takes pictures of {width} x {height} pixels alone."
+    if operations in ("fused", "keras"):
+        sentences += " XLA compiles it on the first call of each batch size."
+    return sentences
 
 
 def _served(
