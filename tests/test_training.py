@@ -377,6 +377,11 @@ def test_a_folder_of_other_data_is_another_run(tmp_path):
     train.check_run_folder(tmp_path, run)
     (tmp_path / train.RUN_FILE).write_text(json.dumps(run))
     train.check_run_folder(tmp_path, train.describe_run(Recipe(), space, samples))
+    older = {name: value for name, value in run.items() if name != "train_on"}
+    (tmp_path / train.RUN_FILE).write_text(json.dumps(older))
+    train.check_run_folder(tmp_path, run)
+    with pytest.raises(RecipeError, match=re.escape("train_on: 'train' there, 'train+val' here")):
+        train.check_run_folder(tmp_path, run | {"train_on": "train+val"})
     for other, message in (
         (train.describe_run(Recipe(), space, samples[1:]), "training_pictures: 6 there, 5 here"),
         (train.describe_run(Recipe(), LabelSpace(("a", "c")), samples), "classes: "),

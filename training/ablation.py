@@ -33,7 +33,13 @@ from alignseg_tf.summary import summarize
 from training.ablation_report import ablation_csv, ablation_tables, draw_ablation
 from training.build import build_model
 from training.callbacks import RunStoppedError, for_inference
-from training.recipe import Recipe, RecipeError, add_recipe_arguments, recipe_from_arguments
+from training.recipe import (
+    Recipe,
+    RecipeError,
+    add_recipe_arguments,
+    recipe_from_arguments,
+    with_defaults,
+)
 from training.train import train
 
 # Values of a recipe that a cell or a seed decides.
@@ -185,7 +191,7 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def constant_values(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return the values of a recipe that all cells share, as JSON gives them."""
-    values: dict[str, Any] = json.loads(json.dumps(recipe))
+    values = with_defaults(json.loads(json.dumps(recipe)))
     return {name: value for name, value in values.items() if name not in DECIDED}
 
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import json
 import pkgutil
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,6 +134,15 @@ class Recipe:
             )
         if min(self.crop_size) < 64:
             raise RecipeError(f"crop_size must be at least 64 x 64. Received: {self.crop_size}")
+
+
+def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a recorded run, and the defaults of options that came after it.
+
+    An option's default is to be what was done before there was the option.
+    """
+    defaults: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(Recipe())))
+    return defaults | recorded
 
 
 def recipe_names() -> list[str]:

@@ -49,7 +49,13 @@ from training.dry_run import dry_run
 from training.evaluate import evaluate_and_write
 from training.multi_worker import Worker
 from training.progress import Progress
-from training.recipe import Recipe, RecipeError, add_recipe_arguments, recipe_from_arguments
+from training.recipe import (
+    Recipe,
+    RecipeError,
+    add_recipe_arguments,
+    recipe_from_arguments,
+    with_defaults,
+)
 from training.report import describe_data, write_report
 from training.tensorboard import TensorBoard
 
@@ -94,7 +100,7 @@ def check_run_folder(output: Path, run: dict) -> None:
     """Refuse to mix two runs in one folder."""
     if not (output / RUN_FILE).is_file():
         return
-    before = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
+    before = with_defaults(json.loads((output / RUN_FILE).read_text(encoding="utf-8")))
     differences = [
         f"{name}: {_difference(before.get(name), run.get(name))}"
         for name in sorted(before.keys() | run.keys())
