@@ -59,13 +59,16 @@ class CellScores:
             name: np.array([getattr(report, name) for report in reports]) for name in names
         }
         self.mean = {name: values.mean(0) for name, values in self.seeds.items()}
+        count = len(reports)
         drawn = np.random.default_rng((SEED, salt)).multinomial(
-            len(reports), np.full(len(reports), 1 / len(reports)), RESAMPLES
+            count, np.full(count, 1 / count), RESAMPLES
         )
+        # Seeds drawn from so few vary less than seeds do, by (count - 1) / count in variance.
+        shares = 1 / count + (drawn / count - 1 / count) * (count / max(1, count - 1)) ** 0.5
         self.samples = {}
         for name in names:
             resampled = np.array([getattr(report.resampled, name) for report in reports])
-            weights = drawn.T.reshape(*drawn.T.shape, *[1] * (resampled.ndim - 2)) / len(reports)
+            weights = shares.T.reshape(*shares.T.shape, *[1] * (resampled.ndim - 2))
             self.samples[name] = (resampled * weights).sum(0)
 
 
