@@ -23,7 +23,7 @@ from alignseg_tf.export.command import add_export_arguments
 from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.layers import SAMPLING_CONVENTIONS
 from alignseg_tf.pretrained import model_path
-from alignseg_tf.protocols import add_protocol_arguments
+from alignseg_tf.protocols import add_block_argument, add_protocol_arguments
 from alignseg_tf.serving.settings import add_serve_arguments
 
 
@@ -155,6 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("second", type=model_path, metavar="B", help="another one")
     add_data_arguments(command)
     command.add_argument("--split", default="val", help="which part of the data (%(default)s)")
+    add_block_argument(command)
     command.add_argument(
         "--output", type=Path, required=True,
         help="folder for the comparison: a page with pictures, JSON, CSV",

@@ -42,7 +42,7 @@ class Comparison:
         names: of the two models.
 
     Raises:
-        ValueError: the reports are on other classes, or on other pictures.
+        ValueError: the reports are on other classes or pictures, or in other blocks.
     """
 
     first: Report
@@ -53,6 +53,7 @@ class Comparison:
         for what, of_first, of_second in (
             ("classes", self.first.classes, self.second.classes),
             ("pictures", *([s.name for s in r.scores] for r in (self.first, self.second))),
+            ("blocks", *(range(0, r.pictures, r.block) for r in (self.first, self.second))),
         ):
             if list(of_first) != list(of_second):
                 raise ValueError(
@@ -73,7 +74,7 @@ class Comparison:
         """95 % bootstrap intervals of `differences`, on the same samples of pictures for both."""
         first, second = self.first.resampled, self.second.resampled
         return {
-            name: interval(getattr(second, name) - getattr(first, name), self.first.pictures)
+            name: interval(getattr(second, name) - getattr(first, name), self.first.blocks)
             for name in self.differences
         }
 
@@ -101,6 +102,7 @@ class Comparison:
             "b": self.names[1],
             "pictures": self.first.pictures,
             "protocol": self.first.protocol,
+            "block": self.first.block,
             "mean_iou": numbers("mean_iou"),
             "iou": {name: numbers("iou", i) for i, name in enumerate(self.first.classes)},
             "mean_boundary_f": {
@@ -140,8 +142,9 @@ class Comparison:
                 )
         lines += [
             "",
-            f"{self.first.pictures} pictures, {self.first.protocol}; * where the interval leaves "
-            "out 0",
+            f"{self.first.pictures} pictures, {self.first.protocol}"
+            + (f", blocks of {self.first.block}" if self.first.block > 1 else "")
+            + "; * where the interval leaves out 0",
         ]
         return "\n".join(line.rstrip() for line in lines)
 
@@ -329,7 +332,7 @@ def compare_from_arguments(arguments: argparse.Namespace) -> str:
     reports = [
         evaluate_model(
             model, copies, samples, data.label_space, arguments.output / f"{name}.jsonl",
-            counter(f"evaluating {name.upper()}"),
+            counter(f"evaluating {name.upper()}"), arguments.block,
         )
         for name, model, copies in zip("ab", models, predictors, strict=True)
     ]  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import Sample, in_parallel, load_sample
-from alignseg_tf.evaluation_report import Report
+from alignseg_tf.evaluation_report import Report, check_block
 from alignseg_tf.files import differences, fingerprint
 from alignseg_tf.prediction import Prediction, Predictor
 from alignseg_tf.scores import PictureScores, score_picture
@@ -28,6 +28,7 @@ def evaluate(
     protocol: str = "whole pictures",
     record: Path | None = None,
     identity: dict[str, Any] | None = None,
+    block: int = 1,
 ) -> Report:
     """Compare predictions with labels, picture by picture.
 
@@ -45,6 +46,7 @@ def evaluate(
         record: file to which the counts of each picture are appended as they are made. If it is
             there, an evaluation goes on where it was interrupted.
         identity: what the record belongs to, such as a hash of the model; another one is refused.
+        block: neighbouring pictures that intervals draw together, see `Report`.
 
     Returns:
         The report over all pictures.
@@ -53,6 +55,7 @@ def evaluate(
         DataError: a file is unreadable.
         ValueError: predictions do not fit the labels, or the record belongs to something else.
     """
+    check_block(block)
     samples = list(samples)
     segments = [segment] if callable(segment) else list(segment)
     known: dict[int, PictureScores] = {}
@@ -69,7 +72,7 @@ def evaluate(
             append(index, scores)
             if progress is not None:
                 progress(done, len(samples))
-    return Report(label_space.classes, [known[i] for i in range(len(samples))], protocol)
+    return Report(label_space.classes, [known[i] for i in range(len(samples))], protocol, block)
 
 
 def _score_all(
@@ -195,6 +198,7 @@ def evaluate_model(
     label_space: LabelSpace,
     record: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    block: int = 1,
 ) -> Report:
     """Evaluate a saved model.
 
@@ -205,6 +209,7 @@ def evaluate_model(
         label_space: what the labels mean; the model must have its classes.
         record: see `evaluate`; it belongs to the model's bytes, the protocol and the pictures.
         progress: called with (done, total).
+        block: neighbouring pictures that intervals draw together, see `Report`.
 
     Raises:
         ValueError: the model has other classes; or as `evaluate`.
@@ -212,4 +217,4 @@ def evaluate_model(
     protocol = str(predictors[0].protocol)
     check_classes(predictors[0], label_space, model)
     identity = None if record is None else {"model": fingerprint(model)}
-    return evaluate(predictors, samples, label_space, progress, protocol, record, identity)
+    return evaluate(predictors, samples, label_space, progress, protocol, record, identity, block)

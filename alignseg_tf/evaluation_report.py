@@ -45,16 +45,21 @@ class Report:
         classes: names of the n classes.
         scores: the counts of each picture.
         protocol: how the pictures went through the network, in words.
+        block: neighbouring pictures that are alike, as frames of a video are, and that intervals
+            draw together; 1 where every picture stands for itself.
 
     Raises:
-        ValueError: a picture was counted with another number of classes.
+        ValueError: a picture was counted with another number of classes, or `block` is not
+            positive.
     """
 
     classes: Sequence[str]
     scores: Sequence[PictureScores]
     protocol: str = "whole pictures"
+    block: int = 1
 
     def __post_init__(self) -> None:
+        check_block(self.block)
         for score in self.scores:
             if score.boundary.shape[1] != len(self.classes):
                 raise ValueError(
@@ -66,6 +71,11 @@ class Report:
     def pictures(self) -> int:
         """Number of pictures."""
         return len(self.scores)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of pictures; intervals want two."""
+        return self.pictures // self.block
 
     @property
     def in_windows(self) -> int:
@@ -196,18 +206,18 @@ class Report:
     @cached_property
     def resampled(self) -> "Resampled":
         """The scores of bootstrap samples of the pictures."""
-        return Resampled(self, sample_weights(self.pictures))
+        return Resampled(self, sample_weights(self.pictures, self.block))
 
     def intervals(self) -> dict[str, Interval]:
-        """Return bootstrap intervals: 95 %, over pictures drawn with replacement.
+        """Return bootstrap intervals: 95 %, over blocks of pictures drawn with replacement.
 
         Returns:
             `iou` with bounds [n], `mean_iou`, `mean_boundary_f` and `mean_trimap_iou` with bounds
-            [D]. NaN for fewer than two pictures.
+            [D]. NaN for fewer than two blocks.
         """
         samples = self.resampled
         return {
-            name: interval(getattr(samples, name), self.pictures)
+            name: interval(getattr(samples, name), self.blocks)
             for name in ("iou", "mean_iou", "mean_boundary_f", "mean_trimap_iou")
         }
 
@@ -255,6 +265,7 @@ class Report:
                 "level": LEVEL,
                 "resamples": RESAMPLES,
                 "seed": SEED,
+                "block": self.block,
                 "mean_iou": bounds("mean_iou"),
                 "iou": {
                     name: {"low": low, "high": high}
@@ -305,7 +316,9 @@ class Report:
             "",
             f"{self.pictures} pictures, {self.protocol}"
             + (f"; {self.in_windows} of them too large for that, in windows"
-               if self.in_windows else ""),
+               if self.in_windows else "")
+            + (f"; intervals of blocks of {self.block} neighbouring pictures"
+               if self.block > 1 else ""),
         ]  # fmt: skip
         return "\n".join(lines)
 
@@ -345,6 +358,19 @@ class Report:
         return _csv(columns)
 
 
+def check_block(block: int) -> None:
+    """Refuse a number of neighbouring pictures that is not positive.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if block < 1:
+        raise ValueError(
+            f"`block`, how many neighbouring pictures intervals draw together, must be at least 1. "
+            f"Received: {block}"
+        )
+
+
 class Resampled:
     """The scores of many bootstrap samples of the pictures of a report.
 
@@ -374,26 +400,38 @@ class Resampled:
         self.mean_trimap_iou = _means(_iou(_sums(weights, trimap)), 2)
 
 
-def sample_weights(pictures: int) -> np.ndarray:
+def sample_weights(pictures: int, block: int = 1) -> np.ndarray:
     """Draw bootstrap samples: how often each picture is in each, float64 [RESAMPLES, pictures].
 
     The same for the same number of pictures, so that two models can be compared on them.
+
+    Args:
+        pictures: their number.
+        block: so many neighbours, in the order of the pictures, are drawn together; the first
+            follows the last.
+
+    Reference:
+        Politis and Romano, A circular block-resampling procedure for stationary data, 1992.
     """
     if not pictures:
         return np.zeros((RESAMPLES, 0))
-    drawn = np.random.default_rng(SEED).multinomial(
-        pictures, np.full(pictures, 1 / pictures), RESAMPLES
+    starts = np.random.default_rng(SEED).multinomial(
+        max(1, round(pictures / block)), np.full(pictures, 1 / pictures), RESAMPLES
     )
-    return drawn.astype(np.float64)
+    return np.sum([np.roll(starts, place, 1) for place in range(block)], 0, dtype=np.float64)
 
 
-def interval(samples: np.ndarray, pictures: int) -> Interval:
-    """Return the bounds that hold the middle 95 % of samples [S, ...]; NaN for one picture.
+def interval(samples: np.ndarray, drawn: int) -> Interval:
+    """Return the bounds that hold the middle 95 % of samples [S, ...].
 
     Samples without a value, where a rare class was not drawn, are left out.
+
+    Args:
+        samples: scores of bootstrap samples.
+        drawn: pictures, or blocks of them, in a sample; for fewer than two the bounds are NaN.
     """
     shape = samples.shape[1:]
-    if pictures < 2:
+    if drawn < 2:
         return Interval(np.full(shape, np.nan), np.full(shape, np.nan))
     ordered = np.sort(samples, axis=0)  # NaN goes to the end
     count = (~np.isnan(samples)).sum(0)

@@ -251,6 +251,15 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_block_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--block`, which is for intervals of pictures that are not independent."""
+    parser.add_argument(
+        "--block", type=int, default=1,
+        help="neighbouring pictures that intervals draw together: frames of a video are alike, and "
+        "drawn one by one they make intervals too narrow (%(default)s)",
+    )  # fmt: skip
+
+
 def protocol_from_arguments(arguments: argparse.Namespace) -> Protocol:
     """Return what the options say.
 

@@ -8,12 +8,22 @@ import numpy as np
 import pytest
 from conftest import CLASSES, ROOT
 
+from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.scores import score_picture
 from training import ablation
-from training.ablation import CELLS, Cell, planned, read_results, result_file, write_result
-from training.ablation_report import CellScores, ablation_tables, difference, draw_ablation
-from training.recipe import Recipe, RecipeError, load_recipe
+from training.ablation import (
+    CELLS,
+    Cell,
+    planned,
+    read_result,
+    read_results,
+    result_file,
+    write_result,
+)
+from training.ablation_report import GridScores, ablation_tables, draw_ablation, t_quantile
+from training.recipe import Recipe, RecipeError
+from training.train import describe_run
 
 PICTURES = 8
 
@@ -64,22 +74,26 @@ def test_the_plan_is_the_grid_and_goes_seed_by_seed():
         (a, c) for a in ("bilinear", "align") for c in ("none", "global", "align")
     }
     assert {c.aggregation for c in CELLS} == {"bilinear", "align", "align_coarse", "align_fine"}
-    # The recipe evaluates the last epoch, not the best one.
-    recipe = load_recipe("camvid_ablation")
-    assert recipe.validate_every == recipe.epochs
 
 
-def test_what_is_done_is_not_done_again(tmp_path, monkeypatch, capsys):
+def test_what_is_done_is_not_done_again(folder, tmp_path, monkeypatch, capsys):
     trained = []
+
+    data = open_data(folder)
+    run = describe_run(Recipe(), data.label_space, data.samples("train"))
+    described = {key: run[key] for key in run.keys() - dataclasses.asdict(Recipe()).keys()}
 
     def run_cell(recipe, data, folder):
         trained.append((folder.name, recipe.aggregation, recipe.context, recipe.seed))
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return result_of(recipe, 0.2)
+        result = result_of(recipe, 0.2) | {"data": described}
+        for score, sample in zip(result["scores"], data.samples("val"), strict=False):
+            score["name"] = sample.image.name
+        return result | {"scores": result["scores"][: len(data.samples("val"))]}
 
     monkeypatch.setattr(ablation, "run_cell", run_cell)
-    arguments = (Recipe(epochs=3), None, tmp_path, tmp_path / "results", 1, 0)
+    arguments = (Recipe(epochs=3), data, tmp_path, tmp_path / "results", 1, 0)
     with pytest.raises(KeyboardInterrupt):
         ablation.ablate(*arguments)
     assert len(list((tmp_path / "results").iterdir())) == 2
@@ -92,7 +106,7 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch, capsys):
         ("align-align-0", "align", "align", 0),
     ]
     assert "[2/4] align-none, seed 0: done before" in capsys.readouterr().out
-    with pytest.raises(RecipeError, match=r"none-0.json.gz has epochs 3, --recipe has 4: give"):
+    with pytest.raises(RecipeError, match=r"none-0.json.gz has epochs 3, .* has 4: give"):
         ablation.ablate(Recipe(epochs=4), *arguments[1:])
     (tmp_path / "results" / "align-none-0.json.gz").write_bytes(b"half")
     with pytest.raises(RecipeError, match="align-none-0.json.gz: not a result of an ablation"):
@@ -106,19 +120,94 @@ def test_results_of_other_data_are_refused(results):
         read_results(results)
 
 
+def test_results_of_other_pictures_are_refused(results):
+    path = result_file(results, Cell("align", "align"), 1)
+    other = read_result(path)
+    scores = [score.to_dict() for score in other.pop("report").scores]
+    write_result(path, other | {"scores": scores[::-1]})
+    with pytest.raises(RecipeError, match="align-align-1.* has validation_picture_names '"):
+        read_results(results)
+
+
+def test_other_data_are_refused_before_anything_is_trained(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "run_cell", lambda *arguments: pytest.fail("it trains"))
+    kept = tmp_path / "kept"
+    recipe = Recipe(aggregation="bilinear", context="none", epochs=3)
+    write_result(result_file(kept, CELLS[0], 0), result_of(recipe, 0.2))
+    with pytest.raises(RecipeError, match="bilinear-none-0.* has .*this ablation has"):
+        ablation.ablate(Recipe(epochs=3), open_data(folder), tmp_path / "out", kept, 1, 0)
+    assert [path.name for path in kept.iterdir()] == ["bilinear-none-0.json.gz"]
+
+
+def test_results_from_before_an_option_had_its_default(results):
+    path = result_file(results, Cell("align", "align"), 1)
+    older = read_result(path)
+    scores = [score.to_dict() for score in older.pop("report").scores]
+    del older["recipe"]["train_on"]
+    write_result(path, older | {"scores": scores})
+    assert len(read_results(results)["align-align"]) == 3
+
+
 def test_a_cell_is_the_mean_of_its_seeds(results):
     found = read_results(results)
     assert list(found) == ["bilinear-none", "align-none", "bilinear-align", "align-align"]
     iou = [Report(CLASSES, scores_of(0.2 + 0.01 * seed, seed)).mean_iou for seed in range(3)]
-    scores = CellScores(found["align-none"], 0)
-    np.testing.assert_allclose(scores.seeds["mean_iou"], iou)
-    assert scores.mean["mean_iou"] == pytest.approx(np.mean(iou))
-    # The samples draw seeds too: with all pictures alike, nothing else is left to differ.
-    alike = [{"report": Report(CLASSES, scores_of(w, 0)[:1] * PICTURES)} for w in (0.1, 0.2, 0.3)]
-    drawn = CellScores(alike, 0).samples["mean_iou"]
-    values = [one["report"].mean_iou for one in alike]
-    assert drawn.std() == pytest.approx(np.std(values, ddof=1) / 3**0.5, rel=0.05)
-    assert drawn.mean() == pytest.approx(np.mean(values), abs=0.01)
+    scores = GridScores(found)
+    np.testing.assert_allclose(scores.values("align-none", "mean_iou"), iou)
+    assert scores.of_cell("align-none", "mean_iou").value == pytest.approx(np.mean(iou))
+
+
+def test_a_difference_is_over_the_seeds_that_both_have(results):
+    found = read_results(results)
+    del found["align-align"][1:]
+    scores = GridScores(found)
+    value = scores.difference("align-align", "bilinear-align", "mean_iou")
+    one, other = (scores.values(name, "mean_iou")[0] for name in ("align-align", "bilinear-align"))
+    assert value.value == pytest.approx(one - other)
+    assert value.seeds == 1
+    assert value.low < value.value < value.high  # the other cells tell how seeds differ
+    del found["bilinear-align"][0]
+    assert GridScores(found).difference("align-align", "bilinear-align", "mean_iou") is None
+    for of_cell in found.values():
+        del of_cell[1:]
+    assert np.isnan(GridScores(found).of_cell("align-none", "mean_iou").low)
+    assert "(" not in ablation_tables(found)  # with one seed each there are no intervals
+
+
+@pytest.mark.parametrize("counts", [(3, 3, 3, 3), (2, 2, 2, 1)])
+def test_intervals_cover_what_seeds_do(counts):
+    """Two equal cells whose pictures are all alike: in 95 % of ablations zero is inside."""
+    rng = np.random.default_rng(0)
+    inside = []
+    for _ in range(400):
+        results = {
+            name: [
+                {"recipe": {"seed": seed}, "report": AlikeReport(rng.normal())}
+                for seed in range(count)
+            ]
+            for name, count in zip("abcd", counts, strict=True)
+        }
+        found = GridScores(results).difference("d", "a", "mean_iou")
+        inside.append(found.low < 0 < found.high)
+    assert 0.93 < np.mean(inside) < 0.97
+
+
+class AlikeReport:
+    """A report on pictures that all have the same mean IoU."""
+
+    def __init__(self, mean_iou):
+        self.mean_iou = np.float64(mean_iou)
+        self.resampled = self
+        self.mean_iou = np.full((), mean_iou)
+
+
+@pytest.mark.parametrize(
+    ("share", "freedom", "value"),
+    [(0.975, 1, 12.706), (0.975, 2, 4.303), (0.975, 8, 2.306), (0.95, 30, 1.697), (0.5, 3, 0)],
+)
+def test_quantiles_of_student(share, freedom, value):
+    """Against the printed table."""
+    assert t_quantile(share, freedom) == pytest.approx(value, rel=1e-3, abs=1e-3)
 
 
 def test_seconds_of_different_machines_are_not_mixed(results):
@@ -140,16 +229,17 @@ def test_seconds_of_different_machines_are_not_mixed(results):
 def test_tables_say_by_how_much_and_how_sure(results, tmp_path):
     found = read_results(results)
     tables = ablation_tables(found)
-    mean = [CellScores(found[name], 0).mean["mean_iou"] for name in ("bilinear-none", "align-none")]
+    scores = GridScores(found)
+    mean = [scores.of_cell(name, "mean_iou").value for name in ("bilinear-none", "align-none")]
     assert f"| `align` | `none` | 3 | {100 * mean[1]:.2f} |" in tables
     assert "| 3.96 | 2.50 | 0.25 |" in tables
     gain = f"{100 * (mean[1] - mean[0]):+.2f}"
-    assert f"| AlignFA, no context | {gain}* (+" in tables
+    assert f"| AlignFA, no context | 3 | {gain}* (+" in tables
     assert "pooled context" not in tables  # those cells are not there
     assert all(f"| {name} | " in tables for name in CLASSES)
-    same, bounds = difference(*[CellScores(found["align-none"], i) for i in range(2)], "mean_iou")
-    assert same == 0
-    assert bounds.low < 0 < bounds.high  # other seeds are drawn for each
+    same = scores.difference("align-none", "align-none", "mean_iou")
+    assert same.value == 0
+    assert same.low < 0 < same.high  # other seeds would differ
 
     ablation.write_outcome(tmp_path, results)
     rows = list(
@@ -165,6 +255,8 @@ def test_tables_say_by_how_much_and_how_sure(results, tmp_path):
     ("options", "message"),
     [
         (["--aggregation", "align"], "--aggregation is decided by the cells"),
+        (["--validate-every", "1"], "--validate-every is decided by"),
+        (["--block", "0"], "must be at least 1. Received: 0"),
         (["--seed", "3"], "--seed is decided by the cells and --seeds"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--epochs", "0"], "epochs must be positive"),

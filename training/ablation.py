@@ -22,12 +22,12 @@ from typing import Any
 
 import keras
 
-from alignseg_tf.data.readers import DataError
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.environment import machine, versions
-from alignseg_tf.evaluation_report import Report
+from alignseg_tf.evaluation_report import Report, check_block
 from alignseg_tf.files import write_bytes, write_text
 from alignseg_tf.progress import counter, duration
+from alignseg_tf.protocols import add_block_argument
 from alignseg_tf.scores import PictureScores
 from alignseg_tf.summary import summarize
 from training.ablation_report import ablation_csv, ablation_tables, draw_ablation
@@ -40,12 +40,14 @@ from training.recipe import (
     recipe_from_arguments,
     with_defaults,
 )
-from training.train import train
+from training.train import describe_run, names_hash, train, training_samples
 
-# Values of a recipe that a cell or a seed decides.
-DECIDED = ("aggregation", "context", "seed")
+# Values of a recipe that a cell or a seed decides, or that are always the same.
+DECIDED = ("aggregation", "context", "seed", "validate_every")
 # Of the picture for which operations are counted: CamVid's.
 COUNTED_SIZE = (360, 480)
+# Neighbouring pictures that are alike: CamVid's validation pictures are 15 frames a second.
+BLOCK = 10
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,12 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     write_bytes(path, gzip.compress(content, mtime=0))
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: Path, block: int = BLOCK) -> dict[str, Any]:
     """Read a result, its counts as a `Report` under `report`.
+
+    Args:
+        path: the file.
+        block: neighbouring pictures that intervals draw together, see `Report`.
 
     Raises:
         RecipeError: the file holds something else.
@@ -159,7 +165,7 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         result: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
         scores = [PictureScores.from_dict(score) for score in result.pop("scores")]
-        result["report"] = Report(result["classes"], scores)
+        result["report"] = Report(result["classes"], scores, block=block)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"{path}: not a result of an ablation ({error!r}); remove it") from error
     return result
@@ -170,8 +176,12 @@ def result_file(folder: Path, cell: Cell, seed: int) -> Path:
     return folder / f"{cell.name}-{seed}.json.gz"
 
 
-def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
+def read_results(folder: Path, block: int = BLOCK) -> dict[str, list[dict[str, Any]]]:
     """Return the results in a folder by the names of the cells, in the order of `CELLS`.
+
+    Args:
+        folder: where they are.
+        block: as in `read_result`.
 
     Raises:
         RecipeError: a file is no result, or they are of different recipes or data.
@@ -180,13 +190,20 @@ def read_results(folder: Path) -> dict[str, list[dict[str, Any]]]:
     first: tuple[Path, dict[str, Any]] | None = None
     for cell in CELLS:
         for path in sorted(folder.glob(f"{cell.name}-[0-9]*.json.gz")):
-            result = read_result(path)
-            alike = constant_values(result["recipe"]) | result["data"]
+            result = read_result(path, block)
+            alike = what_is_alike(result)
             if first is None:
                 first = path, alike
             check_alike(path, alike, *first)
             found.setdefault(cell.name, []).append(result)
     return found
+
+
+def what_is_alike(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what the results of an ablation have in common: recipe, data, evaluated pictures."""
+    pictures = names_hash(score.name for score in result["report"].scores)
+    shared = constant_values(result["recipe"]) | result["data"]
+    return shared | {"validation_picture_names": pictures}
 
 
 def constant_values(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -209,9 +226,9 @@ def check_alike(path: Path, values: dict[str, Any], other: Path, others: dict[st
             )
 
 
-def write_outcome(folder: Path, results: Path) -> str:
+def write_outcome(folder: Path, results: Path, block: int = BLOCK) -> str:
     """Write the tables and the plot of what is done so far; return the tables."""
-    done = read_results(results)
+    done = read_results(results, block)
     tables = ablation_tables(done)
     write_text(folder / "ablation.md", tables)
     write_text(folder / "ablation.csv", ablation_csv(done))
@@ -220,21 +237,39 @@ def write_outcome(folder: Path, results: Path) -> str:
 
 
 def ablate(
-    recipe: Recipe, data: DataSource, output: Path, results: Path, seeds: int, other_seeds: int
+    recipe: Recipe,
+    data: DataSource,
+    output: Path,
+    results: Path,
+    seeds: int,
+    other_seeds: int,
+    block: int = BLOCK,
 ) -> str:
     """Train what has no result yet, and return the tables over all results.
 
+    Args:
+        recipe: what the cells share. The last epoch is what is evaluated, whatever it says:
+            choosing the best on the pictures that decide would favour a restless cell.
+        data: pictures with labels.
+        output: folder of the runs, the tables and the plot.
+        results: folder of what is kept of each run.
+        seeds: of each of the main cells.
+        other_seeds: of each of the others.
+        block: neighbouring pictures that intervals draw together, see `Report`.
+
     Raises:
-        DataError, RecipeError, RunStoppedError: as `train.train`.
+        DataError, RecipeError, RunStoppedError: as `train.train`; RecipeError too where a kept
+            result is of another recipe or of other pictures, before anything is trained.
     """
+    recipe = dataclasses.replace(recipe, validate_every=recipe.epochs)
     plan = list(planned(seeds, other_seeds))
+    training = training_samples(recipe, data)
+    run = describe_run(recipe, data.label_space, training)
+    pictures = names_hash(sample.image.name for sample in data.samples("val"))
+    wanted = constant_values(run) | {"validation_picture_names": pictures}
     for path in (result_file(results, *one) for one in plan):
         if path.is_file():
-            there = read_result(path)["recipe"]
-            check_alike(
-                path, constant_values(there), Path("--recipe"),
-                constant_values(dataclasses.asdict(recipe)),
-            )  # fmt: skip
+            check_alike(path, what_is_alike(read_result(path)), Path("this ablation"), wanted)
     took: list[float] = []
     tables = ""
     for number, (cell, seed) in enumerate(plan, start=1):
@@ -251,8 +286,8 @@ def ablate(
         )
         write_result(path, run_cell(this, data, output / f"{cell.name}-{seed}"))
         took.append(time.monotonic() - started)
-        tables = write_outcome(output, results)
-    return tables or write_outcome(output, results)
+        tables = write_outcome(output, results, block)
+    return tables or write_outcome(output, results, block)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -271,8 +306,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--other-seeds", type=int, default=1, help="of the other four cells (%(default)s)"
     )
+    add_block_argument(parser)
     add_recipe_arguments(parser)
-    parser.set_defaults(recipe="camvid_ablation")
+    parser.set_defaults(recipe="camvid_ablation", block=BLOCK)
     return parser
 
 
@@ -282,7 +318,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for name in DECIDED:
             if getattr(parsed, name) is not None:
-                raise RecipeError(f"--{name} is decided by the cells and --seeds of the ablation")
+                flag = "--" + name.replace("_", "-")
+                raise RecipeError(f"{flag} is decided by the cells and --seeds of the ablation")
+        check_block(parsed.block)
         if parsed.seeds < 1 or parsed.other_seeds < 0:
             raise RecipeError(
                 "--seeds must be at least 1 and --other-seeds at least 0. "
@@ -292,8 +330,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables = ablate(
             recipe_from_arguments(parsed), data, parsed.output,
             parsed.results or parsed.output / "results", parsed.seeds, parsed.other_seeds,
+            parsed.block,
         )  # fmt: skip
-    except (DataError, RecipeError) as error:
+    except ValueError as error:  # of data, recipe and options
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RunStoppedError, OSError) as error:

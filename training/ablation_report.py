@@ -1,19 +1,20 @@
 """What an ablation found, as tables and a plot.
 
 A cell is trained with several seeds and evaluated on the same pictures. A figure of a cell is the
-mean over its seeds; an interval is a bootstrap over both, the pictures and the seeds.
+mean over its seeds, a difference that over the seeds that both cells have.
 """
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alignseg_tf.comparison import points
-from alignseg_tf.evaluation_report import RESAMPLES, SEED, Interval, interval, percent
+from alignseg_tf.evaluation_report import LEVEL, Report, percent
 from alignseg_tf.files import atomic_path
 from alignseg_tf.scores import BOUNDARY_DISTANCES
 
@@ -35,56 +36,101 @@ QUESTIONS = (
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-class CellScores:
-    """The scores of a cell over its seeds, and those of bootstrap samples.
-
-    Sample s takes the same pictures for every cell, and draws seeds for each by itself.
-
-    Args:
-        results: of the cell, one a seed.
-        salt: another one for each cell.
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and a 95 % interval of it; bounds are NaN where no two seeds tell how they differ.
 
     Attributes:
-        seeds: {score: values [K, ...]} of each of the K seeds.
-        mean: {score: values [...]}, their means.
-        samples: {score: values [S, ...]}.
-        pictures: number of pictures.
+        value: the figure, a number or an array.
+        low: lower bound, likewise.
+        high: upper bound, likewise.
+        seeds: over how many seeds it is a mean.
     """
 
-    def __init__(self, results: Sequence[Mapping[str, Any]], salt: int):
-        reports = [result["report"] for result in results]
-        names = ("mean_iou", "iou", "mean_boundary_f")
-        self.pictures = reports[0].pictures
-        self.seeds = {
-            name: np.array([getattr(report, name) for report in reports]) for name in names
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    seeds: int
+
+
+class GridScores:
+    """Figures of the cells of an ablation and of their differences.
+
+    An interval covers two things: another choice of pictures, whose variance is that of a
+    bootstrap with the same samples for all cells, and other seeds, whose variance is taken to be
+    the same in all cells and is estimated from all that have several. It is a t interval with the
+    degrees of freedom of the latter.
+
+    Args:
+        results: of each cell, one a seed.
+    """
+
+    def __init__(self, results: Results):
+        self.reports: dict[str, dict[int, Report]] = {
+            name: {result["recipe"]["seed"]: result["report"] for result in of_cell}
+            for name, of_cell in results.items()
         }
-        self.mean = {name: values.mean(0) for name, values in self.seeds.items()}
-        count = len(reports)
-        drawn = np.random.default_rng((SEED, salt)).multinomial(
-            count, np.full(count, 1 / count), RESAMPLES
+
+    def values(self, cell: str, score: str) -> np.ndarray:
+        """Return a score of a `Report` for each seed of a cell, [K, ...]."""
+        return np.array([getattr(report, score) for report in self.reports[cell].values()])
+
+    def of_cell(self, cell: str, score: str) -> Estimate:
+        """Return the mean of a score over the seeds of a cell."""
+        samples = [getattr(report.resampled, score) for report in self.reports[cell].values()]
+        return self._estimate(self.values(cell, score), np.array(samples), score, 1)
+
+    def difference(self, first: str, second: str, score: str) -> Estimate | None:
+        """Return by how much the first cell is ahead, over the seeds that both have.
+
+        None where they have none in common.
+        """
+        a, b = self.reports[first], self.reports[second]
+        both = [(a[seed], b[seed]) for seed in a if seed in b]
+        if not both:
+            return None
+        values = [np.asarray(getattr(x, score)) - getattr(y, score) for x, y in both]
+        samples = [getattr(x.resampled, score) - getattr(y.resampled, score) for x, y in both]
+        return self._estimate(np.array(values), np.array(samples), score, 2)
+
+    def _estimate(
+        self, values: np.ndarray, samples: np.ndarray, score: str, cells: int
+    ) -> Estimate:
+        """Return the mean of values [K, ...] with samples [K, S, ...] over so many cells."""
+        seed_variance, freedom = self._seed_variance(score)
+        mean, seeds = values.mean(0), len(values)
+        if not freedom:
+            return Estimate(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan), seeds)
+        variance = (
+            np.ma.filled(np.ma.masked_invalid(samples.mean(0)).var(0), np.nan)
+            + cells * seed_variance / seeds
         )
-        # Seeds drawn from so few vary less than seeds do, by (count - 1) / count in variance.
-        shares = 1 / count + (drawn / count - 1 / count) * (count / max(1, count - 1)) ** 0.5
-        self.samples = {}
-        for name in names:
-            resampled = np.array([getattr(report.resampled, name) for report in reports])
-            weights = shares.T.reshape(*shares.T.shape, *[1] * (resampled.ndim - 2))
-            self.samples[name] = (resampled * weights).sum(0)
+        reach = t_quantile((1 + LEVEL) / 2, freedom) * np.sqrt(variance)
+        return Estimate(mean, mean - reach, mean + reach, seeds)
+
+    def _seed_variance(self, score: str) -> tuple[np.ndarray, int]:
+        """Return the variance of a score from seed to seed, [...], and its degrees of freedom."""
+        several = [self.values(name, score) for name, of in self.reports.items() if len(of) > 1]
+        freedom = sum(len(values) - 1 for values in several)
+        squares = sum(((values - values.mean(0)) ** 2).sum(0) for values in several)
+        return np.asarray(squares) / max(1, freedom), freedom
 
 
-def _scores(results: Results) -> dict[str, CellScores]:
-    return {name: CellScores(of_cell, salt) for salt, (name, of_cell) in enumerate(results.items())}
+def t_quantile(share: float, freedom: int) -> float:
+    """Return the value below which a share of Student's t distribution lies.
 
-
-def difference(first: CellScores, second: CellScores, name: str) -> tuple[np.ndarray, Interval]:
-    """Return by how much the first is ahead, and a 95 % interval of it."""
-    samples = first.samples[name] - second.samples[name]
-    return first.mean[name] - second.mean[name], interval(samples, first.pictures)
+    Under t = sqrt(freedom) tan(a) the density of a is proportional to cos(a) ** (freedom - 1).
+    """
+    angles = np.linspace(-np.pi / 2, np.pi / 2, 100_001)
+    density = np.cos(angles) ** (freedom - 1)
+    below = np.cumsum(density) - density / 2
+    angle = np.interp(share, below / density.sum(), angles)
+    return float(freedom**0.5 * np.tan(angle))
 
 
 def ablation_tables(results: Results) -> str:
     """Return the Markdown tables: the cells, the differences, the classes."""
-    scores = _scores(results)
+    scores = GridScores(results)
     parts = [_cells(results, scores), _questions(scores), _classes(results, scores)]
     return "\n".join(parts)
 
@@ -108,7 +154,7 @@ def step_seconds(results: Results) -> tuple[str, dict[str, float]]:
     return machine, {name: float(np.median(taken)) for name, taken in found[machine].items()}
 
 
-def _cells(results: Results, scores: Mapping[str, CellScores]) -> str:
+def _cells(results: Results, scores: GridScores) -> str:
     machine, seconds = step_seconds(results)
     distances = " | ".join(f"{distance} px" for distance in SHOWN_DISTANCES)
     rows = [
@@ -117,52 +163,59 @@ def _cells(results: Results, scores: Mapping[str, CellScores]) -> str:
         "|---" * (8 + len(SHOWN_DISTANCES)) + "|",
     ]
     for name, of_cell in results.items():
-        one = scores[name]
+        mean, boundary_f = (scores.values(name, x).mean(0) for x in ("mean_iou", "mean_boundary_f"))
         aggregation, context = name.rsplit("-", 1)
-        each = ", ".join(percent(x) for x in one.seeds["mean_iou"])
-        boundary = " | ".join(percent(one.mean["mean_boundary_f"][i]) for i in _places())
+        each = ", ".join(percent(x) for x in scores.values(name, "mean_iou"))
+        boundary = " | ".join(percent(boundary_f[i]) for i in _places())
         step = f"{seconds[name]:.2f}" if name in seconds else ""
         rows.append(
-            f"| `{aggregation}` | `{context}` | {len(of_cell)} | {percent(one.mean['mean_iou'])} | "
+            f"| `{aggregation}` | `{context}` | {len(of_cell)} | {percent(mean)} | "
             f"{each} | {boundary} | {of_cell[0]['parameters'] / 1e6:.2f} | "
             f"{of_cell[0]['macs'] / 1e9:.2f} | {step} |"
         )
     return "\n".join(rows) + "\n"
 
 
-def _questions(scores: Mapping[str, CellScores]) -> str:
+def _questions(scores: GridScores) -> str:
     distances = " | ".join(f"boundary F, {distance} px" for distance in SHOWN_DISTANCES)
     rows = [
-        f"| what is added | mean IoU | {distances} |",
-        "|---" * (2 + len(SHOWN_DISTANCES)) + "|",
+        f"| what is added | seeds | mean IoU | {distances} |",
+        "|---" * (3 + len(SHOWN_DISTANCES)) + "|",
     ]
     for question, first, second in QUESTIONS:
-        if first not in scores or second not in scores:
+        if first not in scores.reports or second not in scores.reports:
             continue
-        cells = [_difference(scores[first], scores[second], "mean_iou", ())]
-        cells += [
-            _difference(scores[first], scores[second], "mean_boundary_f", (i,)) for i in _places()
-        ]
-        rows.append(f"| {question} | {' | '.join(cells)} |")
+        mean = scores.difference(first, second, "mean_iou")
+        boundary = scores.difference(first, second, "mean_boundary_f")
+        if mean is None or boundary is None:
+            continue
+        cells = [_shown(mean, ()), *(_shown(boundary, (i,)) for i in _places())]
+        rows.append(f"| {question} | {mean.seeds} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 
 
-def _difference(first: CellScores, second: CellScores, name: str, place: tuple[int, ...]) -> str:
-    value, bounds = difference(first, second, name)
-    low, high = np.asarray(bounds.low)[place], np.asarray(bounds.high)[place]
+def _shown(estimate: Estimate, place: tuple[int, ...]) -> str:
+    """Return a difference with its interval, and a star where that leaves out zero."""
+    value, low, high = (x[place] for x in (estimate.value, estimate.low, estimate.high))
+    if np.isnan(low):
+        return points(value)
     star = "*" if low > 0 or high < 0 else ""
-    return f"{points(np.asarray(value)[place])}{star} ({points(low)} to {points(high)})"
+    return f"{points(value)}{star} ({points(low)} to {points(high)})"
 
 
-def _classes(results: Results, scores: Mapping[str, CellScores]) -> str:
+def _classes(results: Results, scores: GridScores) -> str:
     names = list(results)
     rows = [f"| class | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
-    bounds = {name: interval(one.samples["iou"], one.pictures) for name, one in scores.items()}
+    estimates = [scores.of_cell(name, "iou") for name in names]
     for place, of_class in enumerate(next(iter(results.values()))[0]["classes"]):
         cells = [
-            f"{percent(scores[name].mean['iou'][place])} "
-            f"({percent(bounds[name].low[place])} to {percent(bounds[name].high[place])})"
-            for name in names
+            f"{percent(one.value[place])}"
+            + (
+                ""
+                if np.isnan(one.low[place])
+                else f" ({percent(one.low[place])} to {percent(one.high[place])})"
+            )
+            for one in estimates
         ]
         rows.append(f"| {of_class} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
@@ -192,15 +245,15 @@ def draw_ablation(results: Results, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    scores = _scores(results)
-    figure = Figure(figsize=(10, 1.2 + 0.42 * len(scores)), dpi=110, layout="constrained")
+    scores = GridScores(results)
+    figure = Figure(figsize=(10, 1.2 + 0.42 * len(results)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     nearest = BOUNDARY_DISTANCES.index(1)
-    for row, one in enumerate(scores.values()):
+    for row, name in enumerate(results):
         for axes, values in (
-            (left, one.seeds["mean_iou"]),
-            (right, one.seeds["mean_boundary_f"][:, nearest]),
+            (left, scores.values(name, "mean_iou")),
+            (right, scores.values(name, "mean_boundary_f")[:, nearest]),
         ):
             axes.plot(100 * values, np.full(len(values), row), "o", color=f"C{row}", alpha=0.6)
             mean = 100 * values.mean()
@@ -208,7 +261,7 @@ def draw_ablation(results: Results, path: Path) -> None:
     for axes, title in ((left, "mean IoU, %"), (right, "boundary F-score at 1 px, %")):
         axes.set_xlabel(title)
         axes.grid(axis="x", alpha=0.3)
-    left.set_yticks(range(len(scores)), [name.replace("-", ", ") for name in scores])
+    left.set_yticks(range(len(results)), [name.replace("-", ", ") for name in results])
     left.invert_yaxis()
     with atomic_path(path) as temporary:
         figure.savefig(temporary)

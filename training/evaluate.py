@@ -19,7 +19,12 @@ from alignseg_tf.files import write_text
 from alignseg_tf.prediction import predictors_on_all_gpus
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.progress import counter
-from alignseg_tf.protocols import Protocol, add_protocol_arguments, protocol_from_arguments
+from alignseg_tf.protocols import (
+    Protocol,
+    add_block_argument,
+    add_protocol_arguments,
+    protocol_from_arguments,
+)
 
 # In the folder of an evaluation: what an interrupted one goes on from.
 RECORD_FILE = "pictures.jsonl"
@@ -32,6 +37,7 @@ def evaluate_and_write(
     json_file: Path | None,
     protocol: Protocol | None = None,
     output: Path | None = None,
+    block: int = 1,
 ) -> Report:
     """Evaluate a saved model and write the report.
 
@@ -43,13 +49,16 @@ def evaluate_and_write(
         protocol: how pictures go through the model; whole by default.
         output: folder for all that `write_report` writes, and for what an interrupted evaluation
             goes on from; or None.
+        block: neighbouring pictures that intervals draw together, see `Report`.
 
     Raises:
         ValueError: the model cannot be read, or has other classes than the data.
     """
     record = None if output is None else output / RECORD_FILE
     predictors = predictors_on_all_gpus(model, protocol)
-    report = evaluate_model(model, predictors, samples, label_space, record, counter("evaluating"))
+    report = evaluate_model(
+        model, predictors, samples, label_space, record, counter("evaluating"), block
+    )
     if json_file is not None:
         write_text(json_file, json.dumps(report.to_dict(), indent=1))
     if output is not None:
@@ -70,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_data_arguments(parser)
     parser.add_argument("--split", default="val", help="which part of the data (%(default)s)")
+    add_block_argument(parser)
     parser.add_argument(
         "--output", type=Path,
         help="folder for the report: a page with pictures, JSON, CSV; an interrupted evaluation "
@@ -88,7 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         data = data_from_arguments(parsed, counter("making the data set"))
         samples = data.samples(parsed.split)
         report = evaluate_and_write(
-            parsed.model, samples, data.label_space, parsed.json, protocol, parsed.output
+            parsed.model,
+            samples,
+            data.label_space,
+            parsed.json,
+            protocol,
+            parsed.output,
+            parsed.block,
         )
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

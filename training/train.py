@@ -12,7 +12,7 @@ import dataclasses
 import json
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,17 @@ def training_samples(recipe: Recipe, data: DataSource) -> list[Sample]:
 
 def describe_run(recipe: Recipe, label_space: LabelSpace, samples: Sequence[Sample]) -> dict:
     """Return what makes a run this one: its recipe and its data."""
-    names = "\n".join(sample.image.name for sample in samples)
     run = dataclasses.asdict(recipe) | {
         "classes": label_space.classes,
         "training_pictures": len(samples),
-        "training_picture_names": f"{zlib.crc32(names.encode()):08x}",
+        "training_picture_names": names_hash(sample.image.name for sample in samples),
     }
     return json.loads(json.dumps(run))
+
+
+def names_hash(names: Iterable[str]) -> str:
+    """Return a hash of the names of pictures, in their order."""
+    return f"{zlib.crc32(chr(10).join(names).encode()):08x}"
 
 
 def check_run_folder(output: Path, run: dict) -> None:

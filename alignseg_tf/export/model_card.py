@@ -102,9 +102,11 @@ def _quality(quality: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -
     if quality is None:
         return "Not measured, or not known when this was exported (`--quality FILE.json`)."
     bounds = (quality.get("intervals") or {}).get("mean_iou")
-    interval = ""
+    interval, blocks = "", ""
     if bounds:
         level = quality["intervals"]["level"]
+        block = quality["intervals"].get("block", 1)
+        blocks = f", in blocks of {block} neighbours" if block > 1 else ""
         interval = f" ({100 * level:.0f} % interval {_percent(bounds['low'])} to " \
             f"{_percent(bounds['high'])})"  # fmt: skip
     rows = [f"| {name} | {_percent(value)} |" for name, value in quality["iou"].items()]
@@ -116,7 +118,7 @@ def _quality(quality: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -
         [
             f"Mean IoU {_percent(quality['mean_iou'])} %{interval} on {quality['pictures']} "
             f"pictures, {quality['protocol']}. The interval is of the choice of "
-            f"pictures.{warning}",
+            f"pictures{blocks}.{warning}",
             "",
             "| class | IoU, % |",
             "|---|---|",

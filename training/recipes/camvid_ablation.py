@@ -21,7 +21,4 @@ RECIPE = Recipe(
     # Smoothed weights differ less from seed to seed.
     ema=0.99,
     dtype_policy="mixed_bfloat16",
-    # The last epoch is what is evaluated: choosing the best on the pictures that decide would
-    # favour the cell whose curve is the most restless.
-    validate_every=12,
 )
