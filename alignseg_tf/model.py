@@ -213,9 +213,10 @@ class AlignSeg(keras.Model):
     def from_pretrained(cls, name: str) -> "AlignSeg":
         """Return a trained model that comes with the package.
 
-        `savedmodels/NAME/MODEL_CARD.md` says what it was trained on, under which terms, and how
-        good it is. `transfer.transfer_weights`, or `--start-from NAME` in training, makes it the
-        start of a model with other classes.
+        `NAME.about.md` beside the file, `pretrained.pretrained_file(NAME)`, says what it was
+        trained on, under which terms it may be used, and how good it is.
+        `transfer.transfer_weights`, or `--start-from NAME` in training, makes it the start of a
+        model with other classes.
 
         Args:
             name: one of `pretrained.pretrained_names()`, for instance `camvid_lite0`.

@@ -7,7 +7,8 @@ FOLDER = Path(__file__).parent / "weights"
 
 def pretrained_names() -> list[str]:
     """Return the names of the trained models that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.keras"))
+    files = FOLDER.glob("*.keras")
+    return sorted(path.stem for path in files if not path.name.startswith("."))  # half written
 
 
 def pretrained_file(name: str) -> Path:

@@ -6,11 +6,15 @@ import pytest
 from conftest import CLASSES, ROOT, tiny_model
 from PIL import Image
 
-from alignseg_tf import AlignSeg, Predictor, pretrained
+from alignseg_tf import AlignSeg, Predictor, backbones, pretrained
 from alignseg_tf.__main__ import main
+from alignseg_tf.data import street_scenes
 from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.export.model_card import known_facts
 from alignseg_tf.networks import load_model
 from alignseg_tf.pretrained import model_path, pretrained_file, pretrained_names
+from training import build
+from training.recipe import Recipe, RecipeError
 
 
 @pytest.fixture
@@ -48,24 +52,60 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(tiny, tmp_path, ca
     assert "huge: no such file; expected a .keras model, or the name" in capsys.readouterr().err
 
 
-def test_what_the_package_has_is_in_savedmodels_too():
-    for name in pretrained_names():
-        folder = ROOT / "savedmodels" / name
-        assert (folder / f"{name}.keras").samefile(pretrained_file(name))
-        assert (folder / "1" / "saved_model.pb").is_file()
-        assert (folder / f"{name}.tflite").is_file()
-        card = (folder / "MODEL_CARD.md").read_text()
-        for needed in (f"# {name}\n", "## Quality", "licence", "research", "Mean IoU"):
-            assert needed in card
-    files = [p for p in (ROOT / "savedmodels").rglob("*") if p.is_file()]
+@pytest.mark.parametrize("name", pretrained_names())
+def test_a_trained_model_says_what_it_is(name):
+    """In the package, for exports of it, and in the clone, for readers."""
+    facts = known_facts(pretrained_file(name))
+    assert facts["run"]["epochs"] > 1
+    assert 0.75 < facts["quality"]["mean_iou"] < 1
+    assert "**Terms**" in facts["about"]
+    folder = ROOT / "savedmodels" / name
+    assert (folder / f"{name}.keras").samefile(pretrained_file(name))
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert card.startswith(f"# {name}\n")
+    assert facts["about"].strip() in card
+    assert f"Mean IoU {100 * facts['quality']['mean_iou']:.2f} %" in card
+    assert f"| epochs | {facts['run']['epochs']} |" in card
+    notice = (pretrained.FOLDER / "NOTICE").read_text(encoding="utf-8")
+    assert f"\n{name}.keras\n" in notice
+
+
+def test_the_released_files_are_small():
+    files = [p for p in (ROOT / "savedmodels" / "camvid_lite0").rglob("*") if p.is_file()]
+    assert len(files) > 5
     assert sum(p.stat().st_size for p in files) < 20e6
 
 
-def test_it_is_a_start_for_other_classes(tiny):
-    from training import build
-    from training.recipe import Recipe, RecipeError
+@pytest.mark.slow
+def test_the_released_forms_are_of_one_model():
+    pytest.importorskip("ai_edge_litert")
+    folder = ROOT / "savedmodels" / "camvid_lite0"
+    picture = street_scenes.draw_scene(0, 1, (540, 720))[0]
+    first, *others = (
+        Predictor(folder / name).class_map(picture)
+        for name in ("camvid_lite0.keras", "1", "camvid_lite0.tflite")
+    )
+    assert [(first == other).mean() > 0.97 for other in others] == [True, True]
 
-    recipe = Recipe(start_from="tiny", backbone="resnet50", channels=8)
-    with pytest.raises(RecipeError, match="start_from: tiny into resnet50"):
+
+def test_it_is_a_start_for_other_classes(tiny, monkeypatch):
+    """What fits is the source's, the classifier is new, and another backbone is refused."""
+    recipe = Recipe(start_from="tiny", channels=8)
+    backbone = backbones.resnet((1, 1, 1, 1), width=8)
+    monkeypatch.setattr(build, "build_backbone", lambda recipe: backbone)
+    model = build.build_model(recipe, LabelSpace(("a", "b")))
+    source = {weight.path: weight.numpy() for weight in tiny.weights}
+    same = [
+        weight.path
+        for weight in model.weights
+        if weight.path in source
+        and weight.shape == source[weight.path].shape
+        and (weight.numpy() == source[weight.path]).all()
+    ]
+    assert len(same) > 0.9 * len(source)
+    assert model.num_classes == 2
+    monkeypatch.undo()
+    recipe = Recipe(start_from=str(pretrained_file("camvid_lite0")), backbone="resnet50")
+    with pytest.raises(RecipeError, match="start_from: .*camvid_lite0.* into resnet50"):
         build.build_model(recipe, LabelSpace(("a", "b")))
     keras.backend.clear_session()

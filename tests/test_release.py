@@ -5,10 +5,15 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import CLASSES, ROOT, random_images, tiny_model
+from conftest import CLASSES, ROOT, tiny_model
 
 from alignseg_tf import Predictor
 from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.readers import load_image
+from alignseg_tf.data.sources import open_data
+from alignseg_tf.evaluation import evaluate
+from alignseg_tf.export.model_card import known_facts
+from alignseg_tf.protocols import Protocol
 from training import release
 
 
@@ -44,39 +49,89 @@ def test_a_packed_file_is_small_and_loads_as_any_other(tmp_path):
     assert changed > 5
 
 
-@pytest.mark.slow
-def test_all_forms_are_of_the_packed_model(tmp_path, capsys):
-    pytest.importorskip("ai_edge_litert")
+@pytest.fixture
+def trained(folder, tmp_path):
+    """The file of a training run, its data, and a clone with an older release."""
     model = tiny_model(aggregation="bilinear", label_space=LabelSpace(CLASSES).to_dict())
     (tmp_path / "run").mkdir()
     model.save(tmp_path / "run" / "best.keras")
     (tmp_path / "run" / "run.json").write_text('{"epochs": 70}')
-    pictures = list(random_images(4, 64, 96))
     root = tmp_path / "clone"
-    release.release(
-        tmp_path / "run" / "best.keras", "boxes", pictures, pictures[:1], (64, 96),
-        "Drawn boxes, CC0.", None, root,
-    )  # fmt: skip
+    for file in ("alignseg_tf/weights/boxes.keras", "savedmodels/boxes/1/saved_model.pb"):
+        (root / file).parent.mkdir(parents=True)
+        (root / file).write_text("older")
+    return tmp_path / "run" / "best.keras", open_data(folder), root
+
+
+def files_in(root):
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if not p.is_dir())
+
+
+@pytest.mark.slow
+def test_all_forms_are_of_the_packed_model(trained):
+    pytest.importorskip("ai_edge_litert")
+    source, data, root = trained
+    flip = Protocol(flip=True)
+    release.release(source, "boxes", data, "Drawn boxes, CC0.", (64, 96), flip, root=root)
     folder = root / "savedmodels" / "boxes"
+    assert sorted(p.name for p in root.iterdir()) == ["alignseg_tf", "savedmodels"]
     assert sorted(p.name for p in folder.iterdir()) == [
         "1", "MODEL_CARD.md", "boxes.keras", "boxes.tflite"
     ]  # fmt: skip
     assert (folder / "boxes.keras").readlink().parts[:2] == ("..", "..")
-    assert (folder / "boxes.keras").samefile(root / "alignseg_tf" / "weights" / "boxes.keras")
+    packed = root / "alignseg_tf" / "weights" / "boxes.keras"
+    assert (folder / "boxes.keras").samefile(packed)
     card = (folder / "MODEL_CARD.md").read_text()
-    assert "Drawn boxes, CC0." in card
-    assert "| epochs | 70 |" in card
+    for said in ("# boxes\n", "Drawn boxes, CC0.", "| epochs | 70 |", "computation in float32"):
+        assert said in card
+    # The quality is that of the packed file.
+    report = evaluate(Predictor(packed, flip), data.samples("val"), data.label_space)
+    assert f"Mean IoU {100 * report.mean_iou:.2f} %" in card
+    picture = load_image(data.samples("train")[0].image)
     class_maps = [
-        Predictor(folder / name).class_map(pictures[0])
-        for name in ("boxes.keras", "1", "boxes.tflite")
+        Predictor(folder / name).class_map(picture) for name in ("boxes.keras", "1", "boxes.tflite")
     ]
     assert (class_maps[0] == class_maps[1]).mean() > 0.99
     # Random weights are no easy thing for 8 bits.
     assert (class_maps[0] == class_maps[2]).mean() > 0.8
 
 
+def test_a_release_of_the_file_alone(trained):
+    source, data, root = trained
+    release.release(source, "boxes", data, "Drawn boxes, CC0.", root=root)
+    assert files_in(root) == [
+        "alignseg_tf/weights/boxes.about.md", "alignseg_tf/weights/boxes.evaluation.json",
+        "alignseg_tf/weights/boxes.keras", "alignseg_tf/weights/boxes.run.json",
+        "savedmodels/boxes/MODEL_CARD.md", "savedmodels/boxes/boxes.keras",
+    ]  # fmt: skip
+    facts = known_facts(root / "savedmodels" / "boxes" / "boxes.keras")  # a link, as users have it
+    assert facts["run"] == {"epochs": 70}
+    assert facts["about"] == "Drawn boxes, CC0."
+    assert 0 <= facts["quality"]["mean_iou"] <= 1
+    card = (root / "savedmodels" / "boxes" / "MODEL_CARD.md").read_text()
+    assert "serve_bytes" not in card
+    assert "alignseg_tf export" in card
+
+
+def test_a_release_that_fails_leaves_the_older_one(trained, monkeypatch):
+    source, data, root = trained
+    before = files_in(root)
+
+    def fails(*arguments, **options):
+        raise ValueError("does not agree")
+
+    monkeypatch.setattr(release, "export_saved_model", fails)
+    with pytest.raises(ValueError, match="does not agree"):
+        release.release(source, "boxes", data, "Boxes.", (64, 96), root=root)
+    source.with_name("run.json").write_text("{half")
+    with pytest.raises(ValueError, match="run.json: expected the values of a training run"):
+        release.release(source, "boxes", data, "Boxes.", root=root)
+    assert files_in(root) == before
+    assert (root / "alignseg_tf" / "weights" / "boxes.keras").read_text() == "older"
+
+
 def test_bad_input_is_named(tmp_path, folder, capsys):
-    arguments = ["gone.keras", "--name", "boxes", "--size", "64", "96", "--data", str(folder)]
+    arguments = ["gone.keras", "--name", "boxes", "--data", str(folder)]
     assert release.main([*arguments, "--about", str(tmp_path / "gone.md")]) == 2
     assert "gone.md" in capsys.readouterr().err
     (tmp_path / "about.md").write_text("Boxes.")

@@ -58,8 +58,9 @@ class GridScores:
 
     An interval covers two things: another choice of pictures, whose variance is that of a
     bootstrap with the same samples for all cells, and other seeds, whose variance is taken to be
-    the same in all cells and is estimated from all that have several. It is a t interval with the
-    degrees of freedom of the latter.
+    the same in all cells and is estimated from all of them. It is a t interval with the degrees of
+    freedom of the latter. A seed decides the batches of all cells alike, so what it adds to all of
+    them is no part of how their differences vary (a randomized block design).
 
     Args:
         results: of each cell, one a seed.
@@ -97,7 +98,7 @@ class GridScores:
         self, values: np.ndarray, samples: np.ndarray, score: str, cells: int
     ) -> Estimate:
         """Return the mean of values [K, ...] with samples [K, S, ...] over so many cells."""
-        seed_variance, freedom = self._seed_variance(score)
+        seed_variance, freedom = self._seed_variance(score, cells)
         mean, seeds = values.mean(0), len(values)
         if not freedom:
             return Estimate(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan), seeds)
@@ -108,12 +109,24 @@ class GridScores:
         reach = t_quantile((1 + LEVEL) / 2, freedom) * np.sqrt(variance)
         return Estimate(mean, mean - reach, mean + reach, seeds)
 
-    def _seed_variance(self, score: str) -> tuple[np.ndarray, int]:
-        """Return the variance of a score from seed to seed, [...], and its degrees of freedom."""
-        several = [self.values(name, score) for name, of in self.reports.items() if len(of) > 1]
-        freedom = sum(len(values) - 1 for values in several)
-        squares = sum(((values - values.mean(0)) ** 2).sum(0) for values in several)
-        return np.asarray(squares) / max(1, freedom), freedom
+    def _seed_variance(self, score: str, cells: int) -> tuple[np.ndarray, int]:
+        """Return the variance of a score over seeds, [...], and its degrees of freedom.
+
+        Args:
+            score: of a `Report`.
+            cells: 1 for the variance of a cell, 2 for what is left of it between cells of the same
+                seeds.
+        """
+        runs = [(name, seed) for name, of_cell in self.reports.items() for seed in of_cell]
+        values = np.array([getattr(self.reports[name][seed], score) for name, seed in runs])
+        effects = [[name == other for name, _ in runs] for other in self.reports]
+        if cells == 2:
+            effects += [[seed == other for _, seed in runs] for other in {x for _, x in runs}]
+        design = np.array(effects, np.float64).T
+        flat = values.reshape(len(runs), -1)
+        squares = ((flat - design @ (np.linalg.pinv(design) @ flat)) ** 2).sum(0)
+        freedom = len(runs) - int(np.linalg.matrix_rank(design))
+        return squares.reshape(values.shape[1:]) / max(1, freedom), freedom
 
 
 def t_quantile(share: float, freedom: int) -> float:

@@ -1,22 +1,31 @@
 """Put a trained model where users find it: in the package, and in `savedmodels/`.
 
     python -m training.release runs/camvid/best.keras --name camvid_lite0 --data FOLDER \
-        --size 540 720 --about about.md --quality runs/camvid/val/evaluation.json
+        --scales 1.5 --block 10 --size 540 720 --about about.md
 
 writes
 
-    alignseg_tf/weights/NAME.keras      for `AlignSeg.from_pretrained`; weights of 9 bits, packed
-    savedmodels/NAME/NAME.keras         a link to it
-    savedmodels/NAME/1/                 a SavedModel of it with float16 weights
-    savedmodels/NAME/NAME.tflite        int8, for pictures of --size
-    savedmodels/NAME/MODEL_CARD.md      from --about, --quality and `run.json` beside the model
+    alignseg_tf/weights/NAME.keras              for `AlignSeg.from_pretrained`; weights of 9 bits
+    alignseg_tf/weights/NAME.evaluation.json    of that file, on the validation pictures
+    alignseg_tf/weights/NAME.run.json           from `run.json` beside the trained model
+    alignseg_tf/weights/NAME.about.md           from --about
+    savedmodels/NAME/NAME.keras                 a link to the first
+    savedmodels/NAME/MODEL_CARD.md              made of the three after it
 
-Everything but the first is made of the first, so one evaluation holds for all up to quantisation.
+and with --size also
+
+    savedmodels/NAME/1/                         a SavedModel with float16 weights
+    savedmodels/NAME/NAME.tflite                int8, for pictures of --size
+
+All of it is made of the packed `.keras` file, and replaces an older release at the end, when
+everything is there.
 """
 
 import argparse
 import json
+import shutil
 import sys
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,13 +35,28 @@ import numpy as np
 
 from alignseg_tf import AlignSeg, pretrained
 from alignseg_tf.data.readers import load_image
-from alignseg_tf.data.sources import add_data_arguments, data_from_arguments
+from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.export import export_saved_model, export_tflite
-from alignseg_tf.export.model_card import RUN_FILE, read_quality
-from alignseg_tf.files import atomic_path
+from alignseg_tf.export.model_card import (
+    ABOUT_FILE,
+    CARD_FILE,
+    QUALITY_FILE,
+    RUN_FILE,
+    known_facts,
+    model_card,
+)
+from alignseg_tf.export.tflite import CALIBRATION_PICTURES, spread
+from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.networks import load_model
 from alignseg_tf.precision import with_dtype_policy
 from alignseg_tf.progress import counter
+from alignseg_tf.protocols import (
+    Protocol,
+    add_block_argument,
+    add_protocol_arguments,
+    protocol_from_arguments,
+)
+from training.evaluate import evaluate_and_write
 from training.report import ROOT
 
 # Significant bits of a kernel's values. Half precision has 11. With 9 the mean IoU of camvid_lite0
@@ -40,7 +64,7 @@ from training.report import ROOT
 BITS = 9
 # Kernels with fewer values, biases and statistics are left as they are.
 LEAST_ROUNDED = 1024
-# Exports are compared with the model on so many pictures of the validation split.
+# Exports are compared with the model on at most so many pictures of the validation split.
 CHECKED = 16
 
 
@@ -78,52 +102,76 @@ def save_packed(model: AlignSeg, path: Path) -> None:
 def release(
     source: Path,
     name: str,
-    pictures: Sequence[np.ndarray],
-    check_images: Sequence[np.ndarray],
-    size: tuple[int, int],
+    data: DataSource,
     about: str,
-    quality: Path | None,
+    size: tuple[int, int] | None = None,
+    protocol: Protocol | None = None,
+    block: int = 1,
     root: Path = ROOT,
 ) -> list[Path]:
     """Write the files of a release.
 
     Args:
-        source: the `.keras` file of a training run.
+        source: the `.keras` file of a training run, with `run.json` beside it.
         name: of the model, from then on.
-        pictures: uint8 RGB pictures like those that will come; they calibrate int8.
-        check_images: uint8 RGB pictures on which exports are compared with the model.
-        size: height and width of the pictures that the `.tflite` file takes.
+        data: what it was trained for; training pictures calibrate int8, validation pictures
+            evaluate the model and check the exports.
         about: Markdown for the model card.
-        quality: JSON of an evaluation for the model card, or None.
+        size: height and width of the pictures that the `.tflite` file takes; None for no exports.
+        protocol: how validation pictures go through the model.
+        block: neighbouring pictures that intervals draw together.
         root: the clone to write into.
 
     Returns:
         The paths.
 
     Raises:
-        ValueError: the model or the evaluation cannot be read, or an export does not agree.
+        ValueError: the model, what lies beside it, or the data cannot be read, or an export does
+            not agree; what was released before stays.
     """
-    numbers = None if quality is None else read_quality(quality)
-    run = source.with_name(RUN_FILE)
+    run = known_facts(source)["run"]
     # A file may say that it was trained in half precision.
     model = with_dtype_policy(load_model(source), "float32")
-    packed = root / "alignseg_tf" / pretrained.FOLDER.name / f"{name}.keras"
-    save_packed(model, packed)
-    model = load_model(packed)
+    validation = data.samples("val")
+    weights, folder = root / "alignseg_tf" / pretrained.FOLDER.name, root / "savedmodels" / name
+    weights.mkdir(parents=True, exist_ok=True)
+    # On the disk of the clone, so that renaming is all that is left at the end.
+    with tempfile.TemporaryDirectory(dir=root, prefix=".release-") as stage:
+        made, exports = Path(stage) / "weights", Path(stage) / name
+        made.mkdir()
+        packed = made / f"{name}.keras"
+        save_packed(model, packed)
+        evaluation = made / f"{name}.{QUALITY_FILE}"
+        evaluate_and_write(packed, validation, data.label_space, evaluation, protocol, block=block)
+        if run is not None:
+            write_text(made / f"{name}.{RUN_FILE}", json.dumps(run, indent=1))
+        write_text(made / f"{name}.{ABOUT_FILE}", about)
+        _write_exports(packed, exports, data, size)
+        (exports / packed.name).symlink_to(Path("../../alignseg_tf") / weights.name / packed.name)
+        with atomic_path(folder) as temporary:
+            shutil.move(exports, temporary)
+        for path in sorted(made.iterdir()):
+            path.replace(weights / path.name)
+    return [*sorted(weights.glob(f"{name}.*")), *sorted(folder.iterdir())]
 
-    folder = root / "savedmodels" / name
-    saved_model, tflite, link = folder / "1", folder / f"{name}.tflite", folder / packed.name
-    export_saved_model(
-        model, saved_model, check_images, quantization="float16", quality=numbers,
-        run=json.loads(run.read_text(encoding="utf-8")) if run.is_file() else None, about=about,
-    )  # fmt: skip
+
+def _write_exports(
+    packed: Path, folder: Path, data: DataSource, size: tuple[int, int] | None
+) -> None:
+    """Write the card of a model into a folder and, for pictures of a size, its other forms."""
+    model, facts = load_model(packed), known_facts(packed)
+    if size is None:
+        write_text(folder / CARD_FILE, model_card(model, folder.name, None, **facts))
+        return
+    calibration, check = (
+        [load_image(sample.image) for sample in spread(data.samples(split), most)]
+        for split, most in (("train", CALIBRATION_PICTURES), ("val", CHECKED))
+    )
+    export_saved_model(model, folder / "1", check, quantization="float16", **facts)
     export_tflite(
-        model, tflite, size, "int8", calibration_images=pictures, check_images=check_images,
-        progress=counter("measuring ranges"),
+        model, folder / f"{folder.name}.tflite", size, "int8", calibration_images=calibration,
+        check_images=check, progress=counter("measuring ranges"),
     )  # fmt: skip
-    link.unlink(missing_ok=True)
-    link.symlink_to(Path("../../alignseg_tf") / packed.parent.name / packed.name)
-    return [packed, saved_model, tflite, folder / "MODEL_CARD.md"]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -135,14 +183,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path, help="best.keras of a run")
     parser.add_argument("--name", required=True, help="what it is called from then on")
     parser.add_argument(
-        "--size", type=int, nargs=2, required=True, metavar=("HEIGHT", "WIDTH"),
-        help="of the pictures that the .tflite file takes, in pixels",
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
+        help="of the pictures that a .tflite file takes, in pixels (no SavedModel and no .tflite)",
     )  # fmt: skip
     parser.add_argument(
         "--about", type=Path, required=True, help="Markdown: data, terms, intended use, failures"
     )
-    parser.add_argument("--quality", type=Path, help="JSON of training.evaluate for the card")
     add_data_arguments(parser)
+    add_block_argument(parser)
+    add_protocol_arguments(parser)
     return parser
 
 
@@ -152,13 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         about = parsed.about.read_text(encoding="utf-8")
         data = data_from_arguments(parsed, counter("making the data set"))
-        pictures, check_images = (
-            [load_image(sample.image) for sample in data.samples(split)]
-            for split in ("train", "val")
-        )
         written = release(
-            parsed.model, parsed.name, pictures, check_images[:: len(check_images) // CHECKED or 1],
-            tuple(parsed.size), about, parsed.quality,
+            parsed.model, parsed.name, data, about, None if parsed.size is None else
+            tuple(parsed.size), protocol_from_arguments(parsed), parsed.block,
         )  # fmt: skip
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """The command `export`: one model in other forms, and a table of what they are worth."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -162,18 +161,14 @@ def _quantized_path(path: Path, quantization: str, quantizations: Sequence[str])
 
 def _card_values(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the model card can say of a model, from files."""
-    from alignseg_tf.export.model_card import QUALITY_FILE, RUN_FILE, read_quality
+    from alignseg_tf.export.model_card import known_facts, read_quality
 
-    folder = arguments.model.parent
-    quality = arguments.quality
-    if quality is None and (folder / QUALITY_FILE).is_file():
-        quality = folder / QUALITY_FILE
-    run = folder / RUN_FILE
-    return {
-        "quality": None if quality is None else read_quality(quality),
-        "run": json.loads(run.read_text(encoding="utf-8")) if run.is_file() else None,
-        "about": arguments.about.read_text(encoding="utf-8") if arguments.about else "",
-    }
+    facts = known_facts(arguments.model)
+    if arguments.quality is not None:
+        facts["quality"] = read_quality(arguments.quality)
+    if arguments.about is not None:
+        facts["about"] = arguments.about.read_text(encoding="utf-8")
+    return facts
 
 
 def _table(

@@ -12,8 +12,32 @@ from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 from alignseg_tf.networks import label_space_of
 
 CARD_FILE = "MODEL_CARD.md"
-# Files of a training run that the card quotes where they lie beside the model.
-QUALITY_FILE, RUN_FILE = "evaluation.json", "run.json"
+# What files beside a model say of it: in a training run's folder by these names, elsewhere with the
+# model's own name before them, as camvid_lite0.run.json.
+QUALITY_FILE, RUN_FILE, ABOUT_FILE = "evaluation.json", "run.json", "about.md"
+
+
+def known_facts(model: Path) -> dict[str, Any]:
+    """Return what files beside a model say of it: the arguments of `model_card` of that name.
+
+    Returns:
+        `quality`, `run` and `about`; None, or no text, where there is no such file.
+
+    Raises:
+        ValueError: a file is there and holds something else.
+    """
+    model = model.resolve()  # what is released has links to it
+
+    def beside(name: str) -> Path | None:
+        own = model.with_name(f"{model.stem}.{name}")
+        return next((path for path in (own, model.with_name(name)) if path.is_file()), None)
+
+    quality, run, about = (beside(name) for name in (QUALITY_FILE, RUN_FILE, ABOUT_FILE))
+    return {
+        "quality": None if quality is None else read_quality(quality),
+        "run": None if run is None else read_run(run),
+        "about": "" if about is None else about.read_text(encoding="utf-8"),
+    }
 
 
 def read_quality(path: Path) -> dict[str, Any]:
@@ -33,10 +57,28 @@ def read_quality(path: Path) -> dict[str, Any]:
     return quality
 
 
+def read_run(path: Path) -> dict[str, Any]:
+    """Read the values of a training run.
+
+    Raises:
+        ValueError: the file is missing or holds something else.
+    """
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(run, dict):
+            raise TypeError(type(run).__name__)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected the values of a training run, as training writes them. "
+            f"Received: {error!r}"
+        ) from error
+    return run
+
+
 def model_card(
     model: AlignSeg,
     name: str,
-    agreement: Agreement,
+    agreement: Agreement | None,
     quality: Mapping[str, Any] | None = None,
     run: Mapping[str, Any] | None = None,
     about: str = "",
@@ -47,7 +89,8 @@ def model_card(
     Args:
         model: what was exported.
         name: what it is called.
-        agreement: how far the export is from the model, with its latency.
+        agreement: how far the export is from the model, with its latency; None for a card of the
+            `.keras` file itself.
         quality: `Report.to_dict` of an evaluation; None where there was none.
         run: values of the training run; None where they are not known.
         about: Markdown on what no file can tell: data and their terms, intended use, failures.
@@ -59,11 +102,11 @@ def model_card(
         f"{model.count_params() / 1e6:.2f} M parameters, from RGB pictures to a class for each "
         "pixel.",
         "## About\n\n" + (about.strip() or _NOT_STATED),
-        "## Input and output\n\n" + _CONTRACT,
+        "## Input and output\n\n" + (_KERAS_CONTRACT if agreement is None else _CONTRACT),
         "## Classes\n\n" + _classes(model),
         "## Quality\n\n" + _quality(quality, run),
         "## Training\n\n" + _training(model, run),
-        "## Export\n\n" + _export(agreement, form),
+        "## Export\n\n" + (_EXPORTS if agreement is None else _export(agreement, form)),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -87,6 +130,17 @@ signature says otherwise; normalisation is in the model.
 
 `serve_bytes` ignores EXIF rotation: a phone's picture comes out as its pixels are stored. The
 readers, `Predictor` and the HTTP server of alignseg_tf turn pictures first."""
+
+
+_KERAS_CONTRACT = f"""\
+Pictures are float32 RGB, 0..255 [B, H, W, 3], of any size from {MIN_IMAGE_SIZE} x
+{MIN_IMAGE_SIZE} on; normalisation is in the model. It returns a dict with the logits
+`segmentation`, float32 [B, H, W, classes]. `Predictor` and `python -m alignseg_tf predict` go from
+picture files to classes."""
+
+_EXPORTS = (
+    "`python -m alignseg_tf export` makes a SavedModel, TFLite or ONNX of it, and compares them."
+)
 
 
 def _classes(model: AlignSeg) -> str:
