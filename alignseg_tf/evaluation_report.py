@@ -418,7 +418,7 @@ def sample_weights(pictures: int, block: int = 1) -> np.ndarray:
     starts = np.random.default_rng(SEED).multinomial(
         max(1, round(pictures / block)), np.full(pictures, 1 / pictures), RESAMPLES
     )
-    return np.sum([np.roll(starts, place, 1) for place in range(block)], 0, dtype=np.float64)
+    return np.array([np.roll(starts, place, 1) for place in range(block)], np.float64).sum(0)
 
 
 def interval(samples: np.ndarray, drawn: int) -> Interval:

@@ -89,6 +89,32 @@ def test_intervals_are_those_of_resampled_pictures(report):
     assert bounds["mean_iou"].low < report.mean_iou < bounds["mean_iou"].high
 
 
+def test_neighbours_are_drawn_together():
+    """In a block of three, what is drawn of a picture is drawn of those around it, in a circle."""
+    weights = sample_weights(9, 3)
+    starts = np.random.default_rng(0).multinomial(3, np.full(9, 1 / 9), 1000)
+    for picture in range(9):
+        expected = starts[:, picture] + starts[:, picture - 1] + starts[:, picture - 2]
+        np.testing.assert_array_equal(weights[:, picture], expected)
+    assert (weights.sum(1) == 9).all()
+    np.testing.assert_array_equal(sample_weights(9, 1), sample_weights(9))
+
+
+def test_intervals_of_blocks_are_wider_where_neighbours_are_alike(report):
+    alike = [score for score in report.scores for _ in range(4)]
+    alone, together = (Report("abcd", alike, block=block) for block in (1, 4))
+    widths = [
+        float(bounds.high - bounds.low)
+        for bounds in (one.intervals()["mean_iou"] for one in (alone, together))
+    ]
+    assert widths[1] > 1.5 * widths[0]
+    assert together.to_dict()["intervals"]["block"] == 4
+    assert together.table().endswith("; intervals of blocks of 4 neighbouring pictures")
+    assert np.isnan(Report("abcd", alike[:7], block=4).intervals()["mean_iou"].low)
+    with pytest.raises(ValueError, match="must be at least 1. Received: 0"):
+        Report("abcd", alike, block=0)
+
+
 def test_samples_without_a_class_are_left_out_of_its_interval():
     samples = np.array([[0.1, np.nan], [0.2, 0.5], [0.3, np.nan], [0.4, 0.7], [0.5, 0.6]])
     bounds = interval(samples, 5)
