@@ -53,6 +53,12 @@ def test_predictions_that_do_not_fit_are_refused(folder, predict, message):
         evaluate(predict, read_folder(folder, "val"), SPACE)
 
 
+def test_blocks_are_checked_first_and_kept(many):
+    with pytest.raises(ValueError, match="neighbouring pictures .* at least 1. Received: 0"):
+        evaluate(lambda image: pytest.fail("it predicts"), many, SPACE, block=0)
+    assert evaluate(truth_of(many), many, SPACE, block=3).block == 3
+
+
 def test_an_unreadable_picture_is_named(many):
     many[3].image.write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"003\.png: not readable"):
