@@ -122,28 +122,11 @@ def run_cell(recipe: Recipe, data: DataSource, folder: Path) -> dict[str, Any]:
         "parameters": counted.parameters,
         "macs": counted.macs,
         "macs_size": COUNTED_SIZE,
-        "step_seconds": step_seconds(rows, recipe, run["training_pictures"]),
         "metrics": rows,
         "machine": machine(),
         "versions": versions(),
         "scores": [score.to_dict() for score in report.scores],
     }
-
-
-def step_seconds(rows: Sequence[str], recipe: Recipe, pictures: int) -> float:
-    """Return the median seconds of a step over the epochs that had no validation.
-
-    Args:
-        rows: lines of `metrics.csv`.
-        recipe: of the run.
-        pictures: training pictures.
-    """
-    head, *epochs = (row.split(",") for row in rows)
-    place, validated = head.index("seconds"), head.index("val_mean_iou")
-    seconds = [float(row[place]) for row in epochs if not row[validated]] or [
-        float(row[place]) for row in epochs
-    ]
-    return statistics.median(seconds) / (pictures // recipe.batch_size)
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

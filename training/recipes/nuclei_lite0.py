@@ -4,7 +4,7 @@ Command:
     python -m training.train --recipe nuclei_lite0 --data FOLDER --output runs/nuclei
 FOLDER has the folder form (docs/datasets/own_data.md).
 
-Memory: 2.9 GiB (`--dry-run`). Time: 31 minutes on 2 cores of an Intel Xeon (AVX-512, AMX; shared with
+Memory: 2.9 GiB (`--dry-run`). Time: 31 minutes on 2 cores of an Intel Xeon (AVX-512, AMX; beside
 other work).
 Measured: 92.05 % mIoU on val and 90.0 % boundary F-score within 2 pixels (91.42 and 88.5 with
 `--aggregation bilinear --context none`), docs/models.md.
