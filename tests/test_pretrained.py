@@ -81,11 +81,13 @@ def test_the_released_forms_are_of_one_model():
     pytest.importorskip("ai_edge_litert")
     folder = ROOT / "savedmodels" / "camvid_lite0"
     picture = street_scenes.draw_scene(0, 1, (540, 720))[0]
-    first, *others = (
+    first, saved_model, tflite = (
         Predictor(folder / name).class_map(picture)
         for name in ("camvid_lite0.keras", "1", "camvid_lite0.tflite")
     )
-    assert [(first == other).mean() > 0.97 for other in others] == [True, True]
+    assert (first == saved_model).mean() > 0.995
+    # 8 bits were calibrated on photographs; of a drawn picture they see the same a little less.
+    assert (first == tflite).mean() > 0.9
 
 
 def test_it_is_a_start_for_other_classes(tiny, monkeypatch):
