@@ -19,6 +19,7 @@ from alignseg_tf.data.readers import Sample
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.environment import machine, versions
 from alignseg_tf.evaluation_report import Report
+from alignseg_tf.export.model_card import trained_on_validation
 from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.progress import duration
 from training.logs import VALIDATION_METRIC
@@ -224,7 +225,7 @@ def _markdown(report: dict[str, Any], evaluation: Report) -> str:
     )
     hardware = report["machine"]
     trained_on = ""
-    if "val" in report["recipe"].get("train_on", "").split("+"):
+    if trained_on_validation(report["recipe"]):
         trained_on = "**It was trained on these pictures**: the figures say nothing of new ones. "
     parts = [
         "# Report of a training run",

@@ -30,6 +30,7 @@ from alignseg_tf.data.pipeline import (
 from alignseg_tf.data.readers import DataError, Sample
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation_report import Report
+from alignseg_tf.export.model_card import RUN_FILE
 from alignseg_tf.files import DiskFullError, write_text
 from alignseg_tf.precision import global_dtype_policy
 from alignseg_tf.progress import counter
@@ -58,9 +59,6 @@ from training.recipe import (
 )
 from training.report import describe_data, write_report
 from training.tensorboard import TensorBoard
-
-# What a run is made of, to be compared when it goes on.
-RUN_FILE = "run.json"
 
 
 def distribution_strategy(cpu_replicas: int) -> tf.distribute.Strategy:

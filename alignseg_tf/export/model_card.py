@@ -75,6 +75,11 @@ def read_run(path: Path) -> dict[str, Any]:
     return run
 
 
+def trained_on_validation(run: Mapping[str, Any]) -> bool:
+    """Whether a run, as `read_run` gives it, was trained on the validation pictures too."""
+    return "val" in run.get("train_on", "").split("+")
+
+
 def model_card(
     model: AlignSeg,
     name: str,
@@ -165,7 +170,7 @@ def _quality(quality: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -
             f"{_percent(bounds['high'])})"  # fmt: skip
     rows = [f"| {name} | {_percent(value)} |" for name, value in quality["iou"].items()]
     warning = ""
-    if run is not None and "val" in str(run.get("train_on")).split("+"):
+    if trained_on_validation(run or {}):
         warning = " The model was trained on the validation pictures; a figure of them says " \
             "nothing of new pictures."  # fmt: skip
     return "\n".join(
