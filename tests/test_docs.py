@@ -16,7 +16,7 @@ import alignseg_tf
 from alignseg_tf import __main__, checkpoints
 from alignseg_tf.data import LABEL_SPACES, street_scenes
 from alignseg_tf.export import export_saved_model
-from training import ablation, benchmark, demo, evaluate, release, train
+from training import ablation, benchmark, demo, evaluate, gallery, release, train
 
 MODULES = [
     module.name
@@ -108,6 +108,7 @@ PARSERS = {
     "training.evaluate": evaluate.build_parser,
     "training.ablation": ablation.build_parser,
     "training.demo": demo.build_parser,
+    "training.gallery": gallery.build_parser,
     "training.release": release.build_parser,
     "training.benchmark": benchmark.build_parser,
 }

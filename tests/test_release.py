@@ -113,6 +113,24 @@ def test_a_release_of_the_file_alone(trained):
     assert "alignseg_tf export" in card
 
 
+def test_an_unpackaged_release_leaves_the_package_alone(trained):
+    source, data, root = trained
+    written = release.release(source, "boxes", data, "Boxes.", packaged=False, root=root)
+    folder = root / "savedmodels" / "boxes"
+    names = [
+        "MODEL_CARD.md",
+        *(f"boxes.{x}" for x in ("about.md", "evaluation.json", "keras", "run.json")),
+    ]
+    assert written == [folder / name for name in names]
+    assert files_in(root) == [
+        "alignseg_tf/weights/boxes.keras",
+        *(f"savedmodels/boxes/{name}" for name in names),
+    ]
+    assert (root / "alignseg_tf" / "weights" / "boxes.keras").read_text() == "older"
+    assert not (folder / "boxes.keras").is_symlink()
+    assert known_facts(folder / "boxes.keras")["run"] == {"epochs": 70}
+
+
 def test_a_release_that_fails_leaves_the_older_one(trained, monkeypatch):
     source, data, root = trained
     before = files_in(root)

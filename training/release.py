@@ -17,6 +17,9 @@ and with --size also
     savedmodels/NAME/1/                         a SavedModel with float16 weights
     savedmodels/NAME/NAME.tflite                int8, for pictures of --size
 
+With --unpackaged the first four are in savedmodels/NAME/ too, and the package stays as it is: for a
+model that stands behind a figure and is not what people should use.
+
 All of it is made of the packed `.keras` file, and replaces an older release at the end, when
 everything is there.
 """
@@ -107,6 +110,7 @@ def release(
     size: tuple[int, int] | None = None,
     protocol: Protocol | None = None,
     block: int = 1,
+    packaged: bool = True,
     root: Path = ROOT,
 ) -> list[Path]:
     """Write the files of a release.
@@ -120,6 +124,7 @@ def release(
         size: height and width of the pictures that the `.tflite` file takes; None for no exports.
         protocol: how validation pictures go through the model.
         block: neighbouring pictures that intervals draw together.
+        packaged: whether the package is to have the model, or `savedmodels/` alone.
         root: the clone to write into.
 
     Returns:
@@ -134,10 +139,10 @@ def release(
     model = with_dtype_policy(load_model(source), "float32")
     validation = data.samples("val")
     weights, folder = root / "alignseg_tf" / pretrained.FOLDER.name, root / "savedmodels" / name
-    weights.mkdir(parents=True, exist_ok=True)
     # On the disk of the clone, so that renaming is all that is left at the end.
     with tempfile.TemporaryDirectory(dir=root, prefix=".release-") as stage:
-        made, exports = Path(stage) / "weights", Path(stage) / name
+        exports = Path(stage) / name
+        made = Path(stage) / "weights" if packaged else exports
         made.mkdir()
         packed = made / f"{name}.keras"
         save_packed(model, packed)
@@ -147,12 +152,16 @@ def release(
             write_text(made / f"{name}.{RUN_FILE}", json.dumps(run, indent=1))
         write_text(made / f"{name}.{ABOUT_FILE}", about)
         _write_exports(packed, exports, data, size)
-        (exports / packed.name).symlink_to(Path("../../alignseg_tf") / weights.name / packed.name)
+        if packaged:
+            link = Path("../../alignseg_tf") / weights.name / packed.name
+            (exports / packed.name).symlink_to(link)
         with atomic_path(folder) as temporary:
             shutil.move(exports, temporary)
-        for path in sorted(made.iterdir()):
-            path.replace(weights / path.name)
-    return [*sorted(weights.glob(f"{name}.*")), *sorted(folder.iterdir())]
+        if packaged:
+            weights.mkdir(parents=True, exist_ok=True)
+            for path in sorted(made.iterdir()):
+                path.replace(weights / path.name)
+    return [*(sorted(weights.glob(f"{name}.*")) if packaged else []), *sorted(folder.iterdir())]
 
 
 def _write_exports(
@@ -189,6 +198,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--about", type=Path, required=True, help="Markdown: data, terms, intended use, failures"
     )
+    parser.add_argument(
+        "--unpackaged", action="store_true",
+        help="put it into savedmodels/ alone, not into the package",
+    )  # fmt: skip
     add_data_arguments(parser)
     add_block_argument(parser)
     add_protocol_arguments(parser)
@@ -201,9 +214,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         about = parsed.about.read_text(encoding="utf-8")
         data = data_from_arguments(parsed, counter("making the data set"))
+        size = None if parsed.size is None else tuple(parsed.size)
+        protocol = protocol_from_arguments(parsed)
         written = release(
-            parsed.model, parsed.name, data, about, None if parsed.size is None else
-            tuple(parsed.size), protocol_from_arguments(parsed), parsed.block,
+            parsed.model, parsed.name, data, about, size, protocol, parsed.block,
+            packaged=not parsed.unpackaged,
         )  # fmt: skip
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

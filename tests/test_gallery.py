@@ -1,0 +1,118 @@
+"""Galleries of predictions."""
+
+import numpy as np
+import pytest
+from conftest import CLASSES, tiny_model
+from PIL import Image
+
+from alignseg_tf import visualization
+from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.readers import load_sample
+from alignseg_tf.data.sources import open_data
+from training import gallery
+
+SCORES = np.array([0.9, 0.1, 0.2, 0.8, 0.3, np.nan, 0.6, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("how", "count", "expected"),
+    [
+        ("worst", 1, [1]),
+        ("worst", 2, [1, 4]),  # 2 is a neighbour of 1
+        ("worst", 8, [1, 2, 4, 7, 6, 3, 0]),
+        ("spread", 1, [1]),
+        ("spread", 2, [1, 0]),
+        ("spread", 3, [1, 7, 0]),
+        ("spread", 20, [1, 2, 4, 7, 6, 3, 0]),
+    ],
+)
+def test_pictures_are_chosen_by_their_scores(how, count, expected):
+    assert gallery.chosen(SCORES, count, how) == expected
+
+
+@pytest.mark.parametrize("how", gallery.CHOICES)
+def test_pictures_without_labels_are_not_chosen(how):
+    assert gallery.chosen(np.full(3, np.nan), 2, how) == []
+
+
+def test_each_panel_shows_what_it_says(scene):
+    truth = np.zeros(scene.shape[:2], np.uint8)
+    predicted = np.eye(*truth.shape, dtype=np.uint8)
+    palette = [(255, 0, 0), (0, 255, 0)]
+    panels = [gallery.draw_panel(name, scene, truth, predicted, palette) for name in gallery.PANELS]
+    expected = [
+        scene,
+        visualization.overlay(scene, truth, palette),
+        visualization.overlay(scene, predicted, palette),
+        visualization.mistakes(scene, truth, predicted),
+    ]
+    for one, other in zip(panels, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_rows_columns_and_the_legend_have_their_places(folder):
+    data = open_data(folder)
+    samples = [(sample, sample.image.name) for sample in data.samples("train")[:3]]
+    image, truth = load_sample(samples[0][0], data.label_space)
+    height, width = image.shape[:2]
+    drawn = gallery.draw_gallery(
+        samples, lambda picture: truth, data.label_space, ["picture", "truth"], 2, width
+    )
+    tile = 2 * width + gallery.GAP
+    assert drawn.shape[1] == 2 * tile + 3 * gallery.GAP
+    line = 18
+    np.testing.assert_array_equal(drawn[line : line + height, :width], image)
+    second = load_sample(samples[1][0], data.label_space)[0]
+    left = tile + 3 * gallery.GAP
+    np.testing.assert_array_equal(drawn[line : line + height, left : left + width], second)
+    # Three pictures in two columns: the fourth place is empty.
+    below = drawn[line + height : 2 * (line + height), left:]
+    assert below.shape[0] == line + height
+    assert (below == 255).all()
+    legend = visualization.legend(data.label_space, drawn.shape[1])
+    np.testing.assert_array_equal(drawn[2 * (line + height) :], legend)
+
+
+def test_pictures_of_other_shapes_are_fitted():
+    picture = np.zeros((20, 40, 3), np.uint8)
+    fitted = gallery._fitted(picture, (60, 60))
+    assert fitted.shape == (60, 60, 3)
+    assert (fitted[:14] == 255).all()
+    assert (fitted[16:44] == 0).all()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = tiny_model(label_space=LabelSpace(CLASSES).to_dict())
+    model.save(tmp_path / "model.keras")
+    return tmp_path / "model.keras"
+
+
+def test_the_command_writes_a_file(saved, folder, tmp_path, capsys):
+    output = tmp_path / "made" / "gallery.jpg"
+    arguments = [str(saved), "--data", str(folder), "--output", str(output)]
+    assert gallery.main([*arguments, "--pictures", "2", "--panels", "mistakes"]) == 0
+    assert f"2 of 2 pictures, with the mean IoU of each: {output}" in capsys.readouterr().out
+    with Image.open(output) as picture:
+        assert picture.format == "JPEG"
+        assert picture.width == 240
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--pictures", "0"], "--pictures must be at least 1. Received: 0"),
+        (["--columns", "-1"], "--columns must be at least 1. Received: -1"),
+        (
+            ["--output", "gallery.gif"],
+            "--output must end in .png, .jpg, .jpeg. Received: gallery.gif",
+        ),
+        (["--split", "test"], "test"),
+    ],
+)
+def test_bad_arguments_are_named(saved, folder, tmp_path, capsys, options, said):
+    output = tmp_path / "gallery.png"
+    arguments = [str(saved), "--data", str(folder), "--output", str(output)]
+    assert gallery.main([*arguments, *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not output.exists()
