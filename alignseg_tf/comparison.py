@@ -19,6 +19,7 @@ from alignseg_tf.data.sources import data_from_arguments
 from alignseg_tf.evaluation import check_classes, evaluate_model
 from alignseg_tf.evaluation_files import Segmenter, legend_url, render, row_url
 from alignseg_tf.evaluation_report import TABLE_DISTANCE, Interval, Report, interval, percent
+from alignseg_tf.export.model_card import warn_if_trained_on
 from alignseg_tf.files import write_text
 from alignseg_tf.prediction import predictors_on_all_gpus
 from alignseg_tf.progress import counter
@@ -326,6 +327,8 @@ def compare_from_arguments(arguments: argparse.Namespace) -> str:
     data = data_from_arguments(arguments, counter("making the data set"))
     samples = data.samples(arguments.split)
     models = (arguments.first, arguments.second)
+    for model in models:
+        warn_if_trained_on(model, arguments.split)
     predictors = [predictors_on_all_gpus(model, protocol) for model in models]
     for copies, model in zip(predictors, models, strict=True):
         check_classes(copies[0], data.label_space, model)

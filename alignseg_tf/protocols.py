@@ -37,6 +37,8 @@ class Protocol:
         blending: weight of a window's pixels where several overlap: `uniform`, or `gaussian`, which
             falls from the middle to the edge.
         scales: factors by which the picture is resized; each counts the same.
+        height: rows of pixels that a picture has at scale 1, whatever its own size, for a model
+            that sees best at one; None for its own height.
         flip: average with the mirrored picture (left and right swapped).
         average: what is averaged over windows, scales and mirroring: `probabilities`, or `logits`
             as the official code does.
@@ -62,6 +64,7 @@ class Protocol:
     average: str = "probabilities"
     batch_size: int = 1
     largest_whole: int | None = 2**23
+    height: int | None = None
 
     def __post_init__(self) -> None:
         if self.tile is not None and min(self.tile) < MIN_IMAGE_SIZE:
@@ -77,6 +80,10 @@ class Protocol:
             )
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"`scales` must be positive. Received: scales={self.scales}")
+        if self.height is not None and self.height < MIN_IMAGE_SIZE:
+            raise ValueError(
+                f"`height` must be at least {MIN_IMAGE_SIZE} pixels. Received: height={self.height}"
+            )
         if self.average not in AVERAGES:
             raise ValueError(
                 f"`average` must be one of {AVERAGES}. Received: average={self.average!r}"
@@ -89,13 +96,24 @@ class Protocol:
     @property
     def is_plain(self) -> bool:
         """Whether a picture goes through once, as it is."""
-        return self.tile is None and self.scales == (1.0,) and not self.flip
+        return self.tile is None and not self.resizes and not self.flip
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the network sees a picture at other sizes than its own."""
+        return self.scales != (1.0,) or self.height is not None
+
+    def factors(self, height: int) -> tuple[float, ...]:
+        """Return by what a picture of this height is resized, one factor a scale."""
+        if self.height is None:
+            return self.scales
+        return tuple(scale * self.height / height for scale in self.scales)
 
     def for_picture(self, height: int, width: int) -> "Protocol":
         """Return the protocol that a picture of this size gets: windows where it is too large."""
         if self.tile is not None or self.largest_whole is None:
             return self
-        if height * width * max(self.scales) ** 2 <= self.largest_whole:
+        if height * width * max(self.factors(height)) ** 2 <= self.largest_whole:
             return self
         return replace(self, tile=LARGE_PICTURE_TILE)
 
@@ -106,6 +124,8 @@ class Protocol:
                 f"windows of {self.tile[0]} x {self.tile[1]}, overlap {100 * self.overlap:.0f} %, "
                 f"{self.blending} blending"
             ]
+        if self.height is not None:
+            parts.append(f"resized to a height of {self.height}")
         if self.scales != (1.0,):
             parts.append("scales " + ", ".join(f"{scale:g}" for scale in self.scales))
         if self.flip:
@@ -197,20 +217,21 @@ def scaled_sizes(
         ValueError: a side gets too small, or the network's size does not go with the protocol.
     """
     if input_size is not None:
-        if protocol.scales != (1.0,) or protocol.tile not in (None, tuple(input_size)):
+        if protocol.resizes or protocol.tile not in (None, tuple(input_size)):
             raise ValueError(
                 f"This model takes pictures of {input_size[0]} x {input_size[1]} alone, so scales "
-                f"must be 1 and a tile of that size. Received: {protocol}"
+                f"must be 1, a tile of that size, and no height given. Received: {protocol}"
             )
         if protocol.tile is None:
             return [input_size]
         return [(max(height, input_size[0]), max(width, input_size[1]))]
-    sizes = [(round(height * s), round(width * s)) for s in protocol.scales]
-    for scale, size in zip(protocol.scales, sizes, strict=True):
+    factors = protocol.factors(height)
+    sizes = [(round(height * factor), round(width * factor)) for factor in factors]
+    for scale, size in zip(factors, sizes, strict=True):
         if min(size) < MIN_IMAGE_SIZE:
             raise ValueError(
                 f"The picture must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels"
-                + (f" at scale {scale:g}" if scale != 1 else "")
+                + (f" at scale {scale:.3g}" if scale != 1 else "")
                 + f". Received: {size[1]} x {size[0]}"
             )
     return sizes
@@ -234,6 +255,10 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--scales", type=float, nargs="+", default=list(Protocol.scales), metavar="SCALE",
         help="average over the picture resized by these factors, as 0.75 1 1.25 (1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--height", type=int,
+        help="resize pictures to so many rows before, for a model that sees best at one size",
     )  # fmt: skip
     group.add_argument("--flip", action="store_true", help="average with the mirrored picture too")
     group.add_argument(

@@ -283,6 +283,7 @@ def test_tables_say_by_how_much_and_how_sure(results, tmp_path):
         (["--validate-every", "1"], "--validate-every is decided by"),
         (["--block", "0"], "must be at least 1. Received: 0"),
         (["--seed", "3"], "--seed is decided by the cells and --seeds"),
+        (["--train-on", "train+val"], "--train-on is decided by"),
         (["--seeds", "0"], "--seeds must be at least 1"),
         (["--epochs", "0"], "epochs must be positive"),
         (["--data", "gone"], "gone: no such file or folder"),

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from conftest import CLASSES, tiny_model
+from conftest import CLASSES, tiny_model, write_folder
 from PIL import Image
 
-from alignseg_tf import visualization
+from alignseg_tf import Predictor, visualization
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import load_sample
 from alignseg_tf.data.sources import open_data
+from alignseg_tf.evaluation import evaluate
 from training import gallery
 
 SCORES = np.array([0.9, 0.1, 0.2, 0.8, 0.3, np.nan, 0.6, 0.5])
@@ -67,7 +68,6 @@ def test_rows_columns_and_the_legend_have_their_places(folder):
     np.testing.assert_array_equal(drawn[line : line + height, left : left + width], second)
     # Three pictures in two columns: the fourth place is empty.
     below = drawn[line + height : 2 * (line + height), left:]
-    assert below.shape[0] == line + height
     assert (below == 255).all()
     legend = visualization.legend(data.label_space, drawn.shape[1])
     np.testing.assert_array_equal(drawn[2 * (line + height) :], legend)
@@ -88,14 +88,34 @@ def saved(tmp_path):
     return tmp_path / "model.keras"
 
 
-def test_the_command_writes_a_file(saved, folder, tmp_path, capsys):
+def test_the_command_shows_the_pictures_that_it_chose(saved, tmp_path, capsys, monkeypatch):
+    """Each under its own name, with its own mean IoU."""
+    data = write_folder(tmp_path / "four", val=4)
     output = tmp_path / "made" / "gallery.jpg"
-    arguments = [str(saved), "--data", str(folder), "--output", str(output)]
-    assert gallery.main([*arguments, "--pictures", "2", "--panels", "mistakes"]) == 0
-    assert f"2 of 2 pictures, with the mean IoU of each: {output}" in capsys.readouterr().out
+    scores = evaluate(Predictor(saved), open_data(data).samples("val"), LabelSpace(CLASSES))
+    worst, best = (f(scores.picture_iou) for f in (np.argmin, np.argmax))
+    texts = []
+    titled = visualization.titled
+    monkeypatch.setattr(
+        visualization, "titled", lambda x, text: texts.append(text) or titled(x, text)
+    )
+    arguments = [str(saved), "--data", str(data), "--output", str(output), "--panels", "mistakes"]
+    for choose, count, expected in (("worst", "1", [worst]), ("spread", "2", [worst, best])):
+        assert gallery.main([*arguments, "--choose", choose, "--pictures", count]) == 0
+        assert texts == [f"{i:03d}.png: {100 * scores.picture_iou[i]:.2f} %" for i in expected]
+        texts.clear()
+        said = f"{count} of 4 pictures, with the mean IoU of each: {output}"
+        assert said in capsys.readouterr().out
     with Image.open(output) as picture:
         assert picture.format == "JPEG"
         assert picture.width == 240
+
+
+def test_the_command_warns_of_pictures_that_were_trained_on(saved, folder, tmp_path, capsys):
+    saved.with_name("run.json").write_text('{"train_on": "train+val"}')
+    arguments = [str(saved), "--data", str(folder), "--output", str(tmp_path / "gallery.png")]
+    assert gallery.main(arguments) == 0
+    assert "was trained on the validation pictures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,12 @@ from conftest import CLASSES, tiny_model
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.export.agreement import Agreement
-from alignseg_tf.export.model_card import model_card, read_quality
+from alignseg_tf.export.model_card import (
+    known_facts,
+    model_card,
+    read_quality,
+    warn_if_trained_on,
+)
 from alignseg_tf.scores import score_picture
 
 AGREEMENT = Agreement(3, 0.99987, 1.5e-5, 12.0, 0.123, (360, 480))
@@ -45,6 +50,35 @@ def test_it_quotes_what_was_measured(model, quality):
     for number, name in enumerate(CLASSES):
         assert f"| {number} | {name} |" in card
     assert "EXIF" in card
+
+
+def test_it_gives_no_interval_where_there_is_none(model, quality):
+    """Of one picture, or one block of them, there is none; an older file has none at all."""
+    none = {"level": 0.95, "block": 1, "mean_iou": {"low": None, "high": None}}
+    for intervals in (none, None):
+        card = model_card(model, "boxes", AGREEMENT, quality | {"intervals": intervals})
+        assert (
+            f"Mean IoU {100 * quality['mean_iou']:.2f} % on 4 pictures, whole pictures.\n" in card
+        )
+        assert "interval" not in card
+
+
+@pytest.mark.parametrize("form", ["boxes.keras", "boxes.tflite", "1"])
+def test_what_is_known_of_a_model_is_known_of_its_other_forms(tmp_path, form, capsys):
+    """Of a model of the package too, to which there is a link."""
+    weights, folder = tmp_path / "weights", tmp_path / "boxes"
+    (folder / "1").mkdir(parents=True)
+    weights.mkdir()
+    (weights / "boxes.run.json").write_text('{"train_on": "train+val"}')
+    (weights / "boxes.keras").touch()
+    (folder / "boxes.tflite").touch()
+    (folder / "boxes.keras").symlink_to("../weights/boxes.keras")
+    assert known_facts(folder / form)["run"] == {"train_on": "train+val"}
+    assert known_facts(tmp_path / "elsewhere" / form)["run"] is None
+    warn_if_trained_on(folder / form, "test")
+    assert capsys.readouterr().err == ""
+    warn_if_trained_on(folder / form, "val")
+    assert f"Warning: {folder / form} was trained on the validation" in capsys.readouterr().err
 
 
 def test_it_says_what_it_does_not_know(model):

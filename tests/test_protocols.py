@@ -57,6 +57,7 @@ def test_gaussian_weights_prefer_the_middle_of_a_window():
         ({"blending": "linear"}, "`blending` must be one of"),
         ({"scales": ()}, "`scales` must be positive"),
         ({"scales": (1.0, 0.0)}, "`scales` must be positive"),
+        ({"height": 31}, "`height` must be at least 32 pixels. Received: height=31"),
         ({"average": "votes"}, "`average` must be one of"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
     ],
@@ -71,6 +72,8 @@ def test_large_pictures_go_through_in_windows():
     assert Protocol().for_picture(2049, 4096).tile == (1024, 1024)
     assert Protocol(scales=(2.0,)).for_picture(1100, 2048).tile == (1024, 1024)
     assert Protocol(largest_whole=None).for_picture(8192, 8192).tile is None
+    assert Protocol(height=540).for_picture(8192, 8192).tile is None
+    assert Protocol(height=8192).for_picture(100, 200).tile == (1024, 1024)
     assert Protocol(tile=(512, 512)).for_picture(8192, 8192).tile == (512, 512)
 
 
@@ -80,7 +83,12 @@ def test_sizes():
     assert scaled_sizes(70, 20, Protocol(tile=(64, 96)), (64, 96)) == [(70, 96)]
     with pytest.raises(ValueError, match=r"32 x 32 pixels at scale 0.3. Received: 60 x 30"):
         scaled_sizes(100, 200, Protocol(scales=(1.0, 0.3)))
-    for protocol in (Protocol(scales=(1.5,)), Protocol(tile=(64, 64))):
+    for height in (100, 1000, 3000):
+        sizes = scaled_sizes(height, 2 * height, Protocol(scales=(0.5, 1.0), height=540))
+        assert sizes == [(270, 540), (540, 1080)]
+    with pytest.raises(ValueError, match=r"32 x 32 pixels at scale 0.32. Received: 16 x 32"):
+        scaled_sizes(100, 50, Protocol(height=32))
+    for protocol in (Protocol(scales=(1.5,)), Protocol(height=64), Protocol(tile=(64, 64))):
         with pytest.raises(ValueError, match="takes pictures of 64 x 96 alone"):
             scaled_sizes(100, 200, protocol, (64, 96))
 
@@ -90,13 +98,16 @@ def test_arguments():
     add_protocol_arguments(parser)
     assert protocol_from_arguments(parser.parse_args([])) == Protocol()
     arguments = "--tile 512 768 --overlap 0.5 --blending gaussian --scales 0.5 1 --flip"
-    arguments += " --average logits --batch-size 4 --largest-whole 100"
-    expected = Protocol((512, 768), 0.5, "gaussian", (0.5, 1.0), True, "logits", 4, 100)
+    arguments += " --average logits --batch-size 4 --largest-whole 100 --height 540"
+    expected = Protocol((512, 768), 0.5, "gaussian", (0.5, 1.0), True, "logits", 4, 100, 540)
     assert protocol_from_arguments(parser.parse_args(arguments.split())) == expected
 
 
 def test_words():
     assert str(Protocol()) == "whole pictures"
+    assert str(Protocol(height=540)) == (
+        "whole pictures; resized to a height of 540; probabilities averaged"
+    )
     assert str(Protocol((872, 872), scales=(0.5, 1.0), flip=True, average="logits")) == (
         "windows of 872 x 872, overlap 33 %, uniform blending; scales 0.5, 1; mirrored too; "
         "logits averaged"

@@ -115,20 +115,31 @@ def test_a_release_of_the_file_alone(trained):
 
 def test_an_unpackaged_release_leaves_the_package_alone(trained):
     source, data, root = trained
-    written = release.release(source, "boxes", data, "Boxes.", packaged=False, root=root)
-    folder = root / "savedmodels" / "boxes"
+    with pytest.raises(ValueError, match="boxes is in the package"):
+        release.release(source, "boxes", data, "Boxes.", packaged=False, root=root)
+    written = release.release(source, "twin", data, "Boxes.", packaged=False, root=root)
+    folder = root / "savedmodels" / "twin"
     names = [
         "MODEL_CARD.md",
-        *(f"boxes.{x}" for x in ("about.md", "evaluation.json", "keras", "run.json")),
+        *(f"twin.{x}" for x in ("about.md", "evaluation.json", "keras", "run.json")),
     ]
     assert written == [folder / name for name in names]
     assert files_in(root) == [
-        "alignseg_tf/weights/boxes.keras",
-        *(f"savedmodels/boxes/{name}" for name in names),
-    ]
+        "alignseg_tf/weights/boxes.keras", "savedmodels/boxes/1/saved_model.pb",
+        *(f"savedmodels/twin/{name}" for name in names),
+    ]  # fmt: skip
     assert (root / "alignseg_tf" / "weights" / "boxes.keras").read_text() == "older"
-    assert not (folder / "boxes.keras").is_symlink()
-    assert known_facts(folder / "boxes.keras")["run"] == {"epochs": 70}
+    assert not (folder / "twin.keras").is_symlink()
+    assert known_facts(folder / "twin.keras")["run"] == {"epochs": 70}
+
+
+def test_what_was_known_of_an_older_model_goes(trained):
+    source, data, root = trained
+    (root / "alignseg_tf" / "weights" / "boxes.run.json").write_text('{"epochs": 1}')
+    source.with_name("run.json").unlink()
+    release.release(source, "boxes", data, "Boxes.", root=root)
+    assert not (root / "alignseg_tf" / "weights" / "boxes.run.json").exists()
+    assert known_facts(root / "savedmodels" / "boxes" / "boxes.keras")["run"] is None
 
 
 def test_a_release_that_fails_leaves_the_older_one(trained, monkeypatch):

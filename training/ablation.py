@@ -43,7 +43,7 @@ from training.recipe import (
 from training.train import describe_run, names_hash, train, training_samples
 
 # Values of a recipe that a cell or a seed decides, or that are always the same.
-DECIDED = ("aggregation", "context", "seed", "validate_every")
+DECIDED = ("aggregation", "context", "seed", "validate_every", "train_on")
 # Of the picture for which operations are counted: CamVid's.
 COUNTED_SIZE = (360, 480)
 # Neighbouring pictures that are alike: CamVid's validation pictures are 15 frames a second.

@@ -32,9 +32,12 @@ from alignseg_tf.protocols import Protocol
 from training.recipe import Recipe, RecipeError, load_recipe
 from training.train import train
 
-# The trained model, and the heights at which it looks at a street: its card's and lower ones, whose
+# The trained model, and how it looks at a street: at its card's height and at lower ones, whose
 # average is cleaner on streets unlike those that it has seen.
-TRAINED, TRAINED_HEIGHTS = "camvid_lite0", (360, 450, 540)
+TRAINED, TRAINED_PROTOCOL = (
+    "camvid_lite0",
+    Protocol(height=540, scales=(2 / 3, 5 / 6, 1), flip=True),
+)
 # Crops are at most this large; on 2 cores a batch of 4 takes about 2 seconds.
 LARGEST_CROP = (352, 480)
 # What a run on one's own data may cost: pixels in crops, 20 to 30 minutes on 2 cores.
@@ -83,9 +86,7 @@ def validation_pictures(data: DataSource) -> list[np.ndarray]:
 
 def show_trained(picture: np.ndarray, path: Path) -> None:
     """Segment a street with the trained model of the package and paint the classes over it."""
-    scales = tuple(height / picture.shape[0] for height in TRAINED_HEIGHTS)
-    protocol = Protocol(scales=scales, flip=True)
-    write_picture(path, Predictor(TRAINED, protocol)(picture))
+    write_picture(path, Predictor(TRAINED, TRAINED_PROTOCOL)(picture))
 
 
 def write_picture(path: Path, prediction: Prediction) -> None:

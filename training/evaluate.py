@@ -15,6 +15,7 @@ from alignseg_tf.data.sources import add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation import evaluate_model
 from alignseg_tf.evaluation_files import write_report
 from alignseg_tf.evaluation_report import Report
+from alignseg_tf.export.model_card import warn_if_trained_on
 from alignseg_tf.files import write_text
 from alignseg_tf.prediction import predictors_on_all_gpus
 from alignseg_tf.pretrained import model_path
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         protocol = protocol_from_arguments(parsed)
         data = data_from_arguments(parsed, counter("making the data set"))
         samples = data.samples(parsed.split)
+        warn_if_trained_on(parsed.model, parsed.split)
         report = evaluate_and_write(
             parsed.model,
             samples,

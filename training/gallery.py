@@ -20,6 +20,7 @@ from alignseg_tf.data.readers import Sample, load_sample
 from alignseg_tf.data.sources import add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation import evaluate_model
 from alignseg_tf.evaluation_report import percent
+from alignseg_tf.export.model_card import warn_if_trained_on
 from alignseg_tf.files import atomic_path
 from alignseg_tf.prediction import predictors_on_all_gpus
 from alignseg_tf.pretrained import model_path
@@ -169,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         protocol = protocol_from_arguments(parsed)
         data = data_from_arguments(parsed, counter("making the data set"))
         samples = data.samples(parsed.split)
+        warn_if_trained_on(parsed.model, parsed.split)
         predictors = predictors_on_all_gpus(parsed.model, protocol)
         report = evaluate_model(
             parsed.model, predictors, samples, data.label_space, progress=counter("evaluating")

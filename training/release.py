@@ -132,13 +132,15 @@ def release(
 
     Raises:
         ValueError: the model, what lies beside it, or the data cannot be read, or an export does
-            not agree; what was released before stays.
+            not agree, or the package has another model of the name; what was released before stays.
     """
+    weights, folder = root / "alignseg_tf" / pretrained.FOLDER.name, root / "savedmodels" / name
+    if not packaged and (weights / f"{name}.keras").exists():
+        raise ValueError(f"{name} is in the package: an unpackaged model must have another name")
     run = known_facts(source)["run"]
     # A file may say that it was trained in half precision.
     model = with_dtype_policy(load_model(source), "float32")
     validation = data.samples("val")
-    weights, folder = root / "alignseg_tf" / pretrained.FOLDER.name, root / "savedmodels" / name
     # On the disk of the clone, so that renaming is all that is left at the end.
     with tempfile.TemporaryDirectory(dir=root, prefix=".release-") as stage:
         exports = Path(stage) / name
@@ -159,6 +161,10 @@ def release(
             shutil.move(exports, temporary)
         if packaged:
             weights.mkdir(parents=True, exist_ok=True)
+            # What is known of an older model is not known of this one.
+            for path in weights.glob(f"{name}.*"):
+                if not (made / path.name).exists():
+                    path.unlink()
             for path in sorted(made.iterdir()):
                 path.replace(weights / path.name)
     return [*(sorted(weights.glob(f"{name}.*")) if packaged else []), *sorted(folder.iterdir())]

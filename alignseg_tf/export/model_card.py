@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,24 +21,32 @@ QUALITY_FILE, RUN_FILE, ABOUT_FILE = "evaluation.json", "run.json", "about.md"
 def known_facts(model: Path) -> dict[str, Any]:
     """Return what files beside a model say of it: the arguments of `model_card` of that name.
 
+    Args:
+        model: a `.keras` file, or another form of it that lies beside it: `NAME.tflite`, or a
+            SavedModel in a folder `NAME`.
+
     Returns:
         `quality`, `run` and `about`; None, or no text, where there is no such file.
 
     Raises:
         ValueError: a file is there and holds something else.
     """
-    model = model.resolve()  # what is released has links to it
-
-    def beside(name: str) -> Path | None:
-        own = model.with_name(f"{model.stem}.{name}")
-        return next((path for path in (own, model.with_name(name)) if path.is_file()), None)
-
-    quality, run, about = (beside(name) for name in (QUALITY_FILE, RUN_FILE, ABOUT_FILE))
+    quality, run, about = (_beside(model, name) for name in (QUALITY_FILE, RUN_FILE, ABOUT_FILE))
     return {
         "quality": None if quality is None else read_quality(quality),
         "run": None if run is None else read_run(run),
         "about": "" if about is None else about.read_text(encoding="utf-8"),
     }
+
+
+def _beside(model: Path, name: str) -> Path | None:
+    keras_files = model.with_suffix(".keras"), model.parent / f"{model.parent.name}.keras"
+    for form in (model, *keras_files):
+        form = form.resolve()  # what is released has links to the package
+        for path in (form.with_name(f"{form.stem}.{name}"), form.with_name(name)):
+            if path.is_file():
+                return path
+    return None
 
 
 def read_quality(path: Path) -> dict[str, Any]:
@@ -78,6 +87,24 @@ def read_run(path: Path) -> dict[str, Any]:
 def trained_on_validation(run: Mapping[str, Any]) -> bool:
     """Whether a run, as `read_run` gives it, was trained on the validation pictures too."""
     return "val" in run.get("train_on", "").split("+")
+
+
+def warn_if_trained_on(model: Path, split: str) -> None:
+    """Say on the standard error stream if a model is known to be trained on a split's pictures.
+
+    Args:
+        model: as in `known_facts`.
+        split: part of the data on which it is to be judged.
+
+    Raises:
+        ValueError: a file beside the model is there and is not readable.
+    """
+    if split == "val" and trained_on_validation(known_facts(model)["run"] or {}):
+        print(
+            f"Warning: {model} was trained on the validation pictures: what is measured on them "
+            "says nothing of new pictures",
+            file=sys.stderr,
+        )
 
 
 def model_card(
@@ -140,8 +167,9 @@ readers, `Predictor` and the HTTP server of alignseg_tf turn pictures first."""
 _KERAS_CONTRACT = f"""\
 Pictures are float32 RGB, 0..255 [B, H, W, 3], of any size from {MIN_IMAGE_SIZE} x
 {MIN_IMAGE_SIZE} on; normalisation is in the model. It returns a dict with the logits
-`segmentation`, float32 [B, H, W, classes]. `Predictor` and `python -m alignseg_tf predict` go from
-picture files to classes."""
+`segmentation`, float32 [B, H, W, classes]. `keras.saving.load_model` reads the file after
+`import alignseg_tf`. `Predictor` and `python -m alignseg_tf predict` go from picture files to
+classes."""
 
 _EXPORTS = (
     "`python -m alignseg_tf export` makes a SavedModel, TFLite or ONNX of it, and compares them."
@@ -160,12 +188,13 @@ def _classes(model: AlignSeg) -> str:
 def _quality(quality: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -> str:
     if quality is None:
         return "Not measured, or not known when this was exported (`--quality FILE.json`)."
-    bounds = (quality.get("intervals") or {}).get("mean_iou")
-    interval, blocks = "", ""
-    if bounds:
-        level = quality["intervals"]["level"]
-        block = quality["intervals"].get("block", 1)
+    intervals = quality.get("intervals") or {}
+    bounds = intervals.get("mean_iou") or {}
+    interval, of_what = "", ""
+    if bounds.get("low") is not None:  # fewer than two pictures, or blocks, have none
+        level, block = intervals["level"], intervals.get("block", 1)
         blocks = f", in blocks of {block} neighbours" if block > 1 else ""
+        of_what = f" The interval is of the choice of pictures{blocks}."
         interval = f" ({100 * level:.0f} % interval {_percent(bounds['low'])} to " \
             f"{_percent(bounds['high'])})"  # fmt: skip
     rows = [f"| {name} | {_percent(value)} |" for name, value in quality["iou"].items()]
@@ -176,8 +205,7 @@ def _quality(quality: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -
     return "\n".join(
         [
             f"Mean IoU {_percent(quality['mean_iou'])} %{interval} on {quality['pictures']} "
-            f"pictures, {quality['protocol']}. The interval is of the choice of "
-            f"pictures{blocks}.{warning}",
+            f"pictures, {quality['protocol']}.{of_what}{warning}",
             "",
             "| class | IoU, % |",
             "|---|---|",
