@@ -74,6 +74,8 @@ def test_the_plan_is_the_grid_and_goes_seed_by_seed():
         (a, c) for a in ("bilinear", "align") for c in ("none", "global", "align")
     }
     assert {c.aggregation for c in CELLS} == {"bilinear", "align", "align_coarse", "align_fine"}
+    some = [CELLS[0], CELLS[-1]]
+    assert list(planned(2, 1, some)) == [(some[0], 0), (some[1], 0), (some[0], 1)]
 
 
 def test_what_is_done_is_not_done_again(folder, tmp_path, monkeypatch, capsys):

@@ -83,15 +83,18 @@ CELLS = (
 )
 
 
-def planned(seeds: int, other_seeds: int) -> Iterator[tuple[Cell, int]]:
+def planned(
+    seeds: int, other_seeds: int, cells: Sequence[Cell] = CELLS
+) -> Iterator[tuple[Cell, int]]:
     """Yield what is to be trained: all cells with one seed before any with the next.
 
     Args:
         seeds: of each of the main cells.
         other_seeds: of each of the others.
+        cells: those to be trained.
     """
     for seed in range(max(seeds, other_seeds)):
-        for cell in CELLS:
+        for cell in cells:
             if seed < (seeds if cell.main else other_seeds):
                 yield cell, seed
 
@@ -227,6 +230,7 @@ def ablate(
     seeds: int,
     other_seeds: int,
     block: int = BLOCK,
+    cells: Sequence[Cell] = CELLS,
 ) -> str:
     """Train what has no result yet, and return the tables over all results.
 
@@ -239,13 +243,14 @@ def ablate(
         seeds: of each of the main cells.
         other_seeds: of each of the others.
         block: neighbouring pictures that intervals draw together, see `Report`.
+        cells: those to be trained; the tables are of all that have results.
 
     Raises:
         DataError, RecipeError, RunStoppedError: as `train.train`; RecipeError too where a kept
             result is of another recipe or of other pictures, before anything is trained.
     """
     recipe = dataclasses.replace(recipe, validate_every=recipe.epochs)
-    plan = list(planned(seeds, other_seeds))
+    plan = list(planned(seeds, other_seeds, cells))
     training = training_samples(recipe, data)
     run = describe_run(recipe, data.label_space, training)
     pictures = names_hash(sample.image.name for sample in data.samples("val"))
@@ -289,6 +294,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--other-seeds", type=int, default=1, help="of the other four cells (%(default)s)"
     )
+    names = [cell.name for cell in CELLS]
+    parser.add_argument(
+        "--cells", nargs="+", choices=names, default=names, metavar="CELL",
+        help=f"which to train, of {', '.join(names)} (all)",
+    )  # fmt: skip
     add_block_argument(parser)
     add_recipe_arguments(parser)
     parser.set_defaults(recipe="camvid_ablation", block=BLOCK)
@@ -313,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tables = ablate(
             recipe_from_arguments(parsed), data, parsed.output,
             parsed.results or parsed.output / "results", parsed.seeds, parsed.other_seeds,
-            parsed.block,
+            parsed.block, [cell for cell in CELLS if cell.name in parsed.cells],
         )  # fmt: skip
     except ValueError as error:  # of data, recipe and options
         print(f"error: {error}", file=sys.stderr)

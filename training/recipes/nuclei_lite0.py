@@ -2,7 +2,7 @@
 
 Command:
     python -m training.train --recipe nuclei_lite0 --data FOLDER --output runs/nuclei
-FOLDER has the folder form (docs/datasets/own_data.md).
+FOLDER is described in docs/datasets/nuclei.md.
 
 Memory: 2.9 GiB (`--dry-run`). Time: 31 minutes on 2 cores of an Intel Xeon (AVX-512, AMX; beside
 other work).
