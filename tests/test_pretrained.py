@@ -10,7 +10,7 @@ from alignseg_tf import AlignSeg, Predictor, backbones, pretrained
 from alignseg_tf.__main__ import main
 from alignseg_tf.data import street_scenes
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.export.model_card import known_facts
+from alignseg_tf.export.model_card import known_facts, trained_on_validation
 from alignseg_tf.networks import load_model
 from alignseg_tf.pretrained import model_path, pretrained_file, pretrained_names
 from training import build
@@ -52,22 +52,48 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(tiny, tmp_path, ca
     assert "huge: no such file; expected a .keras model, or the name" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", pretrained_names())
+RELEASED = sorted(path.parent.name for path in (ROOT / "savedmodels").glob("*/MODEL_CARD.md"))
+
+
+def test_models_of_the_package_are_released_ones():
+    assert set(pretrained_names()) < set(RELEASED)
+    notice = (pretrained.FOLDER / "NOTICE").read_text(encoding="utf-8")
+    for name in pretrained_names():
+        assert (ROOT / "savedmodels" / name / f"{name}.keras").samefile(pretrained_file(name))
+        assert f"\n{name}.keras\n" in notice
+
+
+@pytest.mark.parametrize("name", RELEASED)
 def test_a_trained_model_says_what_it_is(name):
     """In the package, for exports of it, and in the clone, for readers."""
-    facts = known_facts(pretrained_file(name))
+    folder = ROOT / "savedmodels" / name
+    facts = known_facts(folder / f"{name}.keras")
     assert facts["run"]["epochs"] > 1
     assert 0.75 < facts["quality"]["mean_iou"] < 1
     assert "**Terms**" in facts["about"]
-    folder = ROOT / "savedmodels" / name
-    assert (folder / f"{name}.keras").samefile(pretrained_file(name))
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert card.startswith(f"# {name}\n")
     assert facts["about"].strip() in card
     assert f"Mean IoU {100 * facts['quality']['mean_iou']:.2f} %" in card
     assert f"| epochs | {facts['run']['epochs']} |" in card
-    notice = (pretrained.FOLDER / "NOTICE").read_text(encoding="utf-8")
-    assert f"\n{name}.keras\n" in notice
+    seen = trained_on_validation(facts["run"])
+    assert ("The model was trained on the validation pictures" in card) is seen
+    # What the texts state is what was measured.
+    stated = f"| {100 * facts['quality']['mean_iou']:.2f} ("
+    for text in (facts["about"], (ROOT / "docs" / "models.md").read_text(encoding="utf-8")):
+        assert stated in text
+
+
+def test_the_twin_that_is_measured_is_that_of_the_model_that_is_used():
+    """The same recipe, but for what it is trained on."""
+    used, measured = (
+        known_facts(ROOT / "savedmodels" / name / f"{name}.keras")["run"]
+        for name in ("camvid_lite0", "camvid_lite0_train")
+    )
+    assert {key for key in used if used[key] != measured.get(key)} == {
+        "train_on", "training_pictures", "training_picture_names"
+    }  # fmt: skip
+    assert (measured["train_on"], used["train_on"]) == ("train", "train+val")
 
 
 def test_the_released_files_are_small():
