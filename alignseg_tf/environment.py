@@ -24,17 +24,28 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Return the processor, the number of its cores that this process may use, and the GPUs."""
-    model = platform.processor() or platform.machine()
+    """Return the processor, the number of its cores that this process may use, and the GPUs.
+
+    `cpu` is its name, which generations may share, and `cpu_model` its family, model and stepping,
+    which tell them apart; None where the system does not say.
+    """
+    info: dict[str, str] = {}
     if (cpuinfo := Path("/proc/cpuinfo")).is_file():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        model = names[0] if names else model
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            info.setdefault(name.strip(), value.strip())  # of the first core
+    numbers = [info.get(name) for name in ("cpu family", "model", "stepping")]
     gpus = [
         tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
         for gpu in tf.config.list_physical_devices("GPU")
     ]
-    return {"system": platform.platform(), "cpu": model, "cores": cores(), "gpus": gpus}
+    return {
+        "system": platform.platform(),
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "cpu_model": None if None in numbers else ".".join(map(str, numbers)),
+        "cores": cores(),
+        "gpus": gpus,
+    }
 
 
 def cores() -> int:

@@ -247,6 +247,10 @@ def test_seconds_of_different_machines_are_not_mixed(results):
     assert table.count("| 2.50 | 0.25 |") == 4
     for of_cell in list(found.values())[:3]:
         del of_cell[1:]
+    found["align-align"][0]["machine"]["cpu_model"] = "another with the same name"
+    assert [row.split("|")[-2].strip() for row in ablation_tables(found).splitlines()[2:6]] == [
+        "9.00", "9.00", "9.00", ""
+    ]  # fmt: skip
     found["align-align"][0]["machine"]["gpus"] = ["GPU"]
     head, *rows = ablation_tables(found).splitlines()
     assert "| s a step, 2 cores of Slide rule |" in head

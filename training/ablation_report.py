@@ -174,14 +174,15 @@ def cell_seconds(results: Results) -> tuple[str, dict[str, float]]:
 
     It is the one on which most cells ran: seconds of different machines do not compare.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[tuple[str, str | None], dict[str, list[float]]] = {}
     for name, of_cell in results.items():
         for result in of_cell:
             there = result["machine"]
             devices = [*there["gpus"], f"{there['cores']} cores of {there['cpu']}"]
-            found.setdefault(devices[0], {}).setdefault(name, []).append(step_seconds(result))
-    machine = max(found, key=lambda one: len(found[one]))
-    return machine, {name: min(taken) for name, taken in found[machine].items()}
+            machine = devices[0], there.get("cpu_model")
+            found.setdefault(machine, {}).setdefault(name, []).append(step_seconds(result))
+    most = max(found, key=lambda one: len(found[one]))
+    return most[0], {name: min(taken) for name, taken in found[most].items()}
 
 
 def _cells(results: Results, scores: GridScores) -> str:
