@@ -110,8 +110,12 @@ def test_the_command_compares_and_goes_on(tmp_path, capsys):
     times = [(tmp_path / "out" / f"{name}.jsonl").stat().st_size for name in "ab"]
     assert main(arguments) == 0
     assert [(tmp_path / "out" / f"{name}.jsonl").stat().st_size for name in "ab"] == times
+    (tmp_path / "b.run.json").write_text('{"train_on": "train+val"}')
     assert main([*arguments, "--flip"]) == 2
-    assert "a.jsonl holds another evaluation:\n  protocol" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "a.jsonl holds another evaluation:\n  protocol" in err
+    assert "b.keras was trained on the validation pictures" in err
+    assert "a.keras was trained" not in err
     (tmp_path / "data" / "classes.json").write_text('{"classes": ["x", "y", "z"]}')
     assert main(arguments) == 2
     assert "must have the same classes" in capsys.readouterr().err

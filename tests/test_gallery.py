@@ -9,8 +9,8 @@ from alignseg_tf import Predictor, visualization
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import load_sample
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.evaluation import evaluate
-from training import gallery
+from alignseg_tf.evaluation import evaluate as evaluate_pictures
+from training import evaluate, gallery
 
 SCORES = np.array([0.9, 0.1, 0.2, 0.8, 0.3, np.nan, 0.6, 0.5])
 
@@ -92,7 +92,9 @@ def test_the_command_shows_the_pictures_that_it_chose(saved, tmp_path, capsys, m
     """Each under its own name, with its own mean IoU."""
     data = write_folder(tmp_path / "four", val=4)
     output = tmp_path / "made" / "gallery.jpg"
-    scores = evaluate(Predictor(saved), open_data(data).samples("val"), LabelSpace(CLASSES))
+    scores = evaluate_pictures(
+        Predictor(saved), open_data(data).samples("val"), LabelSpace(CLASSES)
+    )
     worst, best = (f(scores.picture_iou) for f in (np.argmin, np.argmax))
     texts = []
     titled = visualization.titled
@@ -111,10 +113,13 @@ def test_the_command_shows_the_pictures_that_it_chose(saved, tmp_path, capsys, m
         assert picture.width == 240
 
 
-def test_the_command_warns_of_pictures_that_were_trained_on(saved, folder, tmp_path, capsys):
+@pytest.mark.parametrize("script", [gallery, evaluate])
+def test_commands_warn_of_pictures_that_were_trained_on(script, saved, folder, tmp_path, capsys):
     saved.with_name("run.json").write_text('{"train_on": "train+val"}')
-    arguments = [str(saved), "--data", str(folder), "--output", str(tmp_path / "gallery.png")]
-    assert gallery.main(arguments) == 0
+    arguments = [str(saved), "--data", str(folder)]
+    if script is gallery:
+        arguments += ["--output", str(tmp_path / "gallery.png")]
+    assert script.main(arguments) == 0
     assert "was trained on the validation pictures" in capsys.readouterr().err
 
 
