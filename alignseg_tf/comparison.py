@@ -328,7 +328,7 @@ def compare_from_arguments(arguments: argparse.Namespace) -> str:
     samples = data.samples(arguments.split)
     models = (arguments.first, arguments.second)
     for model in models:
-        warn_if_trained_on(model, arguments.split)
+        warn_if_trained_on(model, data, arguments.split)
     predictors = [predictors_on_all_gpus(model, protocol) for model in models]
     for copies, model in zip(predictors, models, strict=True):
         check_classes(copies[0], data.label_space, model)

@@ -5,7 +5,8 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,3 +127,8 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         for key in sorted(there.keys() | here.keys())
         if there.get(key) != here.get(key)
     )
+
+
+def names_hash(names: Iterable[str]) -> str:
+    """Return a short hash of the names of files, in their order, 8 hexadecimal digits."""
+    return f"{zlib.crc32(chr(10).join(names).encode()):08x}"

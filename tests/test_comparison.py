@@ -9,8 +9,10 @@ from test_evaluation_files import SPACE, by_color, pictures
 from alignseg_tf.__main__ import main
 from alignseg_tf.comparison import Comparison, points, write_comparison
 from alignseg_tf.data.readers import read_folder
+from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation import evaluate
 from alignseg_tf.evaluation_report import Report, sample_weights
+from alignseg_tf.files import names_hash
 
 
 def blind(image):
@@ -110,11 +112,13 @@ def test_the_command_compares_and_goes_on(tmp_path, capsys):
     times = [(tmp_path / "out" / f"{name}.jsonl").stat().st_size for name in "ab"]
     assert main(arguments) == 0
     assert [(tmp_path / "out" / f"{name}.jsonl").stat().st_size for name in "ab"] == times
-    (tmp_path / "b.run.json").write_text('{"train_on": "train+val"}')
+    names = [s.image.name for part in ("train", "val") for s in open_data(data).samples(part)]
+    run = {"train_on": "train+val", "training_picture_names": names_hash(names)}
+    (tmp_path / "b.run.json").write_text(json.dumps(run))
     assert main([*arguments, "--flip"]) == 2
     err = capsys.readouterr().err
     assert "a.jsonl holds another evaluation:\n  protocol" in err
-    assert "b.keras was trained on the validation pictures" in err
+    assert "b.keras was trained on these pictures" in err
     assert "a.keras was trained" not in err
     (tmp_path / "data" / "classes.json").write_text('{"classes": ["x", "y", "z"]}')
     assert main(arguments) == 2

@@ -1,5 +1,7 @@
 """Galleries of predictions."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import CLASSES, tiny_model, write_folder
@@ -10,6 +12,7 @@ from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import load_sample
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation import evaluate as evaluate_pictures
+from alignseg_tf.files import names_hash
 from training import evaluate, gallery
 
 SCORES = np.array([0.9, 0.1, 0.2, 0.8, 0.3, np.nan, 0.6, 0.5])
@@ -115,12 +118,14 @@ def test_the_command_shows_the_pictures_that_it_chose(saved, tmp_path, capsys, m
 
 @pytest.mark.parametrize("script", [gallery, evaluate])
 def test_commands_warn_of_pictures_that_were_trained_on(script, saved, folder, tmp_path, capsys):
-    saved.with_name("run.json").write_text('{"train_on": "train+val"}')
+    names = [sample.image.name for sample in open_data(folder).samples("val")]
+    run = {"train_on": "val", "training_picture_names": names_hash(names)}
+    saved.with_name("run.json").write_text(json.dumps(run))
     arguments = [str(saved), "--data", str(folder)]
     if script is gallery:
         arguments += ["--output", str(tmp_path / "gallery.png")]
     assert script.main(arguments) == 0
-    assert "was trained on the validation pictures" in capsys.readouterr().err
+    assert "was trained on these pictures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -132,7 +137,7 @@ def test_commands_warn_of_pictures_that_were_trained_on(script, saved, folder, t
             ["--output", "gallery.gif"],
             "--output must end in .png, .jpg, .jpeg. Received: gallery.gif",
         ),
-        (["--split", "test"], "test"),
+        (["--split", "test"], "images/test: no such folder"),
     ],
 )
 def test_bad_arguments_are_named(saved, folder, tmp_path, capsys, options, said):

@@ -1,12 +1,14 @@
 """What a model card says."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import CLASSES, tiny_model
 
 from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.export.agreement import Agreement
 from alignseg_tf.export.model_card import (
@@ -15,6 +17,7 @@ from alignseg_tf.export.model_card import (
     read_quality,
     warn_if_trained_on,
 )
+from alignseg_tf.files import names_hash
 from alignseg_tf.scores import score_picture
 
 AGREEMENT = Agreement(3, 0.99987, 1.5e-5, 12.0, 0.123, (360, 480))
@@ -64,7 +67,7 @@ def test_it_gives_no_interval_where_there_is_none(model, quality):
 
 
 @pytest.mark.parametrize("form", ["boxes.keras", "boxes.tflite", "1"])
-def test_what_is_known_of_a_model_is_known_of_its_other_forms(tmp_path, form, capsys):
+def test_what_is_known_of_a_model_is_known_of_its_other_forms(tmp_path, form, monkeypatch):
     """Of a model of the package too, to which there is a link."""
     weights, folder = tmp_path / "weights", tmp_path / "boxes"
     (folder / "1").mkdir(parents=True)
@@ -74,11 +77,42 @@ def test_what_is_known_of_a_model_is_known_of_its_other_forms(tmp_path, form, ca
     (folder / "boxes.tflite").touch()
     (folder / "boxes.keras").symlink_to("../weights/boxes.keras")
     assert known_facts(folder / form)["run"] == {"train_on": "train+val"}
+    monkeypatch.chdir(folder)
+    assert known_facts(Path(form))["run"] == {"train_on": "train+val"}
     assert known_facts(tmp_path / "elsewhere" / form)["run"] is None
-    warn_if_trained_on(folder / form, "test")
-    assert capsys.readouterr().err == ""
-    warn_if_trained_on(folder / form, "val")
-    assert f"Warning: {folder / form} was trained on the validation" in capsys.readouterr().err
+    assert known_facts(folder / f"other.{form}.keras")["run"] is None
+
+
+def test_the_current_folder_may_be_a_saved_model(tmp_path, monkeypatch):
+    (tmp_path / "boxes" / "1").mkdir(parents=True)
+    (tmp_path / "boxes" / "boxes.run.json").write_text('{"epochs": 3}')
+    monkeypatch.chdir(tmp_path / "boxes" / "1")
+    assert known_facts(Path())["run"] == {"epochs": 3}
+
+
+@pytest.mark.parametrize(
+    ("train_on", "split", "warned"),
+    [
+        ("train", "train", True),
+        ("train", "val", False),
+        ("train+val", "train", True),
+        ("train+val", "val", True),
+        ("train+val", "test", False),
+    ],
+)
+def test_judging_a_model_on_what_it_was_trained_on_is_warned_of(
+    folder, tmp_path, capsys, train_on, split, warned
+):
+    """And on pictures of other names it is not."""
+    data = open_data(folder)
+    names = [sample.image.name for part in train_on.split("+") for sample in data.samples(part)]
+    model = tmp_path / "boxes.keras"
+    for hashed, expected in ((names_hash(names), warned), (names_hash(names[:-1]), False)):
+        run = {"train_on": train_on, "training_picture_names": hashed}
+        (tmp_path / "boxes.run.json").write_text(json.dumps(run))
+        warn_if_trained_on(model, data, split)
+        said = capsys.readouterr().err
+        assert (f"Warning: {model} was trained on these pictures" in said) is expected
 
 
 def test_it_says_what_it_does_not_know(model):

@@ -25,7 +25,7 @@ import keras
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.environment import machine, versions
 from alignseg_tf.evaluation_report import Report, check_block
-from alignseg_tf.files import write_bytes, write_text
+from alignseg_tf.files import names_hash, write_bytes, write_text
 from alignseg_tf.progress import counter, duration
 from alignseg_tf.protocols import add_block_argument
 from alignseg_tf.scores import PictureScores
@@ -40,7 +40,7 @@ from training.recipe import (
     recipe_from_arguments,
     with_defaults,
 )
-from training.train import describe_run, names_hash, train, training_samples
+from training.train import describe_run, train, training_samples
 
 # Values of a recipe that a cell or a seed decides, or that are always the same.
 DECIDED = ("aggregation", "context", "seed", "validate_every", "train_on")

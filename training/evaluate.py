@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         protocol = protocol_from_arguments(parsed)
         data = data_from_arguments(parsed, counter("making the data set"))
         samples = data.samples(parsed.split)
-        warn_if_trained_on(parsed.model, parsed.split)
+        warn_if_trained_on(parsed.model, data, parsed.split)
         report = evaluate_and_write(
             parsed.model,
             samples,

@@ -1,6 +1,6 @@
 """Put a trained model where users find it: in the package, and in `savedmodels/`.
 
-    python -m training.release runs/camvid/best.keras --name camvid_lite0 --data FOLDER \
+    python -m training.release runs/release/best.keras --name camvid_lite0 --data FOLDER \
         --scales 1.5 --block 10 --size 540 720 --about about.md
 
 writes
@@ -163,9 +163,8 @@ def release(
         if packaged:
             weights.mkdir(parents=True, exist_ok=True)
             # What is known of an older model is not known of this one.
-            for path in weights.glob(f"{name}.*"):
-                if not (made / path.name).exists():
-                    path.unlink()
+            for kind in (ABOUT_FILE, QUALITY_FILE, RUN_FILE):
+                (weights / f"{name}.{kind}").unlink(missing_ok=True)
             for path in sorted(made.iterdir()):
                 path.replace(weights / path.name)
     return [*(sorted(weights.glob(f"{name}.*")) if packaged else []), *sorted(folder.iterdir())]

@@ -11,8 +11,7 @@ import argparse
 import dataclasses
 import json
 import sys
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from alignseg_tf.data.readers import DataError, Sample
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.export.model_card import RUN_FILE
-from alignseg_tf.files import DiskFullError, write_text
+from alignseg_tf.files import DiskFullError, names_hash, write_text
 from alignseg_tf.precision import global_dtype_policy
 from alignseg_tf.progress import counter
 from training import multi_worker
@@ -91,11 +90,6 @@ def describe_run(recipe: Recipe, label_space: LabelSpace, samples: Sequence[Samp
         "training_picture_names": names_hash(sample.image.name for sample in samples),
     }
     return json.loads(json.dumps(run))
-
-
-def names_hash(names: Iterable[str]) -> str:
-    """Return a hash of the names of pictures, in their order."""
-    return f"{zlib.crc32(chr(10).join(names).encode()):08x}"
 
 
 def check_run_folder(output: Path, run: dict) -> None:

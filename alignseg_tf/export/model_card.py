@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alignseg_tf.data.readers import DataError
+from alignseg_tf.data.sources import DataSource
 from alignseg_tf.environment import machine, versions
 from alignseg_tf.export.agreement import Agreement
+from alignseg_tf.files import names_hash
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 from alignseg_tf.networks import label_space_of
 
@@ -40,8 +43,9 @@ def known_facts(model: Path) -> dict[str, Any]:
 
 
 def _beside(model: Path, name: str) -> Path | None:
-    keras_files = model.with_suffix(".keras"), model.parent / f"{model.parent.name}.keras"
-    for form in (model, *keras_files):
+    model = model.absolute()
+    in_folder = model.parent / f"{model.parent.name}.keras"
+    for form in (model, model.with_suffix(".keras") if model.suffix else in_folder):
         form = form.resolve()  # what is released has links to the package
         for path in (form.with_name(f"{form.stem}.{name}"), form.with_name(name)):
             if path.is_file():
@@ -89,20 +93,32 @@ def trained_on_validation(run: Mapping[str, Any]) -> bool:
     return "val" in run.get("train_on", "").split("+")
 
 
-def warn_if_trained_on(model: Path, split: str) -> None:
+def warn_if_trained_on(model: Path, data: DataSource, split: str) -> None:
     """Say on the standard error stream if a model is known to be trained on a split's pictures.
+
+    They are known by the names of the pictures that it was trained on.
 
     Args:
         model: as in `known_facts`.
-        split: part of the data on which it is to be judged.
+        data: pictures with labels.
+        split: the part of them on which the model is to be judged.
 
     Raises:
-        ValueError: a file beside the model is there and is not readable.
+        ValueError: what is known of the model's run is not readable.
     """
-    if split == "val" and trained_on_validation(known_facts(model)["run"] or {}):
+    path = _beside(model, RUN_FILE)
+    run = {} if path is None else read_run(path)
+    splits = run.get("train_on", "train").split("+")
+    if split not in splits:
+        return
+    try:
+        names = [sample.image.name for part in splits for sample in data.samples(part)]
+    except DataError:  # without such a part they are other data
+        return
+    if names_hash(names) == run.get("training_picture_names"):
         print(
-            f"Warning: {model} was trained on the validation pictures: what is measured on them "
-            "says nothing of new pictures",
+            f"Warning: {model} was trained on these pictures: what is measured on them says "
+            "nothing of new ones",
             file=sys.stderr,
         )
 
