@@ -325,6 +325,7 @@ def test_two_cells_are_trained_and_compared(folder, tmp_path, monkeypatch, capsy
     assert len(found["align-none"][0]["metrics"]) == 3
 
 
-def test_the_page_has_the_tables_of_the_results():
-    tables = ablation_tables(read_results(ROOT / "docs" / "runs" / "ablation"))
+@pytest.mark.parametrize(("results", "block"), [("ablation", 10), ("ablation_nuclei", 1)])
+def test_the_page_has_the_tables_of_the_results(results, block):
+    tables = ablation_tables(read_results(ROOT / "docs" / "runs" / results, block))
     assert tables in (ROOT / "docs" / "ablation.md").read_text(encoding="utf-8")
