@@ -162,11 +162,10 @@ def release(
             shutil.move(exports, temporary)
         if packaged:
             weights.mkdir(parents=True, exist_ok=True)
-            # What is known of an older model is not known of this one.
-            for kind in (ABOUT_FILE, QUALITY_FILE, RUN_FILE):
-                (weights / f"{name}.{kind}").unlink(missing_ok=True)
             for path in sorted(made.iterdir()):
                 path.replace(weights / path.name)
+            if run is None:  # that of an older model is not this one's
+                (weights / f"{name}.{RUN_FILE}").unlink(missing_ok=True)
     return [*(sorted(weights.glob(f"{name}.*")) if packaged else []), *sorted(folder.iterdir())]
 
 
