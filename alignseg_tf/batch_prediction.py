@@ -112,6 +112,7 @@ def predict_pictures(
                 yield replace(outcome, outcome="skipped", message=str(error)), None, name
                 continue
             seconds = time.monotonic() - started
+            made = replace(made, file_name=(name.parent / path.name).as_posix())
             yield replace(outcome, in_windows=made.in_windows, seconds=seconds), made, name
 
     def write(item: tuple[Outcome, "Prediction | None", Path]) -> Outcome:

@@ -1,5 +1,6 @@
 """Pictures in, class maps out at the pictures' own size, from any saved form of a model."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,6 +32,7 @@ class Prediction:
             gives class maps alone.
         in_windows: whether the picture was too large to go through whole, see
             `Protocol.largest_whole`.
+        file_name: of the image, for files that name it; None where it is unknown.
     """
 
     image: np.ndarray
@@ -38,6 +40,7 @@ class Prediction:
     label_space: LabelSpace
     confidence: np.ndarray | None = None
     in_windows: bool = False
+    file_name: str | None = None
     _compute_probabilities: Callable[[np.ndarray], np.ndarray] | None = field(
         default=None, repr=False, compare=False
     )
@@ -134,11 +137,14 @@ class Predictor:
         Raises:
             ValueError: `image` is no such picture.
         """
+        file_name = Path(os.fsdecode(getattr(image, "filename", ""))).name or None
         image = picture_array(image)
         class_map, confidence, protocol = self._segment(image, with_confidence=True)
         compute = self.probabilities if self.network.gives_logits else None
         in_windows = protocol != self.protocol
-        return Prediction(image, class_map, self.label_space, confidence, in_windows, compute)
+        return Prediction(
+            image, class_map, self.label_space, confidence, in_windows, file_name, compute
+        )
 
     def _segment(
         self, image: np.ndarray, with_confidence: bool

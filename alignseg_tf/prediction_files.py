@@ -65,7 +65,8 @@ def _write_probabilities(prediction: "Prediction", path: Path) -> None:
 
 
 def _write_coco(prediction: "Prediction", path: Path) -> None:
-    write_text(path, json.dumps(coco_data_set(prediction, path.name.removesuffix("_coco.json"))))
+    file_name = prediction.file_name or path.name.removesuffix("_coco.json")
+    write_text(path, json.dumps(coco_data_set(prediction, file_name)))
 
 
 def _write_polygons(prediction: "Prediction", path: Path) -> None:
@@ -148,11 +149,12 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 def coco_data_set(prediction: "Prediction", file_name: str) -> dict[str, Any]:
     """Return a prediction as a COCO data set of one picture, with a mask a class.
 
-    A category's id is the class id + 1. Masks are uncompressed run-length codes.
+    A category's id is the class id + 1. Masks are uncompressed run-length codes. They are no
+    crowds, which COCO's tools leave out of training and evaluation.
 
     Args:
         prediction: what to write.
-        file_name: of the picture.
+        file_name: of the image, with its suffix.
     """
     height, width = prediction.class_map.shape
     annotations: list[dict[str, Any]] = []
@@ -168,7 +170,7 @@ def coco_data_set(prediction: "Prediction", file_name: str) -> dict[str, Any]:
                 "segmentation": {"size": [height, width], "counts": run_lengths(mask)},
                 "area": int(mask.sum()),
                 "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
-                "iscrowd": 1,
+                "iscrowd": 0,
             }
         )
     return {

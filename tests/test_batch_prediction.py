@@ -59,6 +59,17 @@ def outcomes(folder):
         return {Path(row["source"]).name: row for row in csv.DictReader(file)}
 
 
+def test_coco_names_the_image_as_it_lies_in_the_folder(model_file, pictures, tmp_path):
+    out = tmp_path / "out"
+    assert run(model_file, pictures, "--output", out, "--write", "coco") == 0
+    for name in ("0.png", "left/0.jpg"):
+        content = json.loads((out / f"{name[:-4]}_coco.json").read_text())
+        assert content["images"][0]["file_name"] == name
+        assert not any(annotation["iscrowd"] for annotation in content["annotations"])
+    with Image.open(pictures / "left/1.png") as opened:
+        assert Predictor(model_file)(opened).file_name == "1.png"
+
+
 def test_results_lie_as_the_pictures_do(model_file, pictures, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(model_file, pictures, "--output", out) == 0

@@ -1,10 +1,13 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from alignseg_tf.data.annotations import read_coco
 from alignseg_tf.data.catalog import CITYSCAPES, LabelSpace
+from alignseg_tf.data.importing import ImportOptions, write_import
 from alignseg_tf.prediction import Prediction
 from alignseg_tf.prediction_files import KINDS, check_kinds, coco_data_set, polygons, run_lengths
 
@@ -74,6 +77,20 @@ def test_coco_is_what_pycocotools_reads(prediction, tmp_path):
         assert not (mask & ~inside).any()
         found[mask] = annotation["category_id"] - 1
     np.testing.assert_array_equal(found, prediction.class_map)
+
+
+def test_coco_is_imported_as_the_same_labels(prediction, tmp_path):
+    enlarged = np.kron(prediction.class_map, np.ones((4, 4), np.uint8))
+    image = np.kron(prediction.image, np.ones((4, 4, 1), np.uint8))
+    (tmp_path / "images/city").mkdir(parents=True)
+    Image.fromarray(image).save(tmp_path / "images/city/street.png")
+    made = replace(prediction, image=image, class_map=enlarged, file_name="city/street.png")
+    (path,) = made.save(tmp_path, "street", ["coco"])
+    options = ImportOptions(split="train", unlabelled="void")
+    report = write_import(read_coco(path, tmp_path / "images"), tmp_path / "out", options)
+    with Image.open(tmp_path / "out/labels/train/city/street.png") as label:
+        np.testing.assert_array_equal(np.asarray(label), enlarged)
+    assert report.label_space.classes == SPACE.classes
 
 
 def test_a_class_that_is_not_there_has_no_annotation(prediction):
