@@ -28,16 +28,8 @@ from alignseg_tf.resized_logits import can_go_in_bands, classes_at
 
 Tensor = Any
 
-# A count is high * _LIMB + low, two whole numbers held in float32. Each stays below 2**24, up to
-# where float32 holds every whole number, while the count goes to 2**40. Integers would be plainer
-# but JAX has no int64 by default, and TensorFlow has no int32 variables on a GPU (they stay on
-# the host, where a step compiled by XLA cannot use them). The limb is far below 2**24 because
-# under tf.distribute the low parts of all replicas (up to 256) are summed without a carry.
-_LIMB = 2**16
-
-# Pixels are dealt to this many groups, and each group is counted apart, for segment_sum adds in
-# float32 on the PyTorch backend and there a count stops at 2**24: a batch may have 16 * 2**24
-# pixels. On a GPU, groups also keep atomic additions from meeting in a few cells.
+# `segment_sum` adds in float32 on the PyTorch backend, where a count stops at 2**24. Pixels are
+# counted in this many groups, so a batch may have 16 * 2**24 pixels.
 _GROUPS = 16
 
 
@@ -82,23 +74,20 @@ def pixel_accuracy(confusion: np.ndarray) -> float:
 class MeanIoU(keras.metrics.Metric):
     """Mean intersection over union of the classes, over all pixels since the last reset.
 
-    `y_true` is class ids [B, H, W] or [B, H, W, 1]. `y_pred` is logits [B, h, w, C], a floating
-    array, or predicted ids [B, H, W] or [B, H, W, 1], an integer array. Pixels whose true id is
-    ignored are not counted. Other pixels whose true or predicted id is not one of 0 .. C-1 are
-    counted apart: see `out_of_range` and `RaiseOnInvalidLabels`.
+    `y_true` is class ids [B, H, W] or [B, H, W, 1]. `y_pred` is floating logits [B, h, w, C] or
+    integer ids [B, H, W] or [B, H, W, 1]. Ignored pixels are not counted. Other pixels whose true
+    or predicted id is not in 0 .. C-1 are counted apart: see `out_of_range`.
 
-    `result` is the mean over the classes that are in the labels or predicted, in float32, and 0
-    before the first pixel. A class in `ignore_class` is never in the labels, so it is part of
-    the mean, with IoU 0, only where it is predicted. The other methods read the counts out to
-    NumPy; they are for eager code.
+    `result` is the mean over the classes in the labels or predicted, float32; 0 before the first
+    pixel. A class in `ignore_class` counts only where it is predicted, with IoU 0.
 
-    Counts are exact up to 2**40 in a cell of the confusion matrix, for batches of up to 2**28
-    pixels, and are summed over the replicas of `tf.distribute`.
+    Counts are exact: up to 2**63 pixels a cell on TensorFlow, 2**31 on JAX and PyTorch, for
+    batches of up to 2**28 pixels. Beyond that `result` is NaN and the other methods, which read
+    the counts out to NumPy, raise an `OverflowError`. Replicas of `tf.distribute` add up.
 
     Args:
         num_classes: number of classes C.
-        ignore_class: id or ids of pixels to leave out, within or outside of the classes; None
-            for no such id.
+        ignore_class: id or ids of pixels to leave out, or None.
         class_names: one name a class, or None.
         name: name of the metric.
 
@@ -108,8 +97,6 @@ class MeanIoU(keras.metrics.Metric):
         >>> metric.update_state(np.array([[[0, 0, 1, 255]]]), np.array([[[0, 1, 1, 1]]]))
         >>> round(float(metric.result()), 4)
         0.5
-        >>> metric.confusion_matrix().tolist()
-        [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
         >>> metric.absent_classes()
         ['bicycle']
     """
@@ -127,13 +114,12 @@ class MeanIoU(keras.metrics.Metric):
                 f"`class_names` must hold one name for each of the {num_classes} classes. "
                 f"Received: {len(class_names)} names"
             )
-        self.num_classes = num_classes
+        self.num_classes, self.class_names = num_classes, class_names
         self.ignore_class = ignore_class
-        self.class_names = class_names
-        # The confusion matrix row by row, then the pixels out of range.
-        cells = num_classes * num_classes + 1
-        self._low = self.add_variable((cells,), "zeros", dtype="float32", name="pixels_low")
-        self._high = self.add_variable((cells,), "zeros", dtype="float32", name="pixels_high")
+        # The confusion matrix row by row, then the pixels out of range: int64 on TensorFlow, which
+        # keeps int32 variables off a GPU; int32 elsewhere, since JAX has no int64 by default.
+        shape = (num_classes * num_classes + 1,)
+        self._counts = self.add_variable(shape, "zeros", dtype="int", name="pixels")
 
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         """Count the pixels of a batch."""
@@ -144,99 +130,93 @@ class MeanIoU(keras.metrics.Metric):
                 f"Received: sample_weight={sample_weight}"
             )
         truth = label_ids(ops.convert_to_tensor(y_true))
-        predicted = self._predicted_ids(ops.convert_to_tensor(y_pred), truth)
-        counted = ops.logical_not(is_ignored(truth, self.ignore_class))
-        in_matrix = ops.logical_and(
-            is_class(truth, self.num_classes), is_class(predicted, self.num_classes)
-        )
-        out_of_range = self.num_classes * self.num_classes
-        cell = ops.where(in_matrix, truth * self.num_classes + predicted, out_of_range)
-        self._add(ops.reshape(cell, (-1,)), ops.reshape(counted, (-1,)))
-
-    def _predicted_ids(self, y_pred: Tensor, truth: Tensor) -> Tensor:
-        """Return the predicted ids, int32 [B, H, W]."""
-        shape = tuple(y_pred.shape)
-        if "int" in keras.backend.standardize_dtype(y_pred.dtype):
-            if len(shape) == 4 and shape[-1] == 1:
-                y_pred, shape = ops.squeeze(y_pred, axis=-1), shape[:3]
-            sides = zip(shape, truth.shape, strict=False)
-            if len(shape) != 3 or any(None not in pair and pair[0] != pair[1] for pair in sides):
-                raise ValueError(
-                    "Predicted ids, an integer `y_pred`, must have the shape of the labels, "
-                    f"{tuple(truth.shape)}. Received: shape {shape}"
-                )
-            return ops.cast(y_pred, "int32")
-        if len(shape) != 4 or shape[-1] != self.num_classes:
-            raise ValueError(
-                "`y_pred` must be floating logits [B, h, w, classes] with "
-                f"{self.num_classes} classes, or integer ids [B, H, W]. "
-                f"Received: shape {shape}, dtype {keras.backend.standardize_dtype(y_pred.dtype)}"
-            )
-        if can_go_in_bands(y_pred, truth):
-            return classes_at(y_pred, tuple(truth.shape[1:3]))
-        return ops.cast(ops.argmax(logits_at_label_size(y_pred, truth), axis=-1), "int32")
-
-    def _add(self, cell: Tensor, counted: Tensor) -> None:
-        """Add one to each of the cells [N] where `counted` [N]."""
-        cells = self.num_classes * self.num_classes + 1
-        # For 0.5 million pixels, 19 and 150 classes, in ms on two CPU cores: segment_sum in
-        # groups 2 and 3 (XLA 1 and 1, JAX 1 and 1, PyTorch 5 and 5), product of one-hot matrices
-        # 10 and 99 (JAX 27 and 267, PyTorch 138 and 1134). ops.bincount is the fastest, but JAX
-        # cannot trace it.
-        group = ops.arange(ops.shape(cell)[0], dtype="int32") % _GROUPS
-        counts = ops.segment_sum(
-            ops.cast(counted, "float32"), group * cells + cell, num_segments=_GROUPS * cells
-        )
-        counts = ops.reshape(counts, (_GROUPS, cells))
-        high = ops.floor(counts / _LIMB)
-        low = self._low + ops.sum(counts - high * _LIMB, axis=0)
-        carry = ops.floor(low / _LIMB)
-        self._low.assign(low - carry * _LIMB)
-        self._high.assign(self._high + ops.sum(high, axis=0) + carry)
+        predicted = predicted_ids(ops.convert_to_tensor(y_pred), truth, self.num_classes)
+        pixels = count_pixels(truth, predicted, self.num_classes, self.ignore_class)
+        total = self._counts + ops.cast(pixels, self._counts.dtype)
+        # A count that has overflowed is negative, and stays so.
+        self._counts.assign(ops.where(self._counts < 0, self._counts, total))
 
     def result(self) -> Tensor:
         """Return the mean IoU over the classes in the labels or predicted, a float32 scalar."""
-        counts = (self._high * float(_LIMB) + self._low)[:-1]
-        confusion = ops.reshape(counts, (self.num_classes, self.num_classes))
+        counts = ops.cast(self._counts, "float32")
+        confusion = ops.reshape(counts[:-1], (self.num_classes, self.num_classes))
         intersection = ops.diagonal(confusion)
         union = ops.sum(confusion, axis=0) + ops.sum(confusion, axis=1) - intersection
-        iou = intersection / ops.maximum(union, 1.0)
         present = ops.sum(ops.cast(union > 0, "float32"))
-        return ops.sum(iou) / ops.maximum(present, 1.0)
+        mean = ops.sum(intersection / ops.maximum(union, 1.0)) / ops.maximum(present, 1.0)
+        return ops.where(ops.any(counts < 0), float("nan"), mean)
 
-    def _counts(self) -> np.ndarray:
-        low, high = (
-            ops.convert_to_numpy(limb).astype(np.int64) for limb in (self._low, self._high)
-        )
-        return high * _LIMB + low
+    def _read_counts(self) -> np.ndarray:
+        counts = ops.convert_to_numpy(self._counts).astype(np.int64)
+        if (counts < 0).any():
+            raise OverflowError(
+                f"metric {self.name!r}: expected at most 2**31 - 1 pixels a cell since the last "
+                "reset. Received: more. Count over fewer images, or with `evaluate_model`"
+            )
+        return counts
 
     def confusion_matrix(self) -> np.ndarray:
         """Return the pixel counts, int64 [C, C]: row = true class, column = predicted class."""
-        return self._counts()[:-1].reshape(self.num_classes, self.num_classes)
+        return self._read_counts()[:-1].reshape(self.num_classes, self.num_classes)
 
     def out_of_range(self) -> int:
-        """Return how many pixels were not ignored and yet had an id that is no class."""
-        return int(self._counts()[-1])
+        """Return the number of pixels that are not ignored and have an id that is no class."""
+        return int(self._read_counts()[-1])
 
     def per_class_iou(self) -> np.ndarray:
         """Return the IoU of each class, float64 [C]; NaN for absent classes."""
         return iou_per_class(self.confusion_matrix())
 
     def absent_classes(self) -> list[str] | list[int]:
-        """Return the classes that were neither in the labels nor predicted: names, else ids."""
+        """Return the classes neither in the labels nor predicted: names, else ids."""
         absent = np.flatnonzero(np.isnan(self.per_class_iou())).tolist()
-        if self.class_names is None:
-            return absent
-        return [self.class_names[index] for index in absent]
+        return [self.class_names[i] for i in absent] if self.class_names is not None else absent
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
-        return {
-            "name": self.name,
-            "num_classes": self.num_classes,
-            "ignore_class": self.ignore_class,
-            "class_names": self.class_names,
-        }
+        names = ("name", "num_classes", "ignore_class", "class_names")
+        return {name: getattr(self, name) for name in names}
+
+
+def predicted_ids(y_pred: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """Return the predicted ids, int32 [B, H, W], of logits or ids for labels [B, H, W]."""
+    shape = tuple(y_pred.shape)
+    dtype = keras.backend.standardize_dtype(y_pred.dtype)
+    if "int" in dtype:
+        if len(shape) == 4 and shape[-1] == 1:
+            y_pred, shape = ops.squeeze(y_pred, axis=-1), shape[:3]
+        sides = zip(shape, truth.shape, strict=False)
+        if len(shape) != 3 or any(None not in pair and pair[0] != pair[1] for pair in sides):
+            raise ValueError(
+                "Predicted ids, an integer `y_pred`, must have the shape of the labels, "
+                f"{tuple(truth.shape)}. Received: shape {shape}"
+            )
+        return ops.cast(y_pred, "int32")
+    if len(shape) != 4 or shape[-1] != num_classes:
+        raise ValueError(
+            f"`y_pred` must be floating logits [B, h, w, classes] with {num_classes} classes, or "
+            f"integer ids [B, H, W]. Received: shape {shape}, dtype {dtype}"
+        )
+    if can_go_in_bands(y_pred, truth):
+        return classes_at(y_pred, tuple(truth.shape[1:3]))
+    return ops.cast(ops.argmax(logits_at_label_size(y_pred, truth), axis=-1), "int32")
+
+
+def count_pixels(
+    truth: Tensor, predicted: Tensor, num_classes: int, ignore_class: IgnoreClass
+) -> Tensor:
+    """Count pairs of ids [B, H, W], int32 [C * C + 1]: the confusion matrix, then the invalid."""
+    counted = ops.logical_not(is_ignored(truth, ignore_class))
+    valid = ops.logical_and(is_class(truth, num_classes), is_class(predicted, num_classes))
+    cells = num_classes * num_classes + 1
+    cell = ops.reshape(ops.where(valid, truth * num_classes + predicted, cells - 1), (-1,))
+    group = ops.arange(ops.shape(cell)[0], dtype="int32") % _GROUPS
+    counts = ops.segment_sum(
+        ops.cast(ops.reshape(counted, (-1,)), "float32"),
+        group * cells + cell,
+        num_segments=_GROUPS * cells,
+    )
+    return ops.sum(ops.cast(ops.reshape(counts, (_GROUPS, cells)), "int32"), axis=0)
 
 
 def mean_iou_metrics(metrics: Sequence[keras.metrics.Metric]) -> Iterator[MeanIoU]:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import ROOT, tiny_model, write_folder
 
 from alignseg_tf import losses
-from training import benchmark, operations
+from training import benchmark
 
 OPTIONS = [
     "--crop-size", "64", "64", "--batch-size", "2", "--rare-classes", "0.5",
@@ -150,58 +150,24 @@ def test_memory_is_measured_on_a_picture_that_is_segmented_and_counted(
     assert "`tile` must be at least 32" in capsys.readouterr().err
 
 
-def test_time_within_an_operation_is_not_of_the_one_around_it():
-    """A loop of 10 s with products of 2 and 3 s in it, and a product on another thread."""
-    from tensorflow.tsl.profiler.protobuf import xplane_pb2
-
-    space = xplane_pb2.XSpace()
-    plane = space.planes.add()
-    events = {"step": (0, 20), "a/loop:While": (1, 10), "body": (2, 6)}
-    events |= {"a/x:_MklMatMul": (2, 2), "a/y:MatMul": (5, 3), "add_fusion.1": (12, 1)}
-    for number, name in enumerate(events):
-        plane.event_metadata[number].name = name
-    lines = [plane.lines.add(), plane.lines.add()]
-    for number, (start, duration) in enumerate(events.values()):
-        lines[0].events.add(
-            metadata_id=number, offset_ps=start * 10**12, duration_ps=duration * 10**12
-        )
-    lines[1].events.add(metadata_id=4, offset_ps=0, duration_ps=4 * 10**12)
-    found = operations.seconds_of_kinds(space.SerializeToString())
-    assert {kind: (n, round(s, 6)) for kind, (n, s) in found.items()} == {
-        "While": (1, 5.0), "MatMul": (3, 9.0), "XLA": (1, 1.0),
-    }  # fmt: skip
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "found"),
+    "arguments",
     [
-        (["speed", "--forms", "frozen", "function"], "/ torch channels_last"),
-        (["speed", "--work", "training", "--forms", "function"], "/ torch channels_last"),
-        (["speed", "--work", "sampling_training", "--forms", "gather"], "/ torch channels_last"),
-        (["blocks"], "segmentation_head"),
-        (["operations", "--form", "mixed_bfloat16"], "Conv2D"),
-        (["operations", "--work", "training", "--form", "function"], "Conv2DBackpropFilter"),
+        ["--forms", "frozen", "function"],
+        ["--work", "training", "--forms", "function"],
+        ["--work", "sampling_training", "--forms", "gather"],
     ],
 )
-def test_speed_in_small(arguments, found, capsys, tmp_path):
+def test_speed_in_small(arguments, capsys, tmp_path):
     """The commands of docs/performance.md on pictures of 64 x 96."""
     pytest.importorskip("torch")
-    if arguments[0] == "speed":
-        against = str(ROOT / "training" / "torch_forms.py")
-        arguments = [*arguments, "--against", against, "--against-forms", "channels_last"]
+    against = str(ROOT / "training" / "torch_forms.py")
+    arguments = ["speed", *arguments, "--against", against, "--against-forms", "channels_last"]
     small = ["--size", "64", "96", "--channels", "8", "--classes", "3", "--rounds", "2"]
     file = tmp_path / "found.json"
     assert benchmark.main([*arguments, *small, "--json", str(file)]) == 0
-    assert found in capsys.readouterr().out
-    result = json.loads(file.read_text())
-    for form in result.get("forms", {}).values():
+    assert "/ torch channels_last" in capsys.readouterr().out
+    for form in json.loads(file.read_text())["forms"].values():
         assert len(form["seconds"]) == 2
         assert form["images_per_second"] > 0
-    for block in result.get("blocks", ()):
-        assert block["seconds"] > block["macs"] * 1e-13
-    if "kinds" in result:
-        seconds = [kind["seconds"] for kind in result["kinds"].values()]
-        assert seconds == sorted(seconds, reverse=True)
-        assert 0.2 < sum(seconds) / result["seconds"] < 3
-        assert result["kinds"]["Conv2D"]["count"] > 20

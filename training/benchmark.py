@@ -4,8 +4,6 @@ input    does training wait for its data?
 memory   how much does it take to evaluate a picture?
 speed    how fast are the forms of a model, also against another implementation?
 growth   how do time and memory grow with pixels, classes, channels and batch?
-blocks   what share of the processor's power does each block use?
-operations   which operations does the time go to?
 serving  does a server stand good, bad and hostile requests at once, and its end?
 """
 

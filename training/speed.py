@@ -1,4 +1,4 @@
-"""`training.benchmark speed`, `growth`, `blocks`, `operations`: how fast, in proportion to what."""
+"""`training.benchmark speed` and `growth`: time forms of the model in turn."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,6 @@ import numpy as np
 
 from alignseg_tf.environment import cores
 from alignseg_tf.progress import counter
-from training import operations, roofline
 from training.contest import Contestant, Runs, Task, hold_contest, ratio
 
 OURS = Path(__file__).with_name("forms.py")
@@ -221,20 +220,6 @@ def run_growth(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return result, growth_table(result)
 
 
-def run_blocks(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Run the subcommand `blocks`."""
-    result = roofline.measure_blocks(task_from_arguments(parsed), parsed.rounds)
-    return result, roofline.blocks_table(result)
-
-
-def run_operations(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Run the subcommand `operations`."""
-    result = operations.measure_operations(
-        OURS, parsed.form, task_from_arguments(parsed), parsed.rounds
-    )
-    return result, operations.operations_table(result)
-
-
 def add_speed(commands: Any) -> None:
     """Add the subcommands of this file."""
     speed = commands.add_parser(
@@ -259,16 +244,3 @@ def add_speed(commands: Any) -> None:
     add_task_arguments(growth)
     growth.add_argument("--form", default="frozen", help="of training/forms.py (%(default)s)")
     growth.set_defaults(run=run_growth)
-
-    blocks = commands.add_parser(
-        "blocks", help="each block's share of what the processor can do", allow_abbrev=False
-    )
-    add_task_arguments(blocks)
-    blocks.set_defaults(run=run_blocks)
-
-    kinds = commands.add_parser(
-        "operations", help="which operations the time of a form goes to", allow_abbrev=False
-    )
-    add_task_arguments(kinds)
-    kinds.add_argument("--form", default="frozen", help="of training/forms.py (%(default)s)")
-    kinds.set_defaults(run=run_operations)
