@@ -1,15 +1,17 @@
 import csv
+import os
 import shutil
 import struct
 import warnings
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 from conftest import CLASSES, write_folder
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
+from alignseg_tf.data import image_headers
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import (
     MIN_SIDE,
@@ -20,6 +22,7 @@ from alignseg_tf.data.readers import (
     check_samples,
     find_pictures,
     in_parallel,
+    is_derived_file,
     is_turned,
     labels_without_picture,
     load_image,
@@ -398,3 +401,66 @@ def test_finding_pictures(folder):
     np.testing.assert_array_equal(read_image_sizes(found), [[64, 96]] * 3)
     with pytest.raises(DataError, match="no such file or folder"):
         find_pictures([folder / "nowhere"])
+
+
+def test_files_that_tools_make_are_told_by_any_part_of_their_path():
+    for name in ("._a.png", "a/.ipynb_checkpoints/b.png", "__MACOSX/a.png", "x/Thumbs.db",
+                 "desktop.ini", ".DS_Store"):  # fmt: skip
+        assert is_derived_file(PurePosixPath(name)), name
+    for name in ("a.png", "a/b.png", "./a.png", "../a.png", "a._b.png", "macosx/a.png"):
+        assert not is_derived_file(PurePosixPath(name)), name
+
+
+def test_what_a_header_promises_is_checked_first(tmp_path, monkeypatch):
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
+    monkeypatch.setattr(image_headers, "MAX_PARTS", 1)
+    monkeypatch.setattr(image_headers._check_parts, "__defaults__", (1,))
+    for content in (None, (tmp_path / "x.png").read_bytes()):
+        with pytest.raises(DataError, match=r"x\.png: not readable .*at most 1 chunks in a PNG"):
+            load_image(tmp_path / "x.png", content)
+
+
+@pytest.mark.parametrize("format", ["EPS", "PPM", "QOI", "TGA"])
+def test_formats_that_are_not_listed_are_not_decoded(format, tmp_path):
+    if format in ("EPS", "QOI"):
+        start = b"%!PS-Adobe-3.0 EPSF-3.0\n" if format == "EPS" else b"qoif" + bytes(20)
+        (tmp_path / "x.png").write_bytes(start)
+    else:
+        Image.new("RGB", (64, 64)).save(tmp_path / "x.png", format)
+    with pytest.raises(DataError, match=r"x\.png: not readable as a picture \(in no known format"):
+        load_image(tmp_path / "x.png")
+
+
+def test_a_pipe_is_named_and_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    for read in (load_image, is_turned, lambda path: load_label(path, SPACE)):
+        with pytest.raises(DataError, match=r"x\.png: expected a file\. Received: a pipe"):
+            read(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"expected a file\. Received: a device"):
+        load_image("/dev/null")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_a_mistyped_tag_does_not_keep_a_photograph_from_being_turned(suffix, tmp_path):
+    # The orientation, and the resolution, a fraction, as text.
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack(
+        "<HHIHHHHI4s4x", 0x0112, 3, 1, 6, 0, 0x011A, 2, 4, b"abc\0"
+    )
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[0x0112], info.tagtype[0x010F], info[0x010F] = 6, 4, 7  # the maker, a text, as a number
+    options = {"tiffinfo": info} if suffix == ".tif" else {"exif": exif}
+    path = tmp_path / f"x{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(path, lossless=True, **options)
+    assert load_image(path).shape == (60, 40, 3)
+    if suffix != ".jpg":
+        np.testing.assert_array_equal(load_image(path), np.rot90(pixels, -1))
+    assert read_image_sizes([path]).tolist() == [[60, 40]]
+    assert is_turned(path)
+
+
+def test_an_orientation_in_xmp_alone_counts(tmp_path):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>3</tiff:Orientation></x:xmpmeta>'
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.webp", lossless=True, xmp=xmp)
+    np.testing.assert_array_equal(load_image(tmp_path / "x.webp"), np.rot90(pixels, 2))

@@ -11,21 +11,31 @@ import csv
 import glob
 import io
 import os
+import re
+import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NoReturn, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.image_headers import check_header, describe_tiff, exif_orientation
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"
+)  # fmt: skip
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
+# What Pillow may take a file for. It knows more formats: some run other programs (EPS), some are
+# decoded in Python (QOI, FITS), whatever the suffix says.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
+# Files that systems and tools leave beside the data; so are all hidden ones.
+DERIVED_NAMES = ("__macosx", "thumbs.db", "desktop.ini")
 # Pillow's modes of more than 8 bits a channel.
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 # The network's coarsest stride: what is smaller leaves nothing there. The model refuses it too, as
@@ -237,6 +247,36 @@ def _row_problem(folder: Path, *names: str) -> str | None:
     return None
 
 
+def is_derived_file(path: PurePath) -> bool:
+    """Return whether a system or a tool made a file, which is therefore no data.
+
+    Such are hidden files and folders (`._a.png`, `.ipynb_checkpoints`), `__MACOSX`, `Thumbs.db` and
+    `desktop.ini`.
+
+    Args:
+        path: a path below the folder or inside the archive that is read; all its parts count.
+    """
+    return any(
+        part.casefold() in DERIVED_NAMES or (part.startswith(".") and part not in (".", ".."))
+        for part in path.parts
+    )
+
+
+def special_kind(path: str | Path) -> str | None:
+    """Return what a path is that is neither a file nor a folder, such as "a pipe", or None.
+
+    Opening a pipe may wait forever, and reading a device may not end.
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return None
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return None
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
 @contextmanager
 def opened(
     path: str | Path, what: str = "a picture", content: bytes | None = None
@@ -251,22 +291,26 @@ def opened(
         content: the file's bytes, where they have been read already.
 
     Raises:
-        DataError: the file is missing, unreadable or damaged, holds several pictures, or has more
-            pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million), above which Pillow warns.
+        DataError: the file is missing, unreadable or damaged, holds several pictures, has more
+            pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million), above which Pillow warns, or
+            fails `check_header`.
     """
     try:
+        if content is None and (kind := special_kind(path)):
+            raise DataError(f"{path}: expected a file. Received: {kind}")
+        check_header(Path(path) if content is None else content)
         # Given a path, Pillow 13 maps a TIFF into memory, and garbles one that is to be turned.
         with (
             Path(path).open("rb") if content is None else io.BytesIO(content) as file,
-            Image.open(file) as picture,
+            Image.open(file, formats=FORMATS) as picture,
         ):
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and picture.width * picture.height > limit:
                 raise Image.DecompressionBombError
             # Photographs as MPO carry a preview behind the picture.
+            # Not counted: a TIFF may have a million, which Pillow reads one by one.
             if getattr(picture, "is_animated", False) and picture.format != "MPO":
-                frames = getattr(picture, "n_frames", 0)
-                raise DataError(f"{path}: expected one picture. Received: {frames} in this file")
+                raise DataError(f"{path}: expected one picture. Received: several in this file")
             yield picture
     except DataError:
         raise
@@ -287,13 +331,61 @@ def _why_unreadable(path: Path, error: Exception, content: bytes | None) -> str:
             return "no such file"
         if path.is_dir():
             return "a folder"
-        with path.open("rb") as file:
-            content = file.read(16)
+        content = path.read_bytes()
     if not content:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError):
+        if tiff := describe_tiff(content):
+            return (
+                f"{tiff}; what can be read is 1 band of 8, 16 or 32 bits, or 3 or 4 "
+                "bands of 8 or 16 bits"
+            )
         return f"in no known format; the file starts with {content[:16]!r}"
     return f"truncated: {error}" if "truncated" in str(error).lower() else str(error)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """Turn and mirror a picture as its EXIF orientation says.
+
+    `PIL.ImageOps.exif_transpose` also rewrites all EXIF, and fails where any tag is mistyped.
+    """
+    picture.load()
+    orientation = _orientation(picture)
+    return picture if orientation == 1 else picture.transpose(_TURNS[orientation])
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(picture: Image.Image) -> int:
+    """Read the EXIF orientation, 1 to 8, of the header, and of what is loaded already.
+
+    Pillow's `getexif` reads all tags instead, and of a PNG all pixels to look behind them.
+    """
+    info = picture.info
+    if picture.format == "TIFF":
+        value = getattr(picture, "tag_v2", {}).get(274, 1)
+        return value if value in _TURNS else 1
+    exif = info.get("exif") or b""
+    if not exif and (text := info.get("Raw profile type exif")):
+        try:
+            exif = bytes.fromhex("".join(text.split("\n")[3:]))
+        except ValueError:
+            exif = b""
+    if (orientation := exif_orientation(exif)) != 1:
+        return orientation
+    xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or ""
+    xmp = xmp if isinstance(xmp, str) else xmp.decode("latin-1")
+    found = re.search(r'tiff:Orientation(?:="|>)([1-8])', xmp)
+    return int(found[1]) if found else 1
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
@@ -326,14 +418,14 @@ def rgb_pixels(picture: Image.Image, name: str = "the picture") -> np.ndarray:
     Raises:
         DataError: the values are not 8 or 16 bits a channel.
     """
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode not in DEEP_MODES:
-        return np.asarray(_to_rgb(upright))
+    picture = upright(picture)
+    if picture.mode not in DEEP_MODES:
+        return np.asarray(_to_rgb(picture))
     # 16-bit grey, which Pillow's own conversion would clip at 255.
-    values = np.asarray(upright)
-    if upright.mode == "F" or values.min() < 0 or values.max() > 65535:
+    values = np.asarray(picture)
+    if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise DataError(
-            f"{name}: expected 8 or 16 bits a channel. Received: mode {upright.mode}, values "
+            f"{name}: expected 8 or 16 bits a channel. Received: mode {picture.mode}, values "
             f"{values.min()} to {values.max()}"
         )
     return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, -1)
@@ -352,13 +444,13 @@ def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
     with opened(path, "a label") as picture:
         if picture.format in ("JPEG", "MPO"):
             raise DataError(f"{path}: a JPEG, which changes class ids; expected a PNG")
-        upright = ImageOps.exif_transpose(picture)
-        mode = upright.mode
+        turned = upright(picture)
+        mode = turned.mode
         if mode in ("LA", "RGBA"):
-            if upright.getchannel("A").getextrema() != (255, 255):
+            if turned.getchannel("A").getextrema() != (255, 255):
                 raise DataError(f"{path}: a label must not have transparent pixels")
-            upright = upright.convert(mode[:-1])
-        values = np.asarray(_to_rgb(upright) if label_space.colors else upright)
+            turned = turned.convert(mode[:-1])
+        values = np.asarray(_to_rgb(turned) if label_space.colors else turned)
     if values.ndim != 2 and not label_space.colors:
         raise DataError(
             f"{path}: expected one channel of class ids, or a palette. Received: {mode} with "
@@ -526,12 +618,6 @@ def is_turned(path: str | Path) -> bool:
     """
     with opened(path) as picture:
         return _orientation(picture) != 1
-
-
-def _orientation(picture: Image.Image) -> int:
-    # The base class reads the header; the class for PNG would decode all to look behind the pixels.
-    value = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
-    return value if value in range(1, 9) else 1
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:

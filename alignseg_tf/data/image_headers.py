@@ -1,0 +1,239 @@
+"""What the header of an image file promises, checked before an image library does the work.
+
+A few bytes can ask for hours: a TIFF of millions of tiles, a JPEG of millions of segments. Pillow
+limits pixels and the size of decompressed metadata; this module limits everything else it loops
+over. Damage is not looked for: a decoder names it better.
+"""
+
+import mmap
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+# Segments of a JPEG, chunks of a PNG; Pillow takes half a second for them. A PNG of 89 megapixels,
+# in chunks of the usual 8 KiB, has half as many.
+MAX_PARTS = 65_536
+# Strips or tiles of a TIFF, which take Pillow longer.
+MAX_STRIPS = 32_768
+# A progressive JPEG has about ten scans, and its previews have some.
+MAX_SCANS = 100
+# Pillow keeps a copy of each tag's bytes, and tags may share them: so many times the file's size.
+MAX_TAG_COPIES = 4
+# Tags of a directory; real ones have fewer than 200.
+MAX_TAGS = 4096
+# Pixels of one TIFF tile, unless the image has more.
+MAX_TILE_PIXELS = 4096 * 4096
+# Pillow decodes run-length coded BMP files in Python, about a second for each megabyte.
+MAX_RUN_LENGTH_BYTES = 2 << 20
+
+Content = bytes | mmap.mmap
+
+# Bytes of a value, by the number of a TIFF type.
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
+               16: 8, 17: 8, 18: 8}  # fmt: skip
+_INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_SAMPLE_FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floats"}
+_WIDTH, _HEIGHT, _BITS, _ORIENTATION, _SAMPLES, _ROWS_PER_STRIP = 256, 257, 258, 274, 277, 278
+_PLANES, _TILE_WIDTH, _TILE_HEIGHT, _SAMPLE_FORMAT = 284, 322, 323, 339
+_OFFSETS = (273, 279, 324, 325)
+
+
+class HeaderError(ValueError):
+    """An image's header promises more work than any honest image needs."""
+
+
+class Tag(NamedTuple):
+    """An entry of a TIFF or EXIF directory: `count` values of a type, at a place in the file."""
+
+    kind: int
+    count: int
+    place: int
+    order: str
+
+
+def check_header(content: bytes | str | Path) -> None:
+    """Refuse an image file whose header promises endless work.
+
+    Args:
+        content: the file's bytes, or the path of a regular file, which is mapped into memory.
+
+    Raises:
+        HeaderError: too many strips, tiles, segments, chunks, scans or tags, a huge tile, or a
+            large run-length coded BMP. A damaged file or one of another format passes.
+        OSError: the file cannot be read.
+    """
+    if isinstance(content, bytes):
+        _check(content)
+        return
+    with Path(content).open("rb") as file:
+        if file.seek(0, 2) == 0:  # nothing to map
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            _check(mapped)
+
+
+def _check(content: Content) -> None:
+    checks: dict[bytes, Callable[[Content], None]] = {
+        b"\xff\xd8": _check_jpeg, b"\x89P": _check_png, b"II": _check_tiff, b"MM": _check_tiff,
+        b"BM": _check_bmp,
+    }  # fmt: skip
+    check = checks.get(bytes(content[:2]))
+    if check is None:
+        return
+    try:
+        check(content)
+    except (struct.error, IndexError):  # it ends too early, which the decoder says
+        return
+
+
+def _check_parts(count: int, what: str, most: int = MAX_PARTS) -> None:
+    if count > most:
+        raise HeaderError(f"expected at most {most} {what}. Received: {count} or more")
+
+
+def _check_jpeg(content: Content) -> None:
+    parts, exif = 0, bytearray()
+    place = 1  # as Pillow, which begins between the two bytes of the first marker
+    while (place := content.find(b"\xff", place + 1)) >= 0:
+        parts += 1
+        _check_parts(parts, "segments and fill bytes in a JPEG")
+        code = content[place + 1]
+        if code == 0xDA:
+            break
+        # 0 and 0xFF are no markers; the others here have no content.
+        if code in (0, 0x01, 0xFF) or 0xD0 <= code <= 0xD9:
+            continue
+        (length,) = struct.unpack(">H", content[place + 2 : place + 4])
+        if code == 0xE1 and content[place + 4 : place + 10] == b"Exif\0\0":
+            exif += content[place + 10 : place + 2 + length]
+        place += 1 + length
+    _check_tags(bytes(exif))
+    scans, place = 0, 0
+    while (place := content.find(b"\xff\xda", place)) >= 0:
+        scans, place = scans + 1, place + 2
+        if scans > MAX_SCANS:
+            raise HeaderError(f"expected a JPEG of at most {MAX_SCANS} scans. Received: more")
+
+
+def _check_png(content: Content) -> None:
+    place = 8
+    for number in range(MAX_PARTS + 1):
+        length, name = struct.unpack(">I4s", content[place : place + 8])
+        if name == b"eXIf":
+            _check_tags(bytes(content[place + 8 : place + 8 + length]))
+        if name == b"IEND":
+            return
+        place += 12 + length
+        _check_parts(number + 1, "chunks in a PNG")
+
+
+def _check_tiff(content: Content) -> None:
+    tags = _check_tags(content)
+    for code in _OFFSETS:
+        if code in tags:
+            _check_parts(tags[code].count, "strips or tiles in a TIFF", MAX_STRIPS)
+
+    def value(code: int, default: int) -> int:
+        return _integer(content, tags.get(code), default)
+
+    width, height = value(_WIDTH, 1), value(_HEIGHT, 1)
+    planes = value(_SAMPLES, 1) if value(_PLANES, 1) == 2 else 1
+    if _TILE_WIDTH in tags:
+        wide, high = value(_TILE_WIDTH, width), value(_TILE_HEIGHT, height)
+        if wide * high > max(width * height, MAX_TILE_PIXELS):
+            raise HeaderError(
+                f"expected TIFF tiles no larger than the image, {width} x {height} pixels. "
+                f"Received: {wide} x {high}"
+            )
+    else:
+        wide, high = width, value(_ROWS_PER_STRIP, height)
+    parts = -(-width // max(1, wide)) * -(-height // max(1, high)) * planes
+    _check_parts(parts, "strips or tiles in a TIFF", MAX_STRIPS)
+
+
+def _check_bmp(content: Content) -> None:
+    (compression,) = struct.unpack("<I", content[30:34])
+    if compression in (1, 2) and len(content) > MAX_RUN_LENGTH_BYTES:
+        raise HeaderError(
+            f"expected at most {MAX_RUN_LENGTH_BYTES} bytes of a run-length coded BMP. Received: "
+            f"{len(content)}; save it as PNG"
+        )
+
+
+def _check_tags(content: Content) -> dict[int, Tag]:
+    """Return the tags of the first directory; their values must not be many times the file."""
+    tags, held = {}, 0
+    for code, tag in _tags(content):
+        size = _TYPE_BYTES.get(tag.kind, 0) * tag.count
+        if tag.place + size <= len(content):
+            held += size
+        if held > MAX_TAG_COPIES * len(content) + 65_536:
+            raise HeaderError(
+                f"expected tags of at most {len(content)} bytes, all there are. Received: tags "
+                f"that share bytes and amount to {held} or more"
+            )
+        tags[code] = tag
+    return tags
+
+
+def _tags(content: Content) -> Iterator[tuple[int, Tag]]:
+    """Yield the tags of the first directory of a TIFF file or EXIF block, by their code."""
+    if content[:2] not in (b"II", b"MM"):
+        return
+    order = "<" if content[:2] == b"II" else ">"
+    try:
+        big = 43 in struct.unpack("<H", content[2:4]) + struct.unpack(">H", content[2:4])
+        head, entry, inline = ("Q", "HHQQ", 8) if big else ("H", "HHII", 4)
+        start = 8 if big else 4
+        (place,) = struct.unpack_from(order + ("Q" if big else "I"), content, start)
+        (count,) = struct.unpack_from(order + head, content, place)
+        if count > MAX_TAGS:
+            raise HeaderError(f"expected at most {MAX_TAGS} tags. Received: {count}")
+        place += struct.calcsize(order + head)
+        size = struct.calcsize(order + entry)
+        for start in range(place, place + count * size, size):
+            code, kind, values, offset = struct.unpack_from(order + entry, content, start)
+            if _TYPE_BYTES.get(kind, 1) * values <= inline:
+                offset = start + size - inline
+            yield code, Tag(kind, values, offset, order)
+    except (struct.error, OverflowError):
+        return
+
+
+def _integer(content: Content, tag: Tag | None, default: int) -> int:
+    """Return the first value of a tag, or the default where it is no integer."""
+    if tag is None or tag.kind not in _INTEGERS or not tag.count:
+        return default
+    try:
+        return int(struct.unpack_from(tag.order + _INTEGERS[tag.kind], content, tag.place)[0])
+    except struct.error:
+        return default
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Return the orientation in a block of EXIF, 1 to 8; 1 where it states none.
+
+    Only this tag is read, so that damage in another one does no harm.
+    """
+    while exif.startswith(b"Exif\0\0"):
+        exif = exif[6:]
+    try:
+        value = _integer(exif, dict(_tags(exif)).get(_ORIENTATION), 1)
+    except HeaderError:
+        return 1
+    return value if 1 <= value <= 8 else 1
+
+
+def describe_tiff(content: bytes) -> str:
+    """Say how many bands of which type a TIFF file has; nothing where it is none."""
+    try:
+        tags = dict(_tags(content))
+    except HeaderError:
+        return ""
+    if _WIDTH not in tags:
+        return ""
+    samples = _integer(content, tags.get(_SAMPLES), 1)
+    bits = _integer(content, tags.get(_BITS), 1)
+    kind = _SAMPLE_FORMATS.get(_integer(content, tags.get(_SAMPLE_FORMAT), 1), "complex numbers")
+    return f"a TIFF of {samples} band{'s' * (samples != 1)} of {bits}-bit {kind}"
