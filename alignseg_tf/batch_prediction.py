@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from alignseg_tf.data.readers import DataError, find_named_pictures, in_parallel, load_image
-from alignseg_tf.files import atomic_path, differences, fingerprint, write_text
+from alignseg_tf.files import atomic_path, write_text
+from alignseg_tf.fingerprints import differences, fingerprint
 from alignseg_tf.prediction_files import KINDS, check_kinds, paths
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.progress import counter, duration

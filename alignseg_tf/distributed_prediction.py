@@ -32,7 +32,8 @@ import numpy as np
 from PIL import Image
 
 from alignseg_tf.data.readers import IMAGE_SUFFIXES, DataError, load_image
-from alignseg_tf.files import atomic_path, fingerprint, write_text
+from alignseg_tf.files import atomic_path, write_text
+from alignseg_tf.fingerprints import fingerprint
 from alignseg_tf.model import MIN_IMAGE_SIZE
 from alignseg_tf.progress import counter, duration
 from alignseg_tf.quiet import import_tensorflow_quietly, silent_stderr

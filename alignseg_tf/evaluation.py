@@ -13,7 +13,7 @@ import numpy as np
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import Sample, in_parallel, load_sample
 from alignseg_tf.evaluation_report import Report, check_block
-from alignseg_tf.files import differences, fingerprint
+from alignseg_tf.fingerprints import differences, fingerprint
 from alignseg_tf.prediction import Prediction, Predictor
 from alignseg_tf.scores import PictureScores, score_picture
 

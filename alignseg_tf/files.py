@@ -1,15 +1,12 @@
-"""Writing without ever leaving half a file behind, and telling files apart."""
+"""Writing without ever leaving half a file behind."""
 
 import errno
-import hashlib
 import os
 import secrets
 import shutil
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
 class DiskFullError(OSError):
@@ -106,29 +103,3 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_text(path: str | Path, text: str) -> None:
     """Replace the content of a text file, or create it, in one step."""
     write_bytes(path, text.encode())
-
-
-def fingerprint(path: str | Path) -> str:
-    """Return a SHA-256 over a file, or over the names and files of a folder."""
-    path = Path(path)
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(path).as_posix().encode())
-        with file.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Say, a line each, in which values a description on disk differs from another; or nothing."""
-    return "".join(
-        f"\n  {key}: {there.get(key)} there, {here.get(key)} here"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key)
-    )
-
-
-def names_hash(names: Iterable[str]) -> str:
-    """Return a short hash of the names of files, in their order, 8 hexadecimal digits."""
-    return f"{zlib.crc32(chr(10).join(names).encode()):08x}"

@@ -14,7 +14,7 @@ from alignseg_tf import Predictor, prediction, video
 from alignseg_tf.__main__ import main
 from alignseg_tf.batch_prediction import predict_pictures, result_names
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.files import fingerprint
+from alignseg_tf.fingerprints import fingerprint
 from alignseg_tf.video import Video, VideoWriter
 
 
@@ -134,7 +134,7 @@ def test_other_models_and_protocols_do_not_mix(model_file, pictures, tmp_path, c
     before = {path: path.read_bytes() for path in out.rglob("*.png")}
     assert run(model_file, pictures, "--output", out, "--flip") == 2
     error = capsys.readouterr().err
-    assert "holds other predictions:\n  protocol: whole pictures there, whole" in error
+    assert "holds other predictions:\n  protocol: 'whole pictures' there, 'whole" in error
     other = tmp_path / "other.keras"
     tiny_model(label_space=LabelSpace(CLASSES).to_dict(), context=None).save(other)
     assert run(other, pictures, "--output", out) == 2

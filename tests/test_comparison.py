@@ -12,7 +12,7 @@ from alignseg_tf.data.readers import read_folder
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation import evaluate
 from alignseg_tf.evaluation_report import Report, sample_weights
-from alignseg_tf.files import names_hash
+from alignseg_tf.fingerprints import names_hash
 
 
 def blind(image):

@@ -27,6 +27,7 @@ from alignseg_tf.distributed_prediction import (
     result_path,
 )
 from alignseg_tf.export import export_saved_model
+from alignseg_tf.fingerprints import fingerprint
 from alignseg_tf.protocols import Protocol
 
 MODEL = "0123456789abcdef" * 4
@@ -350,7 +351,7 @@ def test_killed_actors_and_resuming(saved_model, predictor, tmp_path):
     good = {path for path in pictures.rglob("*.*") if path.name not in {*BAD, "poison.png"}}
     assert len(good) == 19
     assert (counts["written"] + counts.get("kept", 0), counts["failed"]) == (19, 4)
-    model = files.fingerprint(saved_model)
+    model = fingerprint(saved_model)
     for picture in good:
         check_result(predictor, picture, out, model)
     rows = {row["path"]: row for row in read_manifest(out).to_pylist()}

@@ -12,7 +12,7 @@ from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import load_sample
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation import evaluate as evaluate_pictures
-from alignseg_tf.files import names_hash
+from alignseg_tf.fingerprints import names_hash
 from training import evaluate, gallery
 
 SCORES = np.array([0.9, 0.1, 0.2, 0.8, 0.3, np.nan, 0.6, 0.5])

@@ -17,7 +17,7 @@ from alignseg_tf.export.model_card import (
     read_quality,
     warn_if_trained_on,
 )
-from alignseg_tf.files import names_hash
+from alignseg_tf.fingerprints import names_hash
 from alignseg_tf.scores import score_picture
 
 AGREEMENT = Agreement(3, 0.99987, 1.5e-5, 12.0, 0.123, (360, 480))

@@ -405,15 +405,6 @@ def test_validation_pictures_are_trained_on_only_if_the_recipe_says_so(tmp_path,
         Recipe(train_on="val")
 
 
-def test_long_differences_are_told_in_short():
-    """Two sets of 19 and 20 classes; the same in another order; a value that is new."""
-    classes = [f"class {i}" for i in range(19)]
-    difference = train._difference(classes, [*classes[:18], "sky", "road"])
-    assert difference == "19 there, 20 here; only there: class 18; only here: sky, road"
-    assert train._difference(classes, classes[::-1]) == "19 there, 19 here; in another order"
-    assert train._difference(None, [64, 96]) == "not set there, [64, 96] here"
-
-
 def test_class_weights_have_a_mean_pixel_of_one():
     pixels = np.array([900, 90, 10, 0])
     weights = build.class_weights(Recipe(class_weights="sqrt_inverse"), pixels)

@@ -25,7 +25,8 @@ import keras
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.environment import machine, versions
 from alignseg_tf.evaluation_report import Report, check_block
-from alignseg_tf.files import names_hash, write_bytes, write_text
+from alignseg_tf.files import write_bytes, write_text
+from alignseg_tf.fingerprints import names_hash
 from alignseg_tf.progress import counter, duration
 from alignseg_tf.protocols import add_block_argument
 from alignseg_tf.scores import PictureScores

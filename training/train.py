@@ -14,7 +14,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -30,7 +29,8 @@ from alignseg_tf.data.readers import DataError, Sample
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.export.model_card import RUN_FILE
-from alignseg_tf.files import DiskFullError, names_hash, write_text
+from alignseg_tf.files import DiskFullError, write_text
+from alignseg_tf.fingerprints import differences, names_hash
 from alignseg_tf.precision import global_dtype_policy
 from alignseg_tf.progress import counter
 from training import multi_worker
@@ -97,27 +97,8 @@ def check_run_folder(output: Path, run: dict) -> None:
     if not (output / RUN_FILE).is_file():
         return
     before = with_defaults(json.loads((output / RUN_FILE).read_text(encoding="utf-8")))
-    differences = [
-        f"{name}: {_difference(before.get(name), run.get(name))}"
-        for name in sorted(before.keys() | run.keys())
-        if before.get(name) != run.get(name)
-    ]
-    if differences:
-        listed = "".join(f"\n  {difference}" for difference in differences)
-        raise RecipeError(f"{output} holds another run:{listed}\ngive another --output")
-
-
-def _difference(there: Any, here: Any) -> str:
-    """Say in a line how two values differ; None is a value that a run does not have."""
-    if isinstance(there, list) and isinstance(here, list) and len(there) + len(here) > 8:
-        parts = [f"{len(there)} there, {len(here)} here"]
-        for where, values, others in (("there", there, here), ("here", here, there)):
-            if only := [str(value) for value in values if value not in others]:
-                more = " ..." if only[5:] else ""
-                parts.append(f"only {where}: {', '.join(only[:5])}{more}")
-        return "; ".join(parts if parts[1:] else [*parts, "in another order"])
-    shown = ["not set" if value is None else repr(value) for value in (there, here)]
-    return f"{shown[0]} there, {shown[1]} here"
+    if different := differences(before, run):
+        raise RecipeError(f"{output} holds another run:{different}\ngive another --output")
 
 
 def load_last(run_folder: RunFolder) -> tuple[AlignSeg, int]:

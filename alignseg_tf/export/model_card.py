@@ -11,7 +11,7 @@ from alignseg_tf.data.readers import DataError
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.environment import machine, versions
 from alignseg_tf.export.agreement import Agreement
-from alignseg_tf.files import names_hash
+from alignseg_tf.fingerprints import names_hash
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 from alignseg_tf.networks import label_space_of
 
