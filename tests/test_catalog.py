@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import zlib
 
 import numpy as np
@@ -174,11 +175,35 @@ def test_palettes_differ():
         ({"classes": "road"}, "list of names under 'classes'"),
         ({"classes": ["a", "a"]}, "must differ"),
         ({"classes": ["a"], "palette": []}, None),
-        ({"classes": ["a"], "palette": [[1, 2]]}, "not enough values to unpack"),
+        ({"classes": ["a"], "void": 255.0, "ids": [0.0], "license": "CC0"}, None),
+        ({"classes": ["a"], "palette": [[1, 2]]}, r"'palette' must hold .* Received: \[1, 2\]"),
         ({"classes": ["a"], "palette": [[1, 2, 300]]}, "0..255"),
+        ({"classes": ["a"], "palette": ["#ff0000"]}, "'palette' must hold .* Received: '#ff0000'"),
+        ({"classes": ["a"], "palette": ["123"]}, "'palette' must hold .* Received: '123'"),
+        ({"classes": ["a"], "palette": "red"}, "'palette' must be a list of .* Received: 'red'"),
+        ({"classes": ["a"], "palette": None}, "'palette' must be a list of .* Received: None"),
+        ({"classes": ["a"], "palette": {"a": [1, 2, 3]}}, "'palette' must be a list of colours"),
+        ({"classes": ["a"], "colors": ["#ff0000"]}, "'colors' must be a list of .*'#ff0000'"),
+        ({"classes": ["a"], "colors": [[1.5, 0, 0]]}, "'colors' must hold whole .* Received: 1.5"),
+        ({"classes": ["a"], "void_colors": [7]}, "'void_colors' must hold .* Received: 7"),
         ({"classes": ["a", "b"], "void": 1}, "must all differ"),
         ({"classes": ["a"], "void": 256}, "must be 0..255"),
-        ({"classes": ["a"], "void": "x"}, "invalid literal"),
+        ({"classes": ["a"], "void": "x"}, "'void' must hold whole numbers. Received: 'x'"),
+        ({"classes": ["a"], "void": None}, "'void' must hold whole numbers. Received: None"),
+        ({"classes": ["a"], "void": True}, "'void' must hold whole numbers. Received: True"),
+        ({"classes": ["a"], "ids": [1.5]}, "'ids' must hold whole numbers. Received: 1.5"),
+        ('{"classes": ["a"], "ids": [NaN]}', "'ids' must hold whole numbers. Received: nan"),
+        ({"classes": ["a"], "ids": 1}, "'ids' must be a list of whole numbers. Received: 1"),
+        ({"classes": ["a"], "ignore_unlisted": 1}, "'ignore_unlisted' must be true or false"),
+        ({"classes": ["a"], "colours": [], "Void": 1}, "unknown keys 'Void', 'colours'; expected"),
+        ({"label_space": "camvid", "void": 0}, "'label_space' says all, .* Received: 'void'"),
+        ({"label_space": ["camvid"]}, r"'label_space' must be one of .* Received: \['camvid'\]"),
+        ({"classes": ["a", " "]}, "the class name ' ' is blank"),
+        ({"classes": ["a\x1b[31m"]}, r"the class name 'a\\x1b\[31m' has the character U\+001B"),
+        ({"classes": ["a\n"]}, r"has the character U\+000A, which cannot be shown"),
+        ('{"classes": ["\\ud800"]}', r"the class name '\\ud800' has the character U\+D800"),
+        ({"classes": ["a\u2028"]}, r"has the character U\+2028"),
+        ({"classes": ["a\u200cb", "$x_1$", "=1+1", "👩\u200d🚒"]}, None),
         ({"classes": [str(i) for i in range(256)]}, "1 to 255 names"),
     ],
 )
@@ -186,11 +211,42 @@ def test_classes_json_is_checked(tmp_path, content, message):
     path = tmp_path / "classes.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     if message is None:
-        assert LabelSpace.from_file(path).palette == default_palette(1)
+        count = len(json.loads(path.read_text())["classes"])
+        assert LabelSpace.from_file(path).palette == default_palette(count)
         return
     with pytest.raises(ValueError, match=message) as error:
         LabelSpace.from_file(path)
     assert str(path) in str(error.value)
+
+
+def test_all_keys_that_are_written_are_read(tmp_path):
+    space = LabelSpace(("a", "b"), void=9, ids=(3, 4), ignore_unlisted=True)
+    (tmp_path / "classes.json").write_text(json.dumps(dataclasses.asdict(space)))
+    assert LabelSpace.from_file(tmp_path / "classes.json") == space
+
+
+def test_a_labelmap_is_read(tmp_path):
+    path = tmp_path / "labelmap.txt"
+    path.write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:250,50,1::\n\n")
+    space = LabelSpace.from_file(path)
+    assert space.classes == ("background", "cat")
+    assert space.colors == (((0, 0, 0),), ((250, 50, 1),))
+    assert space.void_colors == ((224, 224, 192),)
+    for text, message in (
+        ("cat:1,2::\n", r"labelmap\.txt, line 1: expected label:red,green,blue"),
+        ("cat:1,2,3::\ndog:1,2,3::\n", r"labelmap\.txt, line 2: 'dog' or \(1, 2, 3\) is there"),
+        ("cat:1,2,300::\n", r"labelmap\.txt: `colors` must be"),
+        ("", r"labelmap\.txt: `classes` must have"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            LabelSpace.from_file(path)
+
+
+def test_classes_that_are_no_file_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "classes.json")
+    with pytest.raises(ValueError, match=r"classes\.json: expected a file\. Received: .* a pipe"):
+        LabelSpace.from_file(tmp_path / "classes.json")
 
 
 def test_a_built_in_label_space_by_name(tmp_path):

@@ -2,6 +2,7 @@ import csv
 import os
 import shutil
 import struct
+import unicodedata
 import warnings
 import zlib
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,8 @@ from alignseg_tf.data.readers import (
     Sample,
     check_sample,
     check_samples,
+    describe_skipped,
+    find_named_pictures,
     find_pictures,
     in_parallel,
     is_derived_file,
@@ -188,7 +191,10 @@ def write_deep_png(path, values):
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[values.shape[-1]]
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    write_png_chunks(path, [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
+
+
+def write_png_chunks(path, chunks):
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"
         + b"".join(
@@ -464,3 +470,168 @@ def test_an_orientation_in_xmp_alone_counts(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.webp", lossless=True, xmp=xmp)
     np.testing.assert_array_equal(load_image(tmp_path / "x.webp"), np.rot90(pixels, 2))
+
+
+def low_bit_png(path, values, bits):
+    """Write a grey PNG of 1, 2 or 4 bits, which Pillow cannot."""
+    bit = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bit.reshape(len(values), -1))
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    write_png_chunks(path, [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_labels_of_few_bits_give_what_is_stored(bits, tmp_path):
+    values = np.random.default_rng(0).integers(0, 1 << bits, (40, 61), np.uint8)
+    space = LabelSpace(tuple(map(str, range(1 << bits))))
+    low_bit_png(tmp_path / "x.png", values, bits)
+    np.testing.assert_array_equal(load_label(tmp_path / "x.png", space), values)
+    shown = load_image(tmp_path / "x.png")[..., 0]  # a picture is as bright as its bits say
+    np.testing.assert_array_equal(shown, values * (255 // ((1 << bits) - 1)))
+
+
+def grey_tiff(path, values, bits, zero_is_white=False, floats=False):
+    """Write an uncompressed grey TIFF; values of fewer than 8 bits are packed."""
+    rows = values
+    if bits < 8:
+        bit = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+        rows = np.packbits(bit.reshape(len(values), -1), axis=1)
+    pixels = rows.tobytes()
+    tags = [
+        (256, values.shape[1]), (257, values.shape[0]), (258, bits), (259, 1),
+        (262, int(not zero_is_white)), (273, 8), (277, 1), (278, values.shape[0]),
+        (279, len(pixels)), (339, 3 if floats else 1),
+    ]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    end = struct.pack("<I", 8 + len(pixels))
+    path.write_bytes(b"II*\0" + end + pixels + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0")
+
+
+@pytest.mark.parametrize("zero_is_white", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_labels_of_a_tiff_give_what_is_stored(bits, zero_is_white, tmp_path):
+    values = np.random.default_rng(0).integers(0, 1 << min(bits, 4), (40, 61), np.uint8)
+    space = LabelSpace(tuple(map(str, range(1 << min(bits, 4)))))
+    grey_tiff(tmp_path / "x.tif", values, bits, zero_is_white)
+    np.testing.assert_array_equal(load_label(tmp_path / "x.tif", space), values)
+
+
+def test_labels_in_floats_must_be_whole(tmp_path):
+    path = tmp_path / "x.tif"
+    values = np.random.default_rng(0).integers(0, 3, (40, 60)).astype(np.float32)
+    grey_tiff(path, values, 32, floats=True)
+    np.testing.assert_array_equal(load_label(path, SPACE), values)
+    for wrong, message in (
+        (0.5, r"whole numbers 0\.\.255\. Received: float32, 0\.0 to 2\.0, for instance 0\.5"),
+        (-9999, r"whole numbers 0\.\.255\. Received: float32, -9999\.0 to 2\.0"),
+        (np.nan, r"Received: float32, nan to nan, not all finite"),
+    ):
+        grey_tiff(path, np.where(values == 1, np.float32(wrong), values), 32, floats=True)
+        with pytest.raises(DataError, match=message):
+            load_label(path, SPACE)
+
+
+def test_a_tiff_that_pillow_does_not_read_is_described(tmp_path):
+    grey_tiff(tmp_path / "x.tif", np.zeros((40, 60)), 64, floats=True)
+    for read in (load_image, lambda path: load_label(path, SPACE)):
+        with pytest.raises(DataError, match=r"x\.tif: .*\(a TIFF of 1 band of 64-bit floats; what"):
+            read(tmp_path / "x.tif")
+
+
+def site(root, name, count=2):
+    """Write `count` pictures with labels below a folder that is no part of a data set."""
+    for index in range(count):
+        for kind in ("images", "labels"):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            values = np.zeros((64, 96, 3) if kind == "images" else (64, 96), np.uint8)
+            Image.fromarray(values).save(root / kind / f"{name}{index}.png")
+
+
+def test_links_to_folders_are_followed_and_loops_named(folder, tmp_path):
+    site(tmp_path / "store", "s")
+    for kind in ("images", "labels"):
+        (folder / kind / "val/site").symlink_to(tmp_path / "store" / kind)
+        (folder / kind / "val/again").symlink_to(folder / kind)  # holds the link
+        (folder / kind / "val/deeper").mkdir()
+        (folder / kind / "val/deeper/back").symlink_to("..")
+    train = len(read_folder(folder, "train"))
+    names = [sample.image.name for sample in read_folder(folder, "val")]
+    assert names.count("s0.png") == 1
+    assert len(names) == 2 + 2 + train  # `again` shows the other split too, once
+    skipped = {}
+    found = find_named_pictures([folder / "images/val"], skipped=skipped)
+    assert len(found) == len(names)
+    text = describe_skipped(skipped)
+    assert text.startswith("2 a link to a folder around it (")
+    assert "images/val/deeper/back" in text
+
+
+def test_what_is_skipped_is_counted_by_kind(folder):
+    images = folder / "images/val"
+    for name in (".DS_Store", "Thumbs.db", "a.heic", "b.HEIC", "notes"):
+        (images / name).write_text("x")
+    (images / "__MACOSX").mkdir()
+    os.mkfifo(images / "pipe.png")
+    skipped = {}
+    assert len(find_named_pictures([images], skipped=skipped)) == 2
+    assert describe_skipped(skipped) == (
+        f"2 .heic, 3 hidden, 1 not a file but a pipe ({images / 'pipe.png'}), "
+        f"1 without a suffix ({images / 'notes'})"
+    )
+    assert len(read_folder(folder, "val")) == 2
+    assert describe_skipped({}) == ""
+
+
+def test_special_files_among_inputs_are_named_and_skipped(folder):
+    os.mkfifo(folder / "pipe.png")
+    picture, skipped = folder / "images/val/000.png", {}
+    assert len(find_named_pictures([folder / "pipe.png", picture], skipped=skipped)) == 1
+    assert describe_skipped(skipped) == f"1 not a file but a pipe ({folder / 'pipe.png'})"
+    with pytest.raises(DataError, match=r"no pictures. Received: 1 not a file but a pipe \(.*pipe"):
+        find_named_pictures([folder / "pipe.png"])
+    path = write_csv(folder, [("pipe.png", "labels/val/000.png", "val")])
+    with pytest.raises(DataError, match=r"line 2: .*pipe\.png: expected a file. Received: a pipe"):
+        read_csv(path)
+
+
+def test_a_link_to_itself_is_left_to_its_reader(folder):
+    (folder / "images/val/self.png").symlink_to("self.png")
+    found = find_named_pictures([folder / "images/val"], leave_out=folder / "out")
+    assert [path.name for path, _ in found] == ["000.png", "001.png", "self.png"]
+    with pytest.raises(DataError, match=r"self\.png: not readable"):
+        load_image(folder / "images/val/self.png")
+
+
+def test_all_suffixes_of_jpeg_are_pictures(folder):
+    with Image.open(folder / "images/val/000.png") as picture:
+        for suffix in (".jfif", ".jpe", ".JPEG"):
+            picture.save(folder / f"images/val/x{suffix}", "JPEG")
+            shutil.copy(folder / "labels/val/000.png", folder / "labels/val/x.png")
+            assert f"x{suffix}" in [s.image.name for s in read_folder(folder, "val")]
+            (folder / f"images/val/x{suffix}").unlink()
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_equal_in_all_unicode_forms(folder, forms):
+    name = "Straße_é"
+    image, label = (unicodedata.normalize(form, name) for form in forms)
+    (folder / "images/val/000.png").rename(folder / f"images/val/{image}.png")
+    (folder / "labels/val/000.png").rename(folder / f"labels/val/{label}.png")
+    pair = Sample(folder / f"images/val/{image}.png", folder / f"labels/val/{label}.png")
+    assert pair in read_folder(folder, "val")
+    assert labels_without_picture(folder, "val") == []
+    path = write_csv(folder, [(f"images/val/{label}.png", f"labels/val/{image}.png", "val")])
+    assert read_csv(path) == [pair]
+    shutil.copy(pair.image, folder / f"images/val/{label}.png")
+    with pytest.raises(DataError, match="a second picture beside"):
+        read_folder(folder, "val")
+
+
+def test_spaces_in_a_csv_do_not_count_unless_a_name_has_them(folder):
+    (folder / "images/val/000.png").rename(folder / "images/val/ a .png")
+    rows = [(" images/val/001.png ", "  labels/val/001.png", "val "),
+            ("images/val/ a .png", " labels/val/000.png", " val")]  # fmt: skip
+    path = write_csv(folder, rows, (" image", "label ", " split "))
+    assert [sample.image.name for sample in read_csv(path, "val")] == ["001.png", " a .png"]
+    with pytest.raises(DataError, match="line 2: image and label expected"):
+        read_csv(write_csv(folder, [(" ", "labels/val/000.png", "val")]))

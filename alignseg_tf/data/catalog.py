@@ -8,6 +8,7 @@ and coloured.
 import colorsys
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,11 @@ from alignseg_tf.data import label_spaces, street_scenes
 
 IGNORE = 255
 MAX_CLASSES = 255
+# Keys of a `classes.json` that tell people about the data, and are not read.
+ABOUT = (
+    "name", "description", "comment", "version", "date", "author", "url", "source", "commit",
+    "licence", "license", "citation", "size", "split_rule", "images_with_class", "dup_images",
+)  # fmt: skip
 
 Color = tuple[int, int, int]
 
@@ -190,61 +196,166 @@ class LabelSpace:
     def from_dict(cls, content: Mapping[str, Any], source: str = "label space") -> "LabelSpace":
         """Build from the content of a `classes.json`; `source` is named in errors.
 
-        Keys: `classes` (required), `palette`, `void`, `ids`, or `colors` (one colour a class, or
-        a list of colours) and `void_colors`; others are ignored. Or `label_space`: one of
-        `LABEL_SPACES`.
+        Keys: `classes` (required), `palette`, `void`, `ids`, `ignore_unlisted`, or `colors` (one
+        colour a class, or a list of colours) and `void_colors`. Or `label_space`: one of
+        `LABEL_SPACES`. Keys of `ABOUT` are not read.
 
         Raises:
-            ValueError: a key is missing or holds something else than expected.
+            ValueError: a key is missing, unknown, or holds something else than expected.
         """
         if isinstance(content, Mapping) and "label_space" in content:
-            if content["label_space"] not in LABEL_SPACES:
+            name = content["label_space"]
+            if not isinstance(name, str) or name not in LABEL_SPACES:
                 raise ValueError(
                     f"{source}: 'label_space' must be one of {list(LABEL_SPACES)}. "
-                    f"Received: {content['label_space']!r}"
+                    f"Received: {name!r}"
                 )
-            return LABEL_SPACES[content["label_space"]]
+            if others := sorted(set(content) - {"label_space", *ABOUT}):
+                raise ValueError(
+                    f"{source}: 'label_space' says all, so expected no other key. "
+                    f"Received: {', '.join(map(ascii, others))}"
+                )
+            return LABEL_SPACES[name]
         if not isinstance(content, Mapping) or not _is_list_of(content.get("classes"), str):
             raise ValueError(f"{source}: expected an object with a list of names under 'classes'")
-        try:
-            return cls(
-                classes=tuple(content["classes"]),
-                palette=tuple(_color(color) for color in content.get("palette", ())),
-                void=int(content.get("void", IGNORE)),
-                ids=tuple(int(value) for value in content.get("ids", ())),
-                colors=tuple(_colors(colors) for colors in content.get("colors", ())),
-                void_colors=tuple(_color(color) for color in content.get("void_colors", ())),
+        known = [field.name for field in dataclasses.fields(cls)]
+        if unknown := sorted(set(content) - {*known, *ABOUT}):
+            raise ValueError(
+                f"{source}: unknown keys {', '.join(map(ascii, unknown))}; expected 'classes', any "
+                f"of {known[1:]}, or 'label_space' alone; about the data, any of {list(ABOUT)}"
             )
-        except (TypeError, ValueError) as error:
+        read = {"palette": _palette, "void": _integer, "ids": _integers, "colors": _colors,
+                "void_colors": _palette, "ignore_unlisted": _boolean}  # fmt: skip
+        try:
+            values = {key: read[key](content[key], key) for key in content if key in read}
+            return cls(tuple(content["classes"]), **values)
+        except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
 
     @classmethod
     def from_file(cls, path: str | Path) -> "LabelSpace":
-        """Read a `classes.json`.
+        """Read a `classes.json`, or a `labelmap.txt` of CVAT.
 
         Raises:
-            ValueError: the file is missing, no JSON, or lacks something.
+            ValueError: the file is missing, of neither form, lacks something, or has a name with
+                characters that no terminal and no table shows.
         """
         path = Path(path)
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path}: expected a file. Received: a folder, a pipe or a device")
         try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            text = path.read_text(encoding="utf-8-sig")
         except FileNotFoundError as error:
             raise ValueError(f"{path}: no such file; it lists the names of the classes") from error
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: not readable as JSON ({error})") from error
-        return cls.from_dict(content, str(path))
+            form = "text" if path.suffix == ".txt" else "JSON"
+            raise ValueError(f"{path}: not readable as {form} ({error})") from error
+        if path.suffix == ".txt":
+            space = _from_labelmap(cls, text, path)
+        else:
+            try:
+                content = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}: not readable as JSON ({error})") from error
+            space = cls.from_dict(content, str(path))
+        for name in space.classes:
+            if problem := name_problem(name):
+                raise ValueError(f"{path}: the class name {name!a} {problem}")
+        return space
 
 
-def _color(values: Sequence[Any]) -> Color:
-    red, green, blue = (int(value) for value in values)
+def name_problem(name: str) -> str | None:
+    """Return what keeps a class name from being shown anywhere, or None.
+
+    Other letters and marks are data: whoever prints them escapes what the target needs.
+    """
+    if not name.strip():
+        return "is blank"
+    # Control characters, halves of a surrogate pair, line and paragraph separators.
+    bad = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
+    return None if bad is None else f"has the character U+{ord(bad):04X}, which cannot be shown"
+
+
+# The border of a PASCAL VOC label.
+_VOC_VOID: Color = (224, 224, 192)
+
+
+def _from_labelmap(cls: type[LabelSpace], text: str, path: Path) -> LabelSpace:
+    colors = read_labelmap(text, str(path))
+    void = () if _VOC_VOID in colors.values() else (_VOC_VOID,)
+    try:
+        return cls(tuple(colors), colors=tuple((c,) for c in colors.values()), void_colors=void)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_labelmap(text: str, source: str) -> dict[str, Color]:
+    """Read the lines `label:red,green,blue:parts:actions` of CVAT; `source` is named in errors.
+
+    Raises:
+        ValueError: a line has another form, or a label or colour is there twice.
+    """
+    colors: dict[str, Color] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, rest = line.strip().partition(":")
+        try:
+            red, green, blue = (int(value) for value in rest.split(":")[0].split(","))
+        except ValueError as error:
+            raise ValueError(
+                f"{source}, line {number}: expected label:red,green,blue:parts:actions. "
+                f"Received: {line!r}"
+            ) from error
+        color = (red, green, blue)
+        if name in colors or color in colors.values():
+            raise ValueError(f"{source}, line {number}: {name!r} or {color} is there twice")
+        colors[name] = color
+    return colors
+
+
+def _integer(value: Any, key: str) -> int:
+    """Return a whole number; 2.0 is one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
+        raise ValueError(f"'{key}' must hold whole numbers. Received: {value!r}")
+    return int(value)
+
+
+def _boolean(value: Any, key: str) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"'{key}' must be true or false. Received: {value!r}")
+    return value
+
+
+def _list(value: Any, key: str, what: str) -> Sequence[Any]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"'{key}' must be a list of {what}. Received: {value!r}")
+    return value
+
+
+def _integers(values: Any, key: str) -> tuple[int, ...]:
+    return tuple(_integer(value, key) for value in _list(values, key, "whole numbers"))
+
+
+def _color(values: Any, key: str) -> Color:
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != 3:
+        raise ValueError(f"'{key}' must hold colours [r, g, b] of 0..255. Received: {values!r}")
+    red, green, blue = (_integer(value, key) for value in values)
     return red, green, blue
 
 
-def _colors(values: Sequence[Any]) -> tuple[Color, ...]:
-    """One colour, or a list of colours."""
-    if values and not isinstance(values[0], Sequence):
-        return (_color(values),)
-    return tuple(_color(color) for color in values)
+def _palette(values: Any, key: str) -> tuple[Color, ...]:
+    return tuple(_color(color, key) for color in _list(values, key, "colours [r, g, b]"))
+
+
+def _colors(values: Any, key: str) -> tuple[tuple[Color, ...], ...]:
+    """For each class one colour, or a list of colours."""
+    found = []
+    for colors in _list(values, key, "colours [r, g, b], or lists of them"):
+        several = _list(colors, key, "colours [r, g, b], or lists of them")
+        is_one = several and not isinstance(several[0], Sequence)
+        found.append((_color(several, key),) if is_one else _palette(several, key))
+    return tuple(found)
 
 
 def _color_number(values: np.ndarray) -> np.ndarray:

@@ -4,7 +4,8 @@ A folder holds `images/{train,val}`, `labels/{train,val}` and `classes.json`; a 
 picture's name, up to the suffix. A CSV list has the columns `image` and `label` with paths
 relative to the list, optionally `split`, and `classes.json` beside it.
 
-Hidden files and folders, such as `._a.png` or `.ipynb_checkpoints`, are no data.
+Hidden files and folders, such as `._a.png` or `.ipynb_checkpoints`, are no data. Links to folders
+are followed. Names are equal whatever their Unicode form: macOS splits an accented letter in two.
 """
 
 import csv
@@ -13,16 +14,17 @@ import io
 import os
 import re
 import stat
+import unicodedata
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.image_headers import check_header, describe_tiff, exif_orientation
@@ -105,7 +107,7 @@ def read_folder(root: str | Path, split: str) -> list[Sample]:
     unlabelled = [key for key in pictures if key not in label_of]
     if unlabelled:
         used = {label_of[key] for key in pictures if key in label_of}
-        others = [path for path in _files(labels) if path not in used]
+        others = [path for path in list_files(labels) if path not in used]
         for key in unlabelled[:LISTED]:
             problems.append(_no_label(pictures[key], labels / key, others))
         for key in unlabelled[LISTED:]:
@@ -124,22 +126,73 @@ def labels_without_picture(root: str | Path, split: str) -> list[Path]:
     return [path for key, path in label_of.items() if key not in pictures]
 
 
-def _files(folder: Path) -> list[Path]:
-    """List the files below a folder at all depths, sorted, without hidden ones."""
+# What was left out, by why: a suffix, or one of the reasons below.
+Skipped = dict[str, list[Path]]
+DERIVED, SPECIAL, LOOP = "hidden", "not a file", "a link to a folder around it"
 
-    def fail(error: OSError) -> NoReturn:
+
+def list_files(folder: Path, skipped: Skipped | None = None) -> list[Path]:
+    """List the files below a folder at all depths, also behind links, sorted.
+
+    Args:
+        folder: where to look.
+        skipped: gets the files of tools and systems (`is_derived_file`), what is neither a file
+            nor a folder, and links that lead back to a folder around them.
+
+    Raises:
+        DataError: a folder is not readable.
+    """
+    return sorted(_walk(folder, {} if skipped is None else skipped, ()))
+
+
+def _walk(folder: Path, skipped: Skipped, around: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    try:
+        status = folder.stat()
+        entries = list(os.scandir(folder))
+    except OSError as error:
         raise DataError(f"{error.filename}: not readable as a folder ({error.strerror})") from error
+    identity = status.st_dev, status.st_ino
+    if identity in around:
+        skipped.setdefault(LOOP, []).append(folder)
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if is_derived_file(PurePath(entry.name)):
+            skipped.setdefault(DERIVED, []).append(path)
+        elif entry.is_file(follow_symlinks=False):  # without asking the disk once more
+            yield path
+        elif path.is_dir():
+            yield from _walk(path, skipped, (*around, identity))
+        elif kind := special_kind(path):
+            skipped.setdefault(f"{SPECIAL} but {kind}", []).append(path)
+        else:
+            yield path
 
-    found: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(found)
+
+def describe_skipped(skipped: Mapping[str, Sequence[Path]]) -> str:
+    """Return what was skipped in one line, such as "3 .heic, 1 hidden"; empty if nothing."""
+    parts = []
+    for kind, paths in sorted(skipped.items()):
+        of_file = kind.startswith(".") or kind == DERIVED
+        more = ", ..." if paths[LISTED:] else ""
+        named = "" if of_file else f" ({', '.join(map(str, paths[:LISTED]))}{more})"
+        parts.append(f"{len(paths)} {kind}{named}")
+    return ", ".join(parts)
+
+
+def find_spelled(path: Path) -> Path:
+    """Return a path in the Unicode form in which it is there; as it is if it is not there."""
+    if not path.exists():
+        for form in ("NFC", "NFD"):
+            other = Path(unicodedata.normalize(form, str(path)))
+            if other.exists():
+                return other
+    return path
 
 
 def _key(path: Path, folder: Path) -> Path:
     """What a picture and its label have in common."""
-    return path.relative_to(folder).with_suffix("")
+    return Path(unicodedata.normalize("NFC", str(path.relative_to(folder).with_suffix(""))))
 
 
 def _files_by_key(
@@ -148,7 +201,7 @@ def _files_by_key(
     """Return the files with one of the suffixes by `_key`, and what is wrong with others."""
     found: dict[Path, Path] = {}
     problems = []
-    for path in _files(folder):
+    for path in list_files(folder):
         key = _key(path, folder)
         if path.suffix.lower() not in suffixes:
             continue
@@ -171,7 +224,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _no_pictures(folder: Path) -> DataError:
-    suffixes = Counter(path.suffix or path.name for path in _files(folder))
+    suffixes = Counter(path.suffix or path.name for path in list_files(folder))
     there = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(LISTED))
     return DataError(
         f"{folder}: no pictures ({', '.join(IMAGE_SUFFIXES)}) in this folder. "
@@ -195,6 +248,8 @@ def _no_label(picture: Path, expected: Path, others: Iterable[Path]) -> str:
 def read_csv(path: str | Path, split: str | None = None) -> list[Sample]:
     """List the samples of a CSV file with the columns `image` and `label`.
 
+    Spaces around names and values do not count, unless a file's name has them.
+
     Args:
         path: the file; its paths are relative to its folder.
         split: keep the rows with this value in the column `split`; None keeps all rows.
@@ -214,6 +269,7 @@ def read_csv(path: str | Path, split: str | None = None) -> list[Sample]:
     samples, problems, splits = [], [], Counter[str]()
     with io.StringIO(text, newline="") as file:
         rows = csv.DictReader(file, restval="")
+        rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
         if not expected <= set(rows.fieldnames or ()):
             raise DataError(
                 f"{path}: expected the columns {sorted(expected)}. Received: {rows.fieldnames}"
@@ -223,11 +279,11 @@ def read_csv(path: str | Path, split: str | None = None) -> list[Sample]:
                 splits[row["split"].strip()] += 1
                 if row["split"].strip() != split:
                     continue
-            problem = _row_problem(path.parent, row["image"], row["label"])
-            if problem:
+            image, label = (_listed_file(path.parent, row[name]) for name in ("image", "label"))
+            if problem := _row_problem(path.parent, image, label):
                 problems.append(f"{path}, line {rows.line_num}: {problem}")
             else:
-                samples.append(Sample(path.parent / row["image"], path.parent / row["label"]))
+                samples.append(Sample(image, label))
     if problems:
         raise ListingError(str(path), problems, samples)
     if not samples:
@@ -237,13 +293,20 @@ def read_csv(path: str | Path, split: str | None = None) -> list[Sample]:
     return samples
 
 
-def _row_problem(folder: Path, *names: str) -> str | None:
-    if not all(names):
+def _listed_file(folder: Path, name: str) -> Path:
+    path = folder / name
+    return path if path.is_file() else find_spelled(folder / name.strip())
+
+
+def _row_problem(folder: Path, *paths: Path) -> str | None:
+    if folder in paths:
         return "image and label expected"
-    for name in names:
-        if not (folder / name).is_file():
-            hint = "; folders are separated by /" if "\\" in name else ""
-            return f"{folder / name} is not there{hint}"
+    for path in paths:
+        if kind := special_kind(path):
+            return f"{path}: expected a file. Received: {kind}"
+        if not path.is_file():
+            hint = "; folders are separated by /" if "\\" in str(path) else ""
+            return f"{path} is not there{hint}"
     return None
 
 
@@ -338,7 +401,7 @@ def _why_unreadable(path: Path, error: Exception, content: bytes | None) -> str:
         if tiff := describe_tiff(content):
             return (
                 f"{tiff}; what can be read is 1 band of 8, 16 or 32 bits, or 3 or 4 "
-                "bands of 8 or 16 bits"
+                "bands of 8 or 16 bits; gdal_translate -ot Byte -b 1 makes such a file"
             )
         return f"in no known format; the file starts with {content[:16]!r}"
     return f"truncated: {error}" if "truncated" in str(error).lower() else str(error)
@@ -434,8 +497,9 @@ def rgb_pixels(picture: Image.Image, name: str = "the picture") -> np.ndarray:
 def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
     """Decode a label file to class ids, uint8 [H, W], with `IGNORE` where there is none.
 
-    Palette files give their indices, not their colours; the pixels of a 1-bit file are 0 and 1.
-    As a picture, a label is turned as its EXIF orientation says.
+    Palette files give their indices, not their colours; grey files of 1, 2 or 4 bits give what is
+    stored, not the grey that shows it; floats must be whole numbers. As a picture, a label is
+    turned as its EXIF orientation says.
 
     Raises:
         DataError: as `opened`, or the file is a JPEG, has transparent pixels, several channels
@@ -444,29 +508,62 @@ def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
     with opened(path, "a label") as picture:
         if picture.format in ("JPEG", "MPO"):
             raise DataError(f"{path}: a JPEG, which changes class ids; expected a PNG")
+        stored = _stored_grey(picture)
         turned = upright(picture)
         mode = turned.mode
         if mode in ("LA", "RGBA"):
             if turned.getchannel("A").getextrema() != (255, 255):
                 raise DataError(f"{path}: a label must not have transparent pixels")
             turned = turned.convert(mode[:-1])
-        values = np.asarray(_to_rgb(turned) if label_space.colors else turned)
+        values = np.asarray(_to_rgb(turned) if label_space.colors else stored(turned))
     if values.ndim != 2 and not label_space.colors:
         raise DataError(
             f"{path}: expected one channel of class ids, or a palette. Received: {mode} with "
             f"shape {values.shape}{_channels_hint(values)}"
         )
     if values.dtype != np.uint8:
-        if values.dtype.kind == "f" or values.min() < 0 or values.max() > 255:
+        if not (values.min() >= 0 and values.max() <= 255 and (values == np.rint(values)).all()):
             raise DataError(
                 f"{path}: label values must be whole numbers 0..255. Received: "
-                f"{values.dtype}, {values.min()} to {values.max()}"
+                f"{values.dtype}, {values.min()} to {values.max()}{_fraction(values)}"
             )
         values = values.astype(np.uint8)
     try:
         return label_space.encode(values)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def _stored_grey(picture: Image.Image) -> Callable[[Image.Image], Any]:
+    """Return what turns grey pixels back into the stored values.
+
+    Pillow makes grey of few bits as bright as one of 8, and inverts a TIFF in which 0 is white.
+    """
+    tile = picture.tile[0] if isinstance(picture, ImageFile.ImageFile) and picture.tile else None
+    arguments = tile.args if tile else ""
+    raw_mode = str(arguments[0] if isinstance(arguments, tuple) else arguments)
+    scale = {"L;2": 85, "L;4": 17}.get(raw_mode[:3], 1)
+    is_inverted = picture.format == "TIFF" and raw_mode in ("1;I", "1;IR", "L;I", "L;IR", "L;2I",
+                                                           "L;2IR", "L;4I", "L;4IR")  # fmt: skip
+    if scale == 1 and not is_inverted:
+        return lambda grey: grey
+
+    def undo(grey: Image.Image) -> np.ndarray:
+        values = np.asarray(grey)
+        if values.dtype == bool:
+            return ~values
+        return (255 - values if is_inverted else values) // np.uint8(scale)
+
+    return undo
+
+
+def _fraction(values: np.ndarray) -> str:
+    if values.dtype.kind != "f":
+        return ""
+    if not np.isfinite(values).all():
+        return ", not all finite"
+    parts = values[values != np.rint(values)]
+    return f", for instance {parts[0]}" if len(parts) else ""
 
 
 def _channels_hint(values: np.ndarray) -> str:
@@ -630,7 +727,9 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def find_named_pictures(
-    paths: Iterable[str | Path], leave_out: Path | None = None
+    paths: Iterable[str | Path],
+    leave_out: Path | None = None,
+    skipped: Skipped | None = None,
 ) -> list[tuple[Path, Path]]:
     """List pictures, each with its path below the folder that was asked for.
 
@@ -638,6 +737,7 @@ def find_named_pictures(
         paths: files, folders (searched at all depths), and patterns such as `street/*.jpg` or
             `**/left.png`.
         leave_out: a folder whose files are not taken.
+        skipped: gets what is no picture in folders and among files, for `describe_skipped`.
 
     Returns:
         (path, path below the folder, or the name of a file), in the order of `paths`, each once.
@@ -646,23 +746,40 @@ def find_named_pictures(
         DataError: a path is not there, a folder has no picture, or nothing fits a pattern.
     """
     found: dict[Path, Path] = {}
+    skipped = {} if skipped is None else skipped
     for path in map(Path, paths):
-        if path.exists() or not glob.has_magic(str(path)):
-            matches = [path]
-        else:
-            matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
-            if not matches:
-                raise DataError(f"{path}: nothing fits this pattern")
-        for match in matches:
+        for match in _matches(path):
             if match.is_dir():
-                inside = [p for p in _files(match) if p.suffix.lower() in IMAGE_SUFFIXES]
-                if leave_out is not None:
-                    inside = [p for p in inside if not p.resolve().is_relative_to(leave_out)]
-                if not inside:
-                    raise _no_pictures(match)
-                found |= {p: p.relative_to(match) for p in inside}
-            elif match.is_file():
+                found |= {p: p.relative_to(match) for p in _pictures(match, leave_out, skipped)}
+            elif kind := special_kind(match):
+                skipped.setdefault(f"{SPECIAL} but {kind}", []).append(match)
+            elif match.is_file() or match.is_symlink():  # what is wrong with a link, reading says
                 found[match] = Path(match.name)
             else:
                 raise DataError(f"{match}: no such file or folder")
+    if not found and skipped:
+        raise DataError(f"no pictures. Received: {describe_skipped(skipped)}")
     return list(found.items())
+
+
+def _matches(path: Path) -> list[Path]:
+    if path.exists() or path.is_symlink() or not glob.has_magic(str(path)):
+        return [path]
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
+    if not matches:
+        raise DataError(f"{path}: nothing fits this pattern")
+    return matches
+
+
+def _pictures(folder: Path, leave_out: Path | None, skipped: Skipped) -> list[Path]:
+    inside = list_files(folder, skipped)
+    if leave_out is not None:
+        # Unlike `Path.resolve`, it takes a link to itself.
+        inside = [p for p in inside if not Path(os.path.realpath(p)).is_relative_to(leave_out)]
+    pictures = [path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES]
+    for path in inside:
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            skipped.setdefault(path.suffix.lower() or "without a suffix", []).append(path)
+    if not pictures:
+        raise _no_pictures(folder)
+    return pictures
