@@ -132,9 +132,10 @@ class MeanIoU(keras.metrics.Metric):
         truth = label_ids(ops.convert_to_tensor(y_true))
         predicted = predicted_ids(ops.convert_to_tensor(y_pred), truth, self.num_classes)
         pixels = count_pixels(truth, predicted, self.num_classes, self.ignore_class)
-        total = self._counts + ops.cast(pixels, self._counts.dtype)
+        before = ops.convert_to_tensor(self._counts)
+        total = before + ops.cast(pixels, before.dtype)
         # A count that has overflowed is negative, and stays so.
-        self._counts.assign(ops.where(self._counts < 0, self._counts, total))
+        self._counts.assign(ops.where(before < 0, before, total))
 
     def result(self) -> Tensor:
         """Return the mean IoU over the classes in the labels or predicted, a float32 scalar."""

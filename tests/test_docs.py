@@ -132,7 +132,7 @@ def test_commands_are_found():
     assert {command[0] for command in found} >= set(PARSERS)
 
 
-def test_the_paper_map_has_every_layer_of_the_decoder():
-    text = (ROOT / "docs" / "paper_map.md").read_text()
+def test_the_paper_page_has_every_layer_of_the_decoder():
+    text = (ROOT / "docs" / "paper.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", text, re.MULTILINE)
     assert dict(rows) == checkpoints.DECODER_MODULES

@@ -104,7 +104,7 @@ def test_nothing_is_loaded_from_other_hosts(site, pages):
 
 
 def test_formulas_are_set_without_a_script(site):
-    text = (site / "paper_map.html").read_text(encoding="utf-8")
+    text = (site / "paper.html").read_text(encoding="utf-8")
     assert text.count("<math ") > 10
     assert "MathJax" not in text
 
