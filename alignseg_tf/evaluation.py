@@ -1,21 +1,26 @@
 """Compare what a model sees in many pictures with their labels."""
 
-import hashlib
+import dataclasses
 import json
 import queue
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.data.readers import Sample, in_parallel, load_sample
+from alignseg_tf.data.readers import DataError, Sample, in_parallel, load_sample
 from alignseg_tf.evaluation_report import Report, check_block
-from alignseg_tf.fingerprints import differences, fingerprint
+from alignseg_tf.files import atomic_path
+from alignseg_tf.fingerprints import differences, file_fingerprint, fingerprint, listed
 from alignseg_tf.prediction import Prediction, Predictor
 from alignseg_tf.scores import PictureScores, score_picture
+
+# Keys of the first line of a record from before it held fingerprints.
+OLDER_KEYS = ("pictures", "picture names")
 
 Segment = Callable[[np.ndarray], np.ndarray | Prediction]
 
@@ -44,7 +49,8 @@ def evaluate(
         progress: called with (done, total).
         protocol: how `segment` treats a picture, in words, for the report.
         record: file to which the counts of each picture are appended as they are made. If it is
-            there, an evaluation goes on where it was interrupted.
+            there, an evaluation goes on where it was interrupted. Images whose file or label has
+            another content since are evaluated again, and named on the standard error stream.
         identity: what the record belongs to, such as a hash of the model; another one is refused.
         block: neighbouring pictures that intervals draw together, see `Report`.
 
@@ -63,7 +69,7 @@ def evaluate(
         append: Callable[[int, PictureScores], None] = known.__setitem__
         if record is not None:
             known, append = stack.enter_context(
-                _opened_record(record, _description(samples, label_space, protocol, identity))
+                _opened_record(record, _description(label_space, protocol, identity), samples)
             )
         left = [i for i in range(len(samples)) if i not in known]
         for done, (index, scores) in enumerate(
@@ -107,66 +113,149 @@ def _score_all(
 
 
 def _description(
-    samples: Sequence[Sample], space: LabelSpace, protocol: str, identity: dict[str, Any] | None
+    space: LabelSpace, protocol: str, identity: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Return what a record belongs to."""
-    names = "\n".join(f"{sample.image.name}\t{sample.label.name}" for sample in samples)
-    return {
+    """Return what all counts of a record have in common."""
+    encoding = dataclasses.asdict(space)
+    del encoding["palette"], encoding["classes"]
+    description = {
         **(identity or {}),
         "protocol": protocol,
-        "classes": list(space.classes),
-        "pictures": len(samples),
-        "picture names": hashlib.sha256(names.encode()).hexdigest()[:16],
+        "classes": space.classes,
+        "label encoding": encoding,
     }
+    return json.loads(json.dumps(description))
+
+
+class _Content(NamedTuple):
+    """What the counts of one image belong to."""
+
+    name: str
+    image: str
+    label: str
+
+
+def _contents(samples: Sequence[Sample]) -> list[_Content]:
+    """Return the names and the fingerprints of samples.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    try:
+        images = file_fingerprint.of(sample.image for sample in samples)
+        labels = file_fingerprint.of(sample.label for sample in samples)
+    except OSError as error:
+        raise DataError(f"{error.filename}: not readable ({error.strerror})") from error
+    return [
+        _Content(sample.image.name, image, label)
+        for sample, image, label in zip(samples, images, labels, strict=True)
+    ]
+
+
+Counts = dict[_Content, PictureScores]
 
 
 @contextmanager
 def _opened_record(
-    path: Path, description: dict[str, Any]
+    path: Path, description: dict[str, Any], samples: Sequence[Sample]
 ) -> Iterator[tuple[dict[int, PictureScores], Callable[[int, PictureScores], None]]]:
     """Read a record and open it for more.
 
-    The first line says what it belongs to; each other line is a picture. A last line that a kill
-    cut short is left out.
+    The first line says what it belongs to; each other line is an image. The record is written
+    again without the images that are no longer the same.
 
     Yields:
-        What is known, by the picture's place, and a function that adds to it and to the file.
+        The counts that are known, by the sample's index, and a function that adds to them and to
+        the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known: dict[int, PictureScores] = {}
-    whole = 0
-    if path.is_file():
-        with path.open("rb") as there:
-            for number, line in enumerate(there):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    content = json.loads(line)
-                    if number == 0:
-                        _check_same(path, content, description)
-                    else:
-                        known[content["index"]] = PictureScores.from_dict(content)
-                except (KeyError, TypeError, json.JSONDecodeError) as error:
-                    raise ValueError(
-                        f"{path}, line {number + 1}: not a record of an evaluation; remove the file"
-                    ) from error
-                whole += len(line)
-    with path.open("r+b" if path.is_file() else "wb") as file:
-        file.truncate(whole)
-        file.seek(whole)
-        if not whole:
-            _write_line(file, description)
+    contents = _contents(samples)
+    there = _read_record(path, description) if path.is_file() else {}
+    _say_what_changed(path, there, contents)
+    known = {i: there[content] for i, content in enumerate(contents) if content in there}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        _write_line(file, description)
+        for index, scores in known.items():
+            _write_counts(file, contents[index], scores)
+    with path.open("ab") as file:
 
         def append(index: int, scores: PictureScores) -> None:
             known[index] = scores
-            _write_line(file, {"index": index, **scores.to_dict()})
+            _write_counts(file, contents[index], scores)
 
         yield known, append
+
+
+def _read_record(path: Path, description: dict[str, Any]) -> Counts:
+    """Read the counts of a record, without a last line that a kill cut short.
+
+    Raises:
+        ValueError: the record belongs to something else.
+    """
+    counts: Counts = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                content = json.loads(line)
+                if number == 0:
+                    if not _is_same_evaluation(path, content, description):
+                        return {}
+                else:
+                    key = _Content(content["name"], *content["sha256"])
+                    counts[key] = PictureScores.from_dict(content)
+            except (KeyError, TypeError, json.JSONDecodeError) as error:
+                raise ValueError(
+                    f"{path}, line {number + 1}: not a record of an evaluation; remove the file"
+                ) from error
+    return counts
 
 
 def _write_line(file: IO[bytes], content: dict[str, Any]) -> None:
     file.write(json.dumps(content, separators=(",", ":")).encode() + b"\n")
     file.flush()
+
+
+def _is_same_evaluation(path: Path, there: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Return whether a record holds fingerprints, as older ones do not.
+
+    Raises:
+        ValueError: it is of another model, protocol or label space.
+    """
+    if "label encoding" in there:
+        _check_same(path, there, here)
+        return True
+    values = {key: value for key, value in there.items() if key not in OLDER_KEYS}
+    _check_same(path, values, {key: here.get(key) for key in values})
+    print(
+        f"{path} is from an older version, which told images by their names only: evaluating all "
+        "of them again",
+        file=sys.stderr,
+    )
+    return False
+
+
+def _say_what_changed(path: Path, there: Counts, contents: Sequence[_Content]) -> None:
+    """Name the images of a record that have another content now, or are no longer evaluated."""
+    now = {content.name for content in contents}
+    gone = there.keys() - set(contents)
+    changed = sorted(content.name for content in gone if content.name in now)
+    removed = sorted(content.name for content in gone if content.name not in now)
+    if changed:
+        print(
+            f"{path}: {len(changed)} images or their labels have changed, evaluating them again: "
+            f"{listed(changed)}",
+            file=sys.stderr,
+        )
+    if removed:
+        print(
+            f"{path}: {len(removed)} images are no longer in the data: {listed(removed)}",
+            file=sys.stderr,
+        )
+
+
+def _write_counts(file: IO[bytes], content: _Content, scores: PictureScores) -> None:
+    _write_line(file, {"sha256": content[1:], **scores.to_dict()})
 
 
 def _check_same(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:

@@ -1,9 +1,11 @@
 import json
+import os
 import threading
 
 import numpy as np
 import pytest
 from conftest import CLASSES, SHARED, absent, tiny_model, write_folder
+from PIL import Image
 
 from alignseg_tf import Predictor
 from alignseg_tf.data.catalog import LabelSpace
@@ -118,25 +120,90 @@ def test_an_interrupted_evaluation_goes_on(many, tmp_path):
     assert seen == []
 
 
-@pytest.mark.parametrize("what", ["model", "protocol", "pictures", "file"])
+@pytest.mark.parametrize("what", ["model", "protocol", "encoding", "file"])
 def test_a_record_of_something_else_is_refused(what, many, tmp_path):
     record = tmp_path / "pictures.jsonl"
     segment = lambda x: np.zeros(x.shape[:2], np.uint8)  # noqa: E731
     evaluate(segment, many, SPACE, record=record, identity={"model": "m"})
     before = record.read_bytes()
-    identity, protocol, samples = {"model": "m"}, "whole pictures", many
+    identity, protocol, space = {"model": "m"}, "whole pictures", SPACE
     if what == "model":
         identity = {"model": "other"}
     if what == "protocol":
         protocol = "windows"
-    if what == "pictures":
-        samples = many[:-1]
+    if what == "encoding":
+        space = LabelSpace(CLASSES, ids=(2, 1, 0))
     if what == "file":
         before = b'{"something": "else"}\nnot json\n'
         record.write_bytes(before)
     with pytest.raises(ValueError, match=r"pictures\.jsonl"):
-        evaluate(segment, samples, SPACE, protocol=protocol, record=record, identity=identity)
+        evaluate(segment, many, space, protocol=protocol, record=record, identity=identity)
     assert record.read_bytes() == before
+
+
+def counted(many, record, calls):
+    """Evaluate a stand-in for a model that notes how often it is called."""
+    return evaluate(lambda x: calls.append(1) or x[..., 0] % 3, many, SPACE, record=record)
+
+
+@pytest.mark.parametrize("what", ["image", "label"])
+def test_what_has_another_content_is_evaluated_again_and_named(what, many, tmp_path, capsys):
+    """The corrected file has the name, the size in pixels and the time of the one before."""
+    record, calls = tmp_path / "pictures.jsonl", []
+    before = counted(many, record, calls)
+    path = getattr(many[2], what)
+    time = path.stat().st_mtime_ns
+    pixels = np.asarray(Image.open(path))
+    Image.fromarray(pixels[::-1].copy()).save(path)
+    os.utime(path, ns=(time, time))
+    del calls[:]
+    after = counted(many, record, calls)
+    assert len(calls) == 1
+    assert (
+        f"1 images or their labels have changed, evaluating them again: {many[2].image.name}"
+        in (capsys.readouterr().err)
+    )
+    assert after.to_dict() == counted(many, None, []).to_dict() != before.to_dict()
+    del calls[:]
+    assert counted(many, record, calls).to_dict() == after.to_dict()
+    assert calls == []
+    assert capsys.readouterr().err == ""
+
+
+def test_added_and_removed_images_change_a_record(many, tmp_path, capsys):
+    record, calls = tmp_path / "pictures.jsonl", []
+    counted(many[:4], record, calls)
+    report = counted([many[6], *many[2:5]], record, calls)
+    assert len(calls) == 4 + 2
+    assert report.pictures == 4
+    gone = ", ".join(sample.image.name for sample in many[:2])
+    assert f"2 images are no longer in the data: {gone}" in capsys.readouterr().err
+    assert [score.name for score in report.scores] == [
+        sample.image.name for sample in (many[6], *many[2:5])
+    ]
+
+
+def test_a_record_without_fingerprints_is_made_anew(many, tmp_path, capsys):
+    record, calls = tmp_path / "pictures.jsonl", []
+    whole = counted(many, record, calls)
+    head, *lines = map(json.loads, record.read_text().splitlines())
+    head = {"protocol": head["protocol"], "classes": head["classes"], "pictures": 7,
+            "picture names": "0" * 16}  # fmt: skip
+    older = [{"index": i} | line for i, line in enumerate(lines)]
+    record.write_text("".join(json.dumps(line) + "\n" for line in (head, *older)))
+    del calls[:]
+    assert counted(many, record, calls).to_dict() == whole.to_dict()
+    assert len(calls) == 7
+    assert "from an older version" in capsys.readouterr().err
+    record.write_text(json.dumps(head | {"protocol": "windows"}) + "\n")
+    with pytest.raises(ValueError, match="protocol: 'windows' there"):
+        counted(many, record, calls)
+
+
+def test_a_file_that_is_gone_is_named_before_the_first_image(many, tmp_path):
+    many[3].label.unlink()
+    with pytest.raises(DataError, match=r"003\.png: not readable"):
+        counted(many, tmp_path / "r.jsonl", [])
 
 
 def test_a_model_is_evaluated_with_confidence_and_windows(many, tmp_path):
