@@ -1,5 +1,8 @@
 # `make demo` and `make test` are all the set-up there is: each makes or reuses .venv.
-PYTHON ?= python3.11
+# What .venv is made with: the newest of these that runs, is of a version with wheels, and has venv.
+FITS := import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	if $$python -c "$(FITS)" 2>/dev/null; then echo $$python; break; fi; done)
 VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= street_scenes
@@ -13,7 +16,9 @@ STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 NOTEBOOKS ?= on
 SITE := docs/_build/html
 
-.PHONY: help demo test test-slow docs web lint install clean
+.PHONY: help demo test test-slow docs web lint install constraints clean
+# A .venv that could not be finished is made again.
+.DELETE_ON_ERROR:
 
 help:
 	@echo "make demo               segment a street, then train, export and try AlignSeg on drawn ones"
@@ -23,14 +28,19 @@ help:
 	@echo "make test-slow          the slow tests"
 	@echo "make docs               the documentation as a site; with NOTEBOOKS=off in a minute"
 	@echo "make web                LiteRT.js for the page that runs models in a browser (needs npm)"
+	@echo "make constraints        the newest versions of all packages, into constraints.txt"
 	@echo "make clean              remove .venv and caches, not runs/"
 
+$(VENV)/pyvenv.cfg:
+	@test -n "$(PYTHON)" || { echo "error: found no Python 3.11, 3.12 or 3.13 that can make a" \
+		"venv (on Debian and Ubuntu: apt install python3-venv); PYTHON=PATH names one" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
 # The extras are in the stamp's name: installed-test-parity is of EXTRAS=test,parity.
-$(VENV)/installed-%: setup.cfg pyproject.toml
+$(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt | $(VENV)/pyvenv.cfg
 	@echo "Installing into $(VENV) (about 2 GB, a few minutes the first time) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--editable ".[$(subst -,$(comma),$*)]"
+		--constraint constraints.txt --editable ".[$(subst -,$(comma),$*)]"
 # Its dependencies hold a `typing` that shadows Python's own, and none of them is needed here.
 	@case "$*" in *test*) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--no-deps cityscapesscripts==2.3.0;; esac
@@ -64,6 +74,15 @@ web: web/litert/index.js
 web/litert/index.js: web/package-lock.json web/build.mjs
 	cd web && npm ci --no-audit --no-fund --loglevel=error && node build.mjs
 	@touch $@
+
+# To be run with the oldest Python, whose newest versions are there for the others too.
+constraints: $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --report $(VENV)/newest.json \
+		".[test,parity,docs]"
+	@echo "# Versions that the tests pass with; written by \`make constraints\`, installed by \`make\`." >$@.txt
+	@$(BIN)/python -c 'import json; [print(p["name"], p["version"].split("+")[0], sep="==") \
+		for p in (each["metadata"] for each in json.load(open("$(VENV)/newest.json"))["install"]) \
+		if p["name"] != "alignseg_tf"]' | LC_ALL=C sort -f >>$@.txt
 
 clean:
 	rm -rf $(VENV) web/node_modules web/litert docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -7,10 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import numpy as np
+import pytest
 import tensorflow as tf
 from PIL import Image
+
+for package in ("fastapi", "httpx", "prometheus_client", "python_multipart", "uvicorn"):
+    pytest.importorskip(package, reason="needs the server: pip install 'alignseg_tf[serve]' httpx")
+
+import httpx
 
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.networks import LABEL_SPACE_FILE

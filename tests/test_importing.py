@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from conftest import random_images
 from PIL import ExifTags, Image
-from pycocotools import mask
 
 from alignseg_tf.__main__ import main
 from alignseg_tf.data.annotations import read_coco, read_cvat, read_labelme
 from alignseg_tf.data.importing import ImportOptions, write_import
 from alignseg_tf.data.readers import DataError, check_samples, load_image
 from alignseg_tf.data.sources import open_data
+
+mask = pytest.importorskip("pycocotools.mask")
 
 SIZE = (48, 64)
 

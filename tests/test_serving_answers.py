@@ -3,7 +3,6 @@ import struct
 
 import numpy as np
 import pytest
-from pycocotools import mask as coco
 from serving_fixtures import SPACE, decoded
 
 from alignseg_tf import visualization
@@ -18,6 +17,7 @@ from alignseg_tf.serving.answers import (
 )
 from alignseg_tf.serving.refusals import RefusedError
 
+coco = pytest.importorskip("pycocotools.mask")
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (9, 7, 3)).astype(np.uint8)
 CLASS_MAP = RNG.choice(np.array([0, 3], np.uint8), (9, 7))

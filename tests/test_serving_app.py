@@ -9,10 +9,8 @@ import threading
 import time
 from contextlib import contextmanager
 
-import httpx
 import numpy as np
 import pytest
-import uvicorn
 from serving_fixtures import (
     POISON,
     SPACE,
@@ -28,6 +26,9 @@ from alignseg_tf import visualization
 from alignseg_tf.serving import connections
 from alignseg_tf.serving.app import create_app
 from alignseg_tf.serving.settings import Settings
+
+httpx = pytest.importorskip("httpx")
+uvicorn = pytest.importorskip("uvicorn")
 
 PNG = {"content-type": "image/png"}
 

@@ -7,7 +7,6 @@ import threading
 import time
 from contextlib import contextmanager
 
-import httpx
 import pytest
 from conftest import ROOT
 from serving_fixtures import decoded, encoded, expected, picture, write_model
@@ -15,6 +14,8 @@ from serving_fixtures import decoded, encoded, expected, picture, write_model
 from alignseg_tf.__main__ import build_parser, main
 from alignseg_tf.serving import server
 from alignseg_tf.serving.settings import TOKEN_VARIABLE, Settings, settings_from_arguments
+
+httpx = pytest.importorskip("httpx")
 
 SECONDS = 30
 

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from conftest import CLASSES, tiny_model
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.util import tensor_util
 
 from alignseg_tf import losses, metrics, optimizers
 from alignseg_tf.data.catalog import LabelSpace
@@ -15,6 +13,9 @@ from alignseg_tf.data.readers import read_folder
 from training import tensorboard
 from training.logs import weight_norm
 from training.tensorboard import TensorBoard, offset_panel
+
+reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+tensor_util = pytest.importorskip("tensorboard.util.tensor_util")
 
 
 def compiled(context: str | None = "align", aggregation: str = "align"):
@@ -30,7 +31,7 @@ def compiled(context: str | None = "align", aggregation: str = "align"):
 
 def events(folder) -> dict[str, list]:
     """The values of each tag, in order of the steps; pictures as arrays."""
-    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    accumulator = reader.EventAccumulator(str(folder), size_guidance={"tensors": 0})
     accumulator.Reload()
     found = {}
     for tag in accumulator.Tags()["tensors"]:

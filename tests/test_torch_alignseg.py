@@ -2,24 +2,20 @@
 
 import numpy as np
 import pytest
-from conftest import absent
 
 from alignseg_tf import backbones
 
-try:
-    import torch
+torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[parity]'")
 
-    from training.torch_alignseg import (
-        Aggregation,
-        Context,
-        EfficientNetLite0,
-        Refinement,
-        ResNet,
-        TorchAlignSeg,
-        load_official,
-    )
-except ImportError:
-    absent("PyTorch is not installed")
+from training.torch_alignseg import (
+    Aggregation,
+    Context,
+    EfficientNetLite0,
+    Refinement,
+    ResNet,
+    TorchAlignSeg,
+    load_official,
+)
 
 SAMPLING = ("standard", "fixed", "released", "released_align_corners")
 TOLERANCE = 2e-4
