@@ -1,4 +1,4 @@
-"""The command line: `python -m alignseg_tf COMMAND`."""
+"""The command line: `python -m alignseg_tf COMMAND`, or the script `alignseg`."""
 
 import argparse
 import json
@@ -25,6 +25,7 @@ from alignseg_tf.layers import SAMPLING_CONVENTIONS
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.protocols import add_block_argument, add_protocol_arguments
 from alignseg_tf.serving.settings import add_serve_arguments
+from alignseg_tf.version import __version__
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -131,8 +132,10 @@ def serve(arguments: argparse.Namespace) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog="python -m alignseg_tf", description="AlignSeg: semantic segmentation with Keras."
+        prog="alignseg" if Path(sys.argv[0]).name == "alignseg" else "python -m alignseg_tf",
+        description="AlignSeg: semantic segmentation with Keras.",
     )
+    parser.add_argument("--version", action="version", version=f"alignseg_tf {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(

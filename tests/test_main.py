@@ -11,6 +11,7 @@ from test_checkpoints import official_state_dict
 
 from alignseg_tf.__main__ import main
 from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.version import __version__
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,7 @@ def pictures(tmp_path):
     return folder
 
 
+@pytest.mark.smoke
 def test_export_and_predict_from_the_saved_model(model_file, pictures, tmp_path, capsys):
     target = tmp_path / "savedmodels" / "tiny" / "1"
     arguments = ["export", str(model_file), "--output", str(target), "--check", str(pictures)]
@@ -77,6 +79,14 @@ def test_bad_input_is_named_and_nothing_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"alignseg_tf {__version__}\n"
+
+
+@pytest.mark.smoke
 def test_the_command_prints_no_chatter(model_file):
     arguments = ["summary", str(model_file), "--size", "64", "96"]
     command = [sys.executable, "-m", "alignseg_tf", *arguments]

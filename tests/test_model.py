@@ -21,6 +21,7 @@ def predict(model, images, **kwargs):
     return {key: ops.convert_to_numpy(value) for key, value in outputs.items()}
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("size", [(32, 32), (64, 96), (75, 101), (33, 47)])
 def test_logits_have_the_size_of_the_image(size):
     outputs = predict(tiny_model(), random_images(2, *size))
@@ -70,6 +71,7 @@ def test_summary_is_one_block_a_row():
     assert "aggregation_p5" in text.getvalue()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kwargs", [{}, {"dtype": "mixed_bfloat16"}, {"upsample_logits": False}])
 def test_round_trip_in_a_new_process(tmp_path, kwargs):
     """A saved model needs `import alignseg_tf` and nothing else: no custom objects, safe mode."""

@@ -20,6 +20,7 @@ def exported(tmp_path_factory):
     return model, path, export_onnx(model, path, check_images=random_images(2, 64, 96))
 
 
+@pytest.mark.smoke
 def test_any_size_and_batch(exported):
     model, path, agreement = exported
     assert agreement.same_class > 0.999

@@ -11,6 +11,7 @@ from alignseg_tf.protocols import Protocol
 SPACE = LabelSpace(CLASSES)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("upsample", [True, False])
 def test_class_map_is_the_argmax_at_the_picture_size(upsample):
     model = tiny_model(upsample_logits=upsample)

@@ -63,6 +63,7 @@ def test_models_of_the_package_are_released_ones():
         assert f"\n{name}.keras\n" in notice
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", RELEASED)
 def test_a_trained_model_says_what_it_is(name):
     """In the package, for exports of it, and in the clone, for readers."""

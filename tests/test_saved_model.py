@@ -41,6 +41,7 @@ def exported(tmp_path_factory):
     return folder, model, agreement
 
 
+@pytest.mark.smoke
 def test_a_process_with_tensorflow_alone_serves_it(exported):
     folder, model, agreement = exported
     assert agreement.same_class > 0.999

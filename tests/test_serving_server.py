@@ -50,6 +50,7 @@ def connected(url: str, sent: bytes) -> socket.socket:
     return opened
 
 
+@pytest.mark.smoke
 def test_the_life_of_a_server(tmp_path):
     """One process: clients that are slow or many, a new version, a broken one, the end."""
     folder = tmp_path / "street"

@@ -128,6 +128,7 @@ def test_a_file_with_other_operators_is_refused(model, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.smoke
 def test_any_size_and_windows(model, tmp_path):
     path = tmp_path / "any.tflite"
     agreement = export_tflite(model, path, output="logits", check_images=PICTURES[:1])

@@ -205,6 +205,7 @@ def test_a_finished_run_is_evaluated_again(unbroken):
         np.testing.assert_array_equal(array, before[name])
 
 
+@pytest.mark.smoke
 def test_a_dry_run_tells_what_a_run_would_take(tmp_path):
     folder = write_folder(tmp_path / "data", train=8, val=3)
     result = run(folder, tmp_path / "run", "--dry-run", "--epochs", "30", "--accumulate", "2")
