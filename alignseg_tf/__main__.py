@@ -114,8 +114,9 @@ def import_annotations(arguments: argparse.Namespace) -> int:
     from alignseg_tf.data.importing import import_from_arguments
     from alignseg_tf.progress import counter
 
-    print(import_from_arguments(arguments, counter("importing")).text())
-    return 0
+    report = import_from_arguments(arguments, counter("importing"))
+    print(report.text())
+    return 1 if report.skipped else 0
 
 
 def serve(arguments: argparse.Namespace) -> int:

@@ -1,8 +1,10 @@
 import base64
 import io
 import json
+import os
 import shutil
 import sys
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -11,6 +13,7 @@ from conftest import random_images
 from PIL import ExifTags, Image
 
 from alignseg_tf.__main__ import main
+from alignseg_tf.data.annotation_files import Invalid
 from alignseg_tf.data.annotations import read_coco, read_cvat, read_labelme
 from alignseg_tf.data.importing import ImportOptions, write_import
 from alignseg_tf.data.readers import DataError, check_samples, load_image
@@ -203,6 +206,7 @@ def change(rows, place, **values):
 
 
 BOX = {"segmentation": []}
+OVERFLOWING = [2**63 - 1, 2**63 - 1, 2 + 48 * 64]  # 48 * 64 in 64 bits
 SHORT = {"size": [48, 64], "counts": [1000, 2]}
 POLYGON = [square(4, 4, 40, 20)]
 
@@ -210,48 +214,265 @@ POLYGON = [square(4, 4, 40, 20)]
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (change("images", 1, file_name="gone.png"), "image 11: the picture .*gone.png is not"),
-        (change("images", 1, file_name="../a.png"), "image 11: file_name must be a path below"),
-        (change("images", 1, height=50), "image 11: .* for 64 x 50 pixels, .* has 64 x 48$"),
-        (change("images", 1, height="x"), "image 11: height and width must be whole numbers"),
-        (change("images", 1, id=10), r"images\[1\]: id 10 twice"),
+        (
+            change("images", 1, file_name="gone.png"),
+            r"images\[1\], id 11: the image 'gone.png' is not",
+        ),
+        (
+            change("images", 1, file_name="../a.png"),
+            r"images\[1\], id 11: file_name must be a path below",
+        ),
+        (
+            change("images", 1, height=50),
+            r"images\[1\], id 11: .* for 64 x 50 pixels, .* has 64 x 48$",
+        ),
+        (
+            change("images", 1, height="x"),
+            r"images\[1\], id 11: height and width must be whole numbers",
+        ),
+        (change("images", 1, id=10), r"images\[1\], id 10: another one"),
         (change("images", 1, file_name="city/0.png"), "a second picture city/0.png, beside"),
-        (change("annotations", 3, category_id=5), "annotation 4: no category has the id 5"),
-        (change("annotations", 3, image_id=5), "annotation 4: no image has the id 5"),
-        (change("annotations", 3, **BOX), "annotation 4: expected a segmentation.*only a box"),
+        (
+            change("annotations", 3, category_id=5),
+            r"annotations\[3\], id 4: no category has the id 5",
+        ),
+        (change("annotations", 3, image_id=5), r"annotations\[3\], id 4: no image has the id 5"),
+        (
+            change("annotations", 3, **BOX),
+            r"annotations\[3\], id 4: expected a segmentation.*only a box",
+        ),
         (
             change("annotations", 3, segmentation=[[1, 1, 3, 3]]),
-            "annotation 4: expected at least 3 points. Received: 2",
+            r"annotations\[3\], id 4: expected at least 3 points. Received: 2",
         ),
-        (change("annotations", 3, segmentation=[[1, 1, 3, 3, 1]]), "annotation 4: expected a pol"),
+        (
+            change("annotations", 3, segmentation=[[1, 1, 3, 3, 1]]),
+            r"annotations\[3\], id 4: expected a pol",
+        ),
         (
             change("annotations", 3, segmentation=[square(0, 0, 640, 480)]),
-            r"annotation 4: the point \(640, 0\) is far outside the picture of 64 x 48",
+            r"annotations\[3\], id 4: the point \(640, 0\) is far outside the image of 64 x 48",
         ),
         (
             change("annotations", 3, segmentation=[[1, 1, 3, 3, float("nan"), 1]]),
-            r"annotation 4: the point \(nan, 1\)",
+            r"annotations\[3\], id 4: the point \(nan, 1\)",
         ),
         (change("annotations", 3, segmentation=SHORT), r"runs .* 48 \* 64 .* Received: 1002"),
         (
             change("annotations", 3, segmentation={"size": [64, 48], "counts": "a"}),
-            r"annotation 4: expected an RLE of size \[48, 64\]",
+            r"annotations\[3\], id 4: expected an RLE of size \[48, 64\]",
         ),
         (
             change("annotations", 3, segmentation={"size": [48, 64], "counts": "~~"}),
-            "annotation 4: broken RLE",
+            r"annotations\[3\], id 4: broken RLE",
         ),
-        (change("categories", 1, name="table"), "`classes` must differ"),
+        (change("categories", 1, name="table"), "ids 7 and 3 have the same name, 'table'"),
+        (
+            change("annotations", 3, category_id=[]),
+            r"id 4: no category has the id \[\]; there are 7",
+        ),
+        (change("annotations", 3, iscrowd="0"), "id 4: iscrowd must be 0 or 1. Received: '0'"),
+        (
+            change("annotations", 3, segmentation={"size": [48, 64], "counts": OVERFLOWING}),
+            "id 4: the runs of an RLE must add up to 48 . 64 pixels",
+        ),
+        (
+            change("annotations", 3, segmentation={"size": [48, 64], "counts": [-1, 3073]}),
+            "id 4: the runs .* Received: a negative run",
+        ),
+        (
+            change("annotations", 3, segmentation={"size": [48, 64], "counts": [1.5, 3070.5]}),
+            "id 4: broken RLE .expected whole numbers. Received: 1.5",
+        ),
+        (
+            change("annotations", 3, segmentation={"size": 48, "counts": [3072]}),
+            "id 4: expected an RLE of size",
+        ),
+        (
+            change("annotations", 3, segmentation={"size": [48, 64], "counts": "o" * 10**6}),
+            "id 4: broken RLE",
+        ),
+        (
+            change("annotations", 3, segmentation=[[0, 0, 64, 48] * 80_000]),
+            "id 4: expected an outline of at most 10000000 pixels",
+        ),
+        (
+            change("annotations", 3, segmentation=[[1, 1, 3, 3, 10**400, 1]]),
+            "id 4: expected points as pairs of numbers",
+        ),
+        (change("images", 1, file_name=None), "id 11: file_name must be a path below"),
+        (change("images", 1, file_name="city/.1.png"), r"id 11: city/\.1\.png is hidden"),
         (lambda content: content.pop("categories"), "expected a list 'categories'"),
         (lambda content: content["images"][0].pop("id"), r"images\[0\] has no id"),
     ],
 )
 def test_coco_problems_are_named_and_nothing_is_written(coco, tmp_path, spoil, message):
     spoil(coco[1])
+    shutil.copy(coco[2] / "city/1.png", coco[2] / "city/.1.png")
     with pytest.raises(DataError, match=message) as error:
         run(coco, tmp_path / "out")
-    assert "instances.json" in str(error.value) or "`classes`" in message
+    assert "instances.json" in str(error.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["instances.json", "pictures"]
+
+
+def test_coco_of_whole_floats(coco, tmp_path):
+    run(coco, tmp_path / "out")
+    for row in coco[1]["images"]:
+        row.update(id=float(row["id"]), height=48.0, width=64.0)
+    for row in coco[1]["annotations"]:
+        row["category_id"] = float(row["category_id"])
+    crowd = coco[1]["annotations"][2]["segmentation"]
+    crowd.update(size=[48.0, 64.0], counts=[float(run) for run in crowd["counts"]])
+    run(coco, tmp_path / "floats")
+    assert files(tmp_path / "floats") == files(tmp_path / "out")
+
+
+def test_ids_of_annotations_may_repeat_or_be_missing(coco, tmp_path):
+    run(coco, tmp_path / "out")
+    for row in coco[1]["annotations"][:2]:
+        row["id"] = 4
+    del coco[1]["annotations"][2]["id"]
+    run(coco, tmp_path / "again")
+    assert files(tmp_path / "again") == files(tmp_path / "out")
+    coco[1]["annotations"][2]["iscrowd"] = 2
+    with pytest.raises(DataError, match=r"annotations\[2\]: iscrowd must be"):
+        run(coco, tmp_path / "out")
+
+
+@pytest.mark.parametrize("parent", ["things", "table"])
+def test_a_root_category_is_no_class(coco, tmp_path, parent):
+    categories = coco[1]["categories"]
+    for row in categories:
+        row["supercategory"] = parent
+    root = {"id": 0, "name": parent, "supercategory": "none"}
+    coco[1]["categories"] = [root, *categories]
+    report = run(coco, tmp_path / "out")
+    assert report.label_space.classes == ("background", "table", "cup")
+    if parent == "things":  # it is used, so it is a class
+        coco[1]["annotations"][3]["category_id"] = 0
+        assert "things" in run(coco, tmp_path / "used").label_space.classes
+
+
+def test_a_class_without_annotations_stays_a_class(coco, tmp_path):
+    lamp = {"id": 9, "name": "lamp", "supercategory": "none"}
+    coco[1]["categories"].append(lamp)
+    report = run(coco, tmp_path / "out")
+    assert report.label_space.classes == ("background", "table", "cup", "lamp")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CITY\\Straße.JPG", "city/Strasse.jpg", "/data/city/Straße.jpg", "C:\\city\\Straße.jpg"],
+)
+def test_images_of_coco_are_found_by_names_of_other_systems(coco, tmp_path, name):
+    there = coco[2] / "city" / f"{unicodedata.normalize('NFD', 'Straße')}.jpg"
+    (coco[2] / "city/1.png").rename(there)
+    if "ss" in name:  # not another form of the same name
+        there.rename(there.with_stem("other"))
+        coco[1]["images"][1]["file_name"] = name
+        with pytest.raises(DataError, match=r"'city/Strasse\.jpg' is not there"):
+            run(coco, tmp_path / "out")
+        return
+    coco[1]["images"][1]["file_name"] = name
+    run(coco, tmp_path / "out")
+    assert (label_of(tmp_path / "out", "city/Straße") == 1).all()
+
+
+def test_a_folder_of_images_one_level_off_is_named(coco, tmp_path):
+    for row in coco[1]["images"]:
+        row["file_name"] = row["file_name"].removeprefix("city/")
+    with pytest.raises(DataError, match=r"there is .*city/0\.png, so try --images .*city$"):
+        run(coco, tmp_path / "out")
+    with pytest.raises(DataError, match="gone: no such folder"):
+        read_coco(coco[0](), tmp_path / "gone")
+
+
+def test_equal_class_names_in_other_unicode_forms_are_one(coco, tmp_path):
+    coco[1]["categories"][0]["name"] = unicodedata.normalize("NFD", "Tür")
+    report = run(coco, tmp_path / "out", void=("Tür",))
+    assert report.label_space.classes == ("background", "cup")
+
+
+def test_several_coco_files_are_one_import(coco, tmp_path):
+    _, content, images = coco
+    run(coco, tmp_path / "out")
+    parts = []
+    for number, image in enumerate(content["images"]):
+        part = {
+            "images": [image],
+            "categories": content["categories"],
+            "annotations": [a for a in content["annotations"] if a["image_id"] == image["id"]],
+        }
+        parts.append(tmp_path / f"{number}.json")
+        parts[-1].write_text(json.dumps(part))
+    arguments = ["import", "coco", "--annotations", *map(str, parts), "--images", str(images)]
+    assert main([*arguments, "--split", "train", "--output", str(tmp_path / "parts")]) == 0
+    for number in range(3):
+        name = f"city/{number}"
+        np.testing.assert_array_equal(
+            label_of(tmp_path / "parts", name), label_of(tmp_path / "out", name)
+        )
+
+
+def test_a_background_without_pixels_is_said(coco, tmp_path):
+    coco[1]["images"] = coco[1]["images"][1:2]
+    coco[1]["annotations"] = coco[1]["annotations"][3:]
+    assert "--unlabelled void leaves background away" in run(coco, tmp_path / "out").text()
+
+
+# Skipping what is invalid
+
+
+def test_invalid_annotations_are_skipped_when_asked(coco, tmp_path, capsys):
+    write, content, images = coco
+    content["annotations"][0]["segmentation"] = []
+    content["annotations"].append({"id": 9, "image_id": 99, "category_id": 3})
+    content["annotations"].append("nothing")
+    (images / "city/2.png").unlink()
+    (images / "city/1.png").write_bytes(b"nothing")
+    arguments = [
+        "import", "coco", "--annotations", str(write()), "--images", str(images),
+        "--split", "train", "--output", str(tmp_path / "out"),
+    ]  # fmt: skip
+    assert main(arguments) == 2
+    assert not (tmp_path / "out").exists()
+    capsys.readouterr()
+    assert main([*arguments, "--skip-invalid"]) == 1
+    printed = capsys.readouterr().out
+    assert "Skipped as invalid: 5" in printed
+    skipped = json.loads((tmp_path / "out/import.json").read_text())["imports"][0]["skipped"]
+    for place in ("annotations[0]", "annotations[4]", "annotations[5]", "images[1]", "images[2]"):
+        assert any(place in problem for problem in skipped)
+        assert place in printed
+    label = label_of(tmp_path / "out", "city/0")
+    assert label[10, 20] == 1
+    assert not (label == 2).any()
+    assert [path.name for path in (tmp_path / "out/images/train/city").iterdir()] == ["0.png"]
+
+
+def test_nothing_but_invalid_images_is_an_error(coco, tmp_path):
+    invalid = Invalid(skip=True)
+    for path in (coco[2] / "city").iterdir():
+        path.write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"(?s)pixel a class; skipped as invalid:.*id 10"):
+        write_import(
+            read_coco(coco[0](), coco[2], invalid), tmp_path / "out", ImportOptions(split="train")
+        )
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(coco[2] / "city")
+    with pytest.raises(DataError, match=r"(?s)no pictures to import; skipped as invalid:.*id 10"):
+        write_import(read_coco(coco[0](), coco[2], Invalid(skip=True)), tmp_path / "out")
+
+
+def test_an_image_that_is_skipped_late_leaves_nothing(coco, tmp_path):
+    save_picture(coco[2] / "city/2.png", (24, 64))
+    coco[1]["images"][2]["height"] = 24
+    annotations = read_coco(coco[0](), coco[2], Invalid(skip=True))
+    report = write_import(annotations, tmp_path / "out", ImportOptions(split="train"))
+    assert "network needs at least 32" in report.skipped[0]
+    assert str(tmp_path / "out/images") in report.skipped[0]
+    data = open_data(tmp_path / "out")
+    assert len(data.samples("train")) == report.pictures["train"] == 2
 
 
 def test_all_unfit_pictures_are_counted(coco, tmp_path):
@@ -260,7 +481,7 @@ def test_all_unfit_pictures_are_counted(coco, tmp_path):
     (coco[2] / "city/2.png").write_bytes(b"nothing")
     with pytest.raises(DataError, match="3 of 3 pictures are unfit; nothing was written") as error:
         run(coco, tmp_path / "out")
-    assert "image 12: its picture is not readable" in str(error.value)
+    assert "id 12: " in str(error.value)
 
 
 def test_broken_json(tmp_path):
@@ -403,6 +624,24 @@ def test_labels_follow_the_orientation_of_exif(coco, tmp_path, orientation):
             run(coco, tmp_path / "out")
 
 
+@pytest.mark.parametrize("how", ["stored", "upright"])
+def test_tiffs_are_turned_as_other_images(coco, tmp_path, how):
+    """Pillow gives the size of a TIFF as it is shown, of other files as it is stored."""
+    path = save_picture(coco[2] / "city/1.tif", orientation=6)
+    shape = {"stored": SIZE, "upright": SIZE[::-1]}[how]
+    region = np.zeros(shape, np.uint8)
+    region[:10, :20] = 1
+    coco[1]["images"][1].update(file_name="city/1.tif", height=shape[0], width=shape[1])
+    coco[1]["annotations"][3]["segmentation"] = {
+        "size": list(shape), "counts": run_lengths(region),
+    }  # fmt: skip
+    run(coco, tmp_path / "out", annotated_on=how)
+    expected = np.rot90(region, -1) if how == "stored" else region
+    label = label_of(tmp_path / "out", "city/1")
+    assert label.shape == load_image(path).shape[:2]
+    np.testing.assert_array_equal(label, expected)
+
+
 # CVAT
 
 LABELMAP = """# label:color_rgb:parts:actions
@@ -493,6 +732,42 @@ def test_a_zip_is_unpacked(cvat, tmp_path, capsys):
     assert "export.zip: expected a folder or a .zip file" in capsys.readouterr().err
 
 
+def test_cvat_reads_no_derived_files(cvat, tmp_path):
+    for name in (
+        "ImageSets/Segmentation/._default.txt", "JPEGImages/._blank.jpg",
+        "JPEGImages/.ipynb_checkpoints/blank-checkpoint.jpg", "SegmentationClass/Thumbs.db",
+    ):  # fmt: skip
+        (cvat / name).parent.mkdir(exist_ok=True)
+        (cvat / name).write_bytes(b"\x00\xff")
+    report = write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="val"))
+    assert report.pictures == {"val": 2}
+    (cvat / "ImageSets/Segmentation/default.txt").write_text(
+        "blank\n.ipynb_checkpoints/blank-checkpoint\n"
+    )
+    with pytest.raises(DataError, match=r"blank-checkpoint\.jpg is hidden, so it is no data"):
+        write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="val"))
+
+
+def test_a_cvat_mask_in_another_unicode_form_is_drawn(cvat, tmp_path):
+    name = "frame é 1.000"
+    (cvat / "JPEGImages/a/frame 1.000.png").rename(cvat / f"JPEGImages/a/{name}.PNG")
+    mask = cvat / "SegmentationClass/a" / f"{unicodedata.normalize('NFD', name)}.png"
+    (cvat / "SegmentationClass/a/frame 1.000.png").rename(mask)
+    (cvat / "ImageSets/Segmentation/default.txt").write_text(f"a/{name}\n")
+    write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="val"))
+    np.testing.assert_array_equal(label_of(tmp_path / "out", f"a/{name}", "val"), cvat_label())
+
+
+def test_invalid_images_of_cvat_are_skipped_when_asked(cvat, tmp_path):
+    (cvat / "ImageSets/Segmentation/default.txt").write_text("a/frame 1.000\nblank\ngone\n../x\n")
+    (cvat / "SegmentationClass/blank.png").write_bytes(b"nothing")
+    annotations = read_cvat(cvat, invalid=Invalid(skip=True))
+    report = write_import(annotations, tmp_path / "out", ImportOptions(split="train"))
+    assert report.pictures == {"train": 1}
+    assert len(report.skipped) == 3
+    np.testing.assert_array_equal(label_of(tmp_path / "out", "a/frame 1.000"), cvat_label())
+
+
 def test_cvat_without_pictures(cvat, tmp_path):
     (cvat / "JPEGImages").rename(tmp_path / "mine")
     with pytest.raises(DataError, match="JPEGImages: no such folder; .* --images"):
@@ -520,10 +795,18 @@ def test_cvat_without_pictures(cvat, tmp_path):
             lambda root: (root / "labelmap.txt").write_text("background:0,0,0::\ntable:128,0,0::"),
             r"frame 1\.000\.png: unknown label colours \[\(0, 128, 64\)\]",
         ),
+        (
+            lambda root: shutil.rmtree(root / "SegmentationClass"),
+            "SegmentationClass: no such folder",
+        ),
+        (
+            lambda root: (root / "labelmap.txt").write_text(f"{LABELMAP}chair:300,0,0::\n"),
+            r"labelmap\.txt: .colors. must be \[r, g, b\] of 0\.\.255",
+        ),
         (lambda root: shutil.rmtree(root / "ImageSets"), "no list ImageSets/Segmentation"),
         (
             lambda root: (root / "JPEGImages/blank.jpg").unlink(),
-            r"default\.txt: expected one picture .*blank\.\*. Received: none",
+            r"default\.txt: expected one image .*blank\.\*. Received: none",
         ),
         (
             lambda root: save_picture(root / "JPEGImages/blank.png"),
@@ -531,7 +814,7 @@ def test_cvat_without_pictures(cvat, tmp_path):
         ),
         (
             lambda root: save_picture(root / "JPEGImages/a/frame 1.000.png", (48, 60)),
-            r"the mask is 64 x 48 pixels, its picture 60 x 48",
+            r"the mask is 64 x 48 pixels, its image 60 x 48",
         ),
         (
             lambda root: (root / "SegmentationClass/a/frame 1.000.png").write_bytes(b"x"),
@@ -574,7 +857,8 @@ def write_labelme(tmp_path, *shapes, name="one", **content):
 
 def import_labelme(folder, output, **options):
     options = {"split": "train", **options}
-    reading = {key: options.pop(key) for key in ("classes", "line_width") if key in options}
+    names = ("classes", "line_width", "images", "invalid")
+    reading = {key: options.pop(key) for key in names if key in options}
     return write_import(read_labelme(folder, **reading), output, ImportOptions(**options))
 
 
@@ -644,7 +928,7 @@ def test_labelme_takes_the_picture_within_where_there_is_no_file(tmp_path):
     import_labelme(folder, tmp_path / "out")
     assert (tmp_path / "out/images/train/one.png").read_bytes() == stored
     folder = write_labelme(tmp_path, imagePath="gone.jpg")
-    with pytest.raises(DataError, match=r"one\.json: the picture .*gone\.jpg is not there, nor"):
+    with pytest.raises(DataError, match=r"one\.json: the image 'gone\.jpg' is not there, nor"):
         read_labelme(folder)
 
 
@@ -653,11 +937,14 @@ def test_labelme_takes_the_picture_within_where_there_is_no_file(tmp_path):
     [
         (("a", "polygon", [[1, 1], [5, 5]], {}), {}, "shape 0, 'a': expected at least 3 points"),
         (("a", "rectangle", [[1, 1]], {}), {}, "expected 2 points. Received: 1"),
+        (("a", "rectangle", [[1, 1]] * 3, {}), {}, "expected 2 points. Received: 3"),
+        (("a", ["rectangle"], [[1, 1]], {}), {}, "shape_type must be one of"),
+        ((" ", "rectangle", [[1, 1]], {}), {}, "shape 0: label: expected a name"),
         (("a", "cuboid", [[1, 1]], {}), {}, "shape_type must be one of .* Received: 'cuboid'"),
         (("a", "polygon", [[1], [5, 5], [1, 2]], {}), {}, "expected points as pairs of numbers"),
         (("a", "polygon", [[1, 1], [999, 5], [1, 5]], {}), {}, r"\(999, 5\) is far outside"),
         (("a", "mask", [[1, 1], [5, 5]], {"mask": "?"}), {}, "'a': mask is no base64"),
-        (("a", "mask", [[1, 1], [5, 5]], {"mask": "AAAA"}), {}, "the mask is not readable"),
+        (("a", "mask", [[1, 1], [5, 5]], {"mask": "AAAA"}), {}, "'a': not readable as a mask"),
         (
             ("a", "mask", [[1, 1], [5, 5]],
              {"mask": base64.b64encode(png(np.ones((2, 2), np.uint8))).decode()}),
@@ -676,7 +963,98 @@ def test_labelme_problems_are_named(tmp_path, shape, content, message):
     assert not (tmp_path / "out").exists()
 
 
+SQUARE = ("car", "rectangle", [[3, 3], [20, 30]], {})
+
+
+def apart(tmp_path, image_path, folder="elsewhere", name="one.png"):
+    """A LabelMe file in a/labels/left and its image in another folder."""
+    labels = tmp_path / "a/labels/left"
+    labels.mkdir(parents=True)
+    source = write_labelme(tmp_path, SQUARE, imagePath=image_path)
+    (source / "one.json").rename(labels / "one.json")
+    image = tmp_path / "a" / folder / name
+    image.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "pictures/one.png").rename(image)
+    return labels.parent, image
+
+
+@pytest.mark.parametrize("name", ["one.png", "left/one.png", "ONE.PNG"])
+@pytest.mark.parametrize("path", ["one.png", "C:\\Users\\me\\one.png", "/home/me/one.png"])
+def test_labelme_files_apart_from_their_images(tmp_path, path, name):
+    folder, image = apart(tmp_path, path, name=name)
+    images = tmp_path / "a/elsewhere"
+    with pytest.raises(DataError, match=r"there is .*, so try --images|give the folder of"):
+        read_labelme(folder)
+    report = import_labelme(folder, tmp_path / "out", images=images)
+    assert report.pictures == {"train": 1}
+    copied = tmp_path / f"out/images/train/left/one{image.suffix}"
+    assert copied.read_bytes() == image.read_bytes()
+
+
+@pytest.mark.parametrize("place", ["images", "pictures", "images/left", "labels/left"])
+def test_labelme_images_are_found_where_they_usually_are(tmp_path, place):
+    folder, image = apart(tmp_path, "D:\\data\\One.png", folder=place)
+    (annotated,) = read_labelme(folder).pictures
+    assert annotated.picture.samefile(image)
+
+
+def test_labelme_reads_no_derived_files(tmp_path):
+    stored = base64.b64encode(png(random_images(1, *SIZE)[0])).decode()
+    folder = write_labelme(tmp_path, SQUARE, imagePath="one.png", imageData=stored)
+    for name in ("._one.json", ".ipynb_checkpoints/one-checkpoint.json", "__MACOSX/one.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "one.json", folder / name)
+    (folder / "folder.json").mkdir()
+    assert [image.name for image in read_labelme(folder).pictures] == ["one"]
+
+
+@pytest.mark.parametrize("kind", ["rectangle", "rotation", "oriented_rectangle"])
+def test_rectangles_of_four_points(tmp_path, kind):
+    corners = [[3, 5], [20, 5], [20, 30], [3, 30]]
+    folder = write_labelme(tmp_path, ("car", kind, corners, {}))
+    import_labelme(folder, tmp_path / "out")
+    expected = np.zeros(SIZE, np.uint8)
+    expected[5:31, 3:21] = 1
+    np.testing.assert_array_equal(label_of(tmp_path / "out", "one"), expected)
+
+
+def test_labelme_labels_in_other_unicode_forms_are_one_class(tmp_path):
+    shapes = [
+        (unicodedata.normalize(form, "Tür"), "rectangle", [[3, 3], [9, 9]], {})
+        for form in ("NFC", "NFD")
+    ]
+    folder = write_labelme(tmp_path, *shapes)
+    assert read_labelme(folder).classes == ("Tür",)
+    decomposed = unicodedata.normalize("NFD", "Tür")
+    assert read_labelme(folder, [decomposed]).classes == ("Tür",)
+
+
+def test_invalid_shapes_and_files_of_labelme_are_skipped_when_asked(tmp_path):
+    folder = write_labelme(
+        tmp_path, SQUARE, ("tree", "polygon", [[1, 1]], {}), (None, "polygon", [], {})
+    )
+    write_labelme(tmp_path, SQUARE, name="two", imagePath="gone.png")
+    (folder / "three.json").write_text("{")
+    report = import_labelme(folder, tmp_path / "out", invalid=Invalid(skip=True))
+    assert report.pictures == {"train": 1}
+    assert [problem.split(": ")[0].rpartition("/")[2] for problem in report.skipped] == [
+        "one.json", "one.json", "three.json", "two.json",
+    ]  # fmt: skip
+    assert label_of(tmp_path / "out", "one")[10, 10] == 1
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+    folder = write_labelme(tmp_path, SQUARE)
+    (folder / "one.json").rename(folder / os.fsdecode(b"\xff.json"))
+    with pytest.raises(DataError, match=r"expected a name in UTF-8. Received: \\xff\.png"):
+        import_labelme(folder, tmp_path / "out", split=None, val_share=0.5)
+
+
 def test_a_folder_without_labelme_files(tmp_path):
+    with pytest.raises(DataError, match="gone: no such folder"):
+        read_labelme(tmp_path / "gone")
+    with pytest.raises(DataError, match="--line-width must be at least 1. Received: 0"):
+        read_labelme(tmp_path, line_width=0)
     with pytest.raises(DataError, match=r"no \.json files"):
         read_labelme(tmp_path)
 
@@ -700,7 +1078,7 @@ def test_the_command_says_what_it_wrote_and_what_is_next(coco, tmp_path, capsys)
     content["annotations"][0]["category_id"] = 99
     write()
     assert main([*arguments, "--split", "train"]) == 2
-    assert "annotation 1: no category has the id 99" in capsys.readouterr().err
+    assert "annotations[0], id 1: no category has the id 99" in capsys.readouterr().err
 
 
 def test_coco_without_pycocotools_says_what_to_install(coco, monkeypatch):

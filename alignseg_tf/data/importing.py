@@ -8,38 +8,47 @@ The folder holds `images/{train,val}` with the pictures, copied byte for byte,
 import argparse
 import filecmp
 import hashlib
-import io
 import json
 import os
 import shutil
-import tempfile
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from alignseg_tf.data.annotation_files import Invalid, composed, unpacked
 from alignseg_tf.data.annotations import (
     Annotated,
     Annotations,
+    merge_annotations,
     read_coco,
     read_cvat,
     read_labelme,
 )
 from alignseg_tf.data.catalog import IGNORE, LabelSpace, default_palette
-from alignseg_tf.data.readers import IMAGE_SUFFIXES, DataError, Sample, load_sample
+from alignseg_tf.data.readers import (
+    IMAGE_SUFFIXES,
+    LISTED,
+    DataError,
+    Sample,
+    in_parallel,
+    is_derived_file,
+    list_problems,
+    load_sample,
+    opened,
+    orientation_of,
+)
 from alignseg_tf.files import atomic_path, write_text
+from alignseg_tf.printable import printable
 
 BACKGROUND = "background"
 SPLITS = ("train", "val", "test")
 OURS = {"images", "labels", "classes.json", "import.json"}
-# EXIF orientations that swap height and width.
-TURNED = (5, 6, 7, 8)
+# The least EXIF orientation that swaps height and width.
+LEAST_TURNED = 5
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,7 @@ class ImportOptions:
     annotated_on: str = "upright"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "void", tuple(map(composed, self.void)))
         if self.split not in (None, *SPLITS):
             raise DataError(f"--split must be one of {', '.join(SPLITS)}. Received: {self.split!r}")
         if self.val_share is not None and not 0 < self.val_share < 1:
@@ -92,6 +102,7 @@ class ImportReport:
         pixels: pixels of each class in them, int64 [n].
         ignored: pixels without a class.
         left_out: pictures in which no pixel has a class.
+        skipped: what was invalid and skipped, with the reason.
     """
 
     root: Path
@@ -100,12 +111,14 @@ class ImportReport:
     pixels: np.ndarray
     ignored: int
     left_out: int
+    skipped: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Return a summary and what to do next."""
         split = " and ".join(f"{count} {name}" for name, count in self.pictures.items())
         total = int(self.pixels.sum()) + self.ignored
-        rows = [*zip(self.label_space.classes, self.pixels, strict=True), ("(void)", self.ignored)]
+        names = [*map(printable, self.label_space.classes), "(void)"]
+        rows = list(zip(names, [*self.pixels.tolist(), self.ignored], strict=True))
         width = max(len(name) for name, _ in rows)
         lines = [f"{self.root}: {split} pictures", ""]
         lines += [
@@ -117,6 +130,12 @@ class ImportReport:
             lines += ["", f"Left out: {self.left_out} pictures in which no pixel has a class"]
         if absent := [name for name, count in rows[:-1] if not count]:
             lines += ["", f"Warning: no pixel has the classes: {', '.join(absent)}"]
+        if BACKGROUND in absent:
+            lines.append("Every pixel is annotated: --unlabelled void leaves background away")
+        if self.skipped:
+            shown = list_problems([printable(problem) for problem in self.skipped])
+            more = f"; all are in {self.root / 'import.json'}" * (len(self.skipped) > LISTED)
+            lines += ["", f"Skipped as invalid: {len(self.skipped)}{more}{shown}"]
         lines += [
             "",
             "Next:",
@@ -147,84 +166,130 @@ def write_import(
 
     Raises:
         DataError: `output` holds something else, or pictures or annotations do not fit; the first
-            ones are named.
+            ones are named. Those that `annotations.invalid` skips are in the report instead.
     """
     options = options or ImportOptions()
     output = Path(output)
+    invalid = annotations.invalid
     unknown = set(options.void) - set(annotations.classes)
     if unknown:
         raise DataError(
             f"--void must name classes: {', '.join(annotations.classes)}. "
             f"Received: {', '.join(sorted(unknown))}"
         )
-    split_of = _choose_splits(annotations.pictures, options)
+    split_of = _choose_splits(_writable(annotations), options, invalid)
     splits = [split for split in SPLITS if split in split_of]
     former = _former_import(output)
     kept = _kept_imports(output, former, splits, options)
     label_space = _label_space(annotations, options, output / "classes.json" if kept else None)
-    ids = dict.fromkeys(options.void, IGNORE)
-    ids |= {name: index for index, name in enumerate(label_space.classes) if name not in ids}
-    unlabelled = ids[BACKGROUND] if options.unlabelled == BACKGROUND else IGNORE
-    _check_names(split_of, output, kept)
+    split_of = {split: _not_kept(split, split_of[split], output, kept, invalid) for split in splits}
 
     with atomic_path(output) as folder:
-        for record in kept:
-            for split in record["splits"]:
-                for kind in ("images", "labels"):
-                    shutil.copytree(
-                        output / kind / split, folder / kind / split, copy_function=_link
-                    )
-
-        def write(job: tuple[str, Annotated]) -> np.ndarray | str | None:
-            split, picture = job
-            try:
-                return _write_pair(folder, split, picture, ids, unlabelled, label_space, options)
-            except DataError as error:
-                return str(error).replace(str(folder), str(output))
-
-        jobs = [(split, picture) for split in splits for picture in split_of[split]]
-        pictures = dict.fromkeys(splits, 0)
-        pixels, problems = np.zeros(256, np.int64), []
-        with ThreadPoolExecutor() as pool:
-            for done, (job, result) in enumerate(
-                zip(jobs, pool.map(write, jobs), strict=True), start=1
-            ):
-                if isinstance(result, str):
-                    problems.append(result)
-                elif result is not None:
-                    pictures[job[0]] += 1
-                    pixels += result
-                if progress is not None:
-                    progress(done, len(jobs))
-        if problems:
-            more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
-            raise DataError(
-                f"{len(problems)} of {len(jobs)} pictures are unfit; nothing was written:\n  "
-                + "\n  ".join(problems[:5])
-                + more
-            )
-        if empty := [split for split, count in pictures.items() if not count]:
-            raise DataError(f"{empty[0]}: in none of its pictures has a pixel a class")
-        if kept:
-            _link(output / "classes.json", folder / "classes.json")
-        else:
+        _copy_kept(output, folder, kept)
+        writer = _Writer(folder, output, label_space, options)
+        pixels, left_out = _write_splits(writer, split_of, invalid, progress)
+        if not kept:
             classes = {**label_space.to_dict(), "void": label_space.void}
             write_text(folder / "classes.json", json.dumps(classes, indent=1))
-        imports = [*kept, {"source": source, "splits": splits}]
-        record = {"unlabelled": options.unlabelled, "imports": imports}
+        skipped = tuple(sorted(invalid.problems))
+        this = {"source": source, "splits": splits} | ({"skipped": skipped} if skipped else {})
+        record = {"unlabelled": options.unlabelled, "imports": [*kept, this]}
         write_text(folder / "import.json", json.dumps(record, indent=1))
 
     count = label_space.num_classes
-    left_out = len(jobs) - sum(pictures.values())
-    ignored = int(pixels[count:].sum())
-    return ImportReport(output, label_space, pictures, pixels[:count], ignored, left_out)
+    total = sum(pixels[split].sum(0) for split in splits)
+    pictures = {split: len(pixels[split]) for split in splits}
+    ignored = int(total[count:].sum())
+    return ImportReport(output, label_space, pictures, total[:count], ignored, left_out, skipped)
+
+
+def _copy_kept(output: Path, folder: Path, kept: Sequence[Mapping[str, Any]]) -> None:
+    """Link what earlier imports wrote into a new folder."""
+    for split in (split for record in kept for split in record["splits"]):
+        for kind in ("images", "labels"):
+            shutil.copytree(output / kind / split, folder / kind / split, copy_function=_link)
+    if kept:
+        _link(output / "classes.json", folder / "classes.json")
+
+
+def _write_splits(
+    writer: "_Writer",
+    split_of: Mapping[str, Sequence[Annotated]],
+    invalid: Invalid,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[dict[str, np.ndarray], int]:
+    """Write all images.
+
+    Returns:
+        For each split the pixels of each label value in each image, int64 [images, 256], and the
+        number of images that are left out, since no pixel has a class.
+    """
+
+    def write(job: tuple[str, Annotated]) -> np.ndarray | str | None:
+        try:
+            return writer.write_pair(*job)
+        except DataError as error:
+            return str(error)
+
+    jobs = [(split, image) for split, part in split_of.items() for image in part]
+    counts: dict[str, list[np.ndarray]] = {split: [] for split in split_of}
+    problems = []
+    for done, ((split, _), result) in enumerate(
+        zip(jobs, in_parallel(write, jobs), strict=True), start=1
+    ):
+        if isinstance(result, str):
+            problems.append(result)
+        elif result is not None:
+            counts[split].append(result)
+        if progress is not None:
+            progress(done, len(jobs))
+    if problems and not invalid.skip:
+        raise DataError(
+            f"{len(problems)} of {len(jobs)} pictures are unfit; nothing was written:"
+            f"{list_problems(problems)}"
+        )
+    invalid.problems.extend(problems)
+    if empty := [split for split, found in counts.items() if not found]:
+        skipped = f"; skipped as invalid:{list_problems(invalid.problems)}" * bool(invalid.problems)
+        raise DataError(f"{empty[0]}: in none of its pictures has a pixel a class{skipped}")
+    left_out = len(jobs) - len(problems) - sum(map(len, counts.values()))
+    return {split: np.array(found) for split, found in counts.items()}, left_out
+
+
+def _writable(annotations: Annotations) -> list[Annotated]:
+    """Return the images that can be written; refuse names that readers would not find again."""
+    seen: dict[str, Annotated] = {}
+    for image in annotations.pictures:
+        with annotations.invalid.skipped():
+            file_name = f"{image.name}{image.suffix}"
+            if image.suffix.lower() not in IMAGE_SUFFIXES:
+                raise DataError(
+                    f"{image.source}: the image must be one of {', '.join(IMAGE_SUFFIXES)}. "
+                    f"Received: {file_name}"
+                )
+            if is_derived_file(PurePath(file_name)):
+                raise DataError(f"{image.source}: {file_name} is hidden, so it is no data")
+            try:
+                file_name.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"{image.source}: expected a name in UTF-8. Received: {printable(file_name)}"
+                ) from error
+            if image.name in seen:
+                raise DataError(
+                    f"{image.source}: a second picture {file_name}, beside that of "
+                    f"{seen[image.name].source}"
+                )
+            seen[image.name] = image
+    return list(seen.values())
 
 
 def _choose_splits(
-    pictures: Sequence[Annotated], options: ImportOptions
+    pictures: Sequence[Annotated], options: ImportOptions, invalid: Invalid
 ) -> dict[str, list[Annotated]]:
     if not pictures:
-        raise DataError("there are no pictures to import")
+        skipped = f"; skipped as invalid:{list_problems(invalid.problems)}" * bool(invalid.problems)
+        raise DataError(f"there are no pictures to import{skipped}")
     chosen: dict[str, list[Annotated]] = {}
     if options.split is not None:
         chosen[options.split] = list(pictures)
@@ -305,31 +370,26 @@ def _label_space(
         raise DataError(str(error)) from error
 
 
-def _check_names(
-    split_of: Mapping[str, Sequence[Annotated]], output: Path, kept: Sequence[Mapping[str, Any]]
-) -> None:
-    """Refuse pictures that would overwrite each other, or are in a kept split already."""
-    for split, pictures in split_of.items():
-        seen: dict[str, Annotated] = {}
-        for picture in pictures:
-            if picture.suffix.lower() not in IMAGE_SUFFIXES:
-                raise DataError(
-                    f"{picture.source}: the picture must be one of {', '.join(IMAGE_SUFFIXES)}. "
-                    f"Received: {picture.name}{picture.suffix}"
-                )
-            if picture.name in seen:
-                raise DataError(
-                    f"{picture.source}: a second picture {picture.name}{picture.suffix}, beside "
-                    f"that of {seen[picture.name].source}"
-                )
-            seen[picture.name] = picture
+def _not_kept(
+    split: str,
+    images: Sequence[Annotated],
+    output: Path,
+    kept: Sequence[Mapping[str, Any]],
+    invalid: Invalid,
+) -> list[Annotated]:
+    """Return images, and refuse those that are in a kept split already."""
+    found = []
+    for image in images:
+        with invalid.skipped():
             for other in (name for record in kept for name in record["splits"]):
-                there = output / "images" / other / f"{picture.name}{picture.suffix}"
-                if there.is_file() and _same_content(picture.picture, there):
+                there = output / "images" / other / f"{image.name}{image.suffix}"
+                if there.is_file() and _same_content(image.picture, there):
                     raise DataError(
-                        f"{picture.source}: the picture is already there as {there}: what is "
+                        f"{image.source}: the picture is already there as {there}: what is "
                         f"in {other} must not be in {split}"
                     )
+            found.append(image)
+    return found
 
 
 def _same_content(picture: Path | bytes, path: Path) -> bool:
@@ -338,58 +398,93 @@ def _same_content(picture: Path | bytes, path: Path) -> bool:
     return filecmp.cmp(picture, path, shallow=False)
 
 
-def _write_pair(
-    folder: Path,
-    split: str,
-    picture: Annotated,
-    ids: Mapping[str, int],
-    unlabelled: int,
-    label_space: LabelSpace,
-    options: ImportOptions,
-) -> np.ndarray | None:
-    """Write a picture and its label, and count the label's values; nothing where all are void."""
-    image_file = folder / "images" / split / f"{picture.name}{picture.suffix}"
-    label_file = folder / "labels" / split / f"{picture.name}.png"
-    content = picture.picture
-    try:
-        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as opened:
-            stored = (opened.height, opened.width)
-            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception as error:  # Pillow raises many kinds on broken files
-        raise DataError(f"{picture.source}: its picture is not readable ({error})") from error
-    upright = stored[::-1] if orientation in TURNED else stored
-    size = upright if options.annotated_on == "upright" else stored
-    if picture.size is not None and picture.size != size:
-        height, width = picture.size
-        raise DataError(
-            f"{picture.source}: the annotations are for {width} x {height} pixels, the picture "
-            f"{picture.name}{picture.suffix} has {size[1]} x {size[0]}"
-            + (_exif_hint(options) if orientation in TURNED else "")
-        )
-    label = picture.draw(size, ids, unlabelled)
-    if (label == IGNORE).all():
-        return None
-    if options.annotated_on == "stored":
+class _Writer:
+    """Writes images and their labels.
+
+    Args:
+        folder: where they are written.
+        output: what messages call it.
+        label_space: the classes.
+        options: how annotations become labels.
+    """
+
+    def __init__(self, folder: Path, output: Path, label_space: LabelSpace, options: ImportOptions):
+        self.folder, self.output = folder, output
+        self.label_space, self.options = label_space, options
+        self.ids = dict.fromkeys(options.void, IGNORE)
+        for index, name in enumerate(label_space.classes):
+            self.ids.setdefault(name, index)
+        self.unlabelled = self.ids[BACKGROUND] if options.unlabelled == BACKGROUND else IGNORE
+
+    def write_pair(self, split: str, image: Annotated) -> np.ndarray | None:
+        """Write an image and its label, and count the label's values; nothing where all are void.
+
+        Raises:
+            DataError: the annotations do not fit the image; nothing is left of it.
+        """
+        label = self._label(image)
+        if (label == IGNORE).all():
+            return None
+        image_file = self.folder / "images" / split / f"{image.name}{image.suffix}"
+        label_file = self.folder / "labels" / split / f"{image.name}.png"
+        for path in (image_file, label_file):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(image.picture, bytes):
+            image_file.write_bytes(image.picture)
+        else:
+            shutil.copyfile(image.picture, image_file)
+        Image.fromarray(label).save(label_file)
+        try:
+            _, label = load_sample(Sample(image_file, label_file), self.label_space)
+        except DataError as error:
+            image_file.unlink()
+            label_file.unlink()
+            message = str(error).replace(str(self.folder), str(self.output))
+            raise DataError(f"{image.source}: {message}") from error
+        return np.bincount(label.ravel(), minlength=256)
+
+    def _label(self, image: Annotated) -> np.ndarray:
+        """Draw the annotations on an image as it is shown."""
+        stored, upright, orientation = _sizes(image)
+        as_stored = self.options.annotated_on == "stored"
+        size = stored if as_stored else upright
+        if image.size is not None and image.size != size:
+            height, width = image.size
+            other = "upright" if as_stored else "stored"
+            hint = (
+                f", {self.options.annotated_on}; EXIF turns it by 90 degrees, so try "
+                f"--annotated-on {other}"
+            )
+            raise DataError(
+                f"{image.source}: the annotations are for {width} x {height} pixels, the picture "
+                f"{image.name}{image.suffix} has {size[1]} x {size[0]}"
+                + hint
+                * (orientation >= LEAST_TURNED)
+            )
+        label = image.draw(size, self.ids, self.unlabelled)
+        if not as_stored:
+            return label
         turned = Image.fromarray(label)
         turned.getexif()[ExifTags.Base.Orientation] = orientation
-        label = np.asarray(ImageOps.exif_transpose(turned))
-    for path in (image_file, label_file):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        image_file.write_bytes(content)
-    else:
-        shutil.copyfile(content, image_file)
-    Image.fromarray(label).save(label_file)
+        return np.asarray(ImageOps.exif_transpose(turned))
+
+
+def _sizes(image: Annotated) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Return (height, width) as stored and as shown, and the EXIF orientation."""
+    content = image.picture
     try:
-        _, label = load_sample(Sample(image_file, label_file), label_space)
+        if isinstance(content, bytes):
+            context = opened(f"{image.name}{image.suffix}", content=content)
+        else:
+            context = opened(content)
+        with context as picture:
+            size = (picture.height, picture.width)
+            is_tiff, orientation = picture.format == "TIFF", orientation_of(picture)
     except DataError as error:
-        raise DataError(f"{picture.source}: {error}") from error
-    return np.bincount(label.ravel(), minlength=256)
-
-
-def _exif_hint(options: ImportOptions) -> str:
-    other = "stored" if options.annotated_on == "upright" else "upright"
-    return f", {options.annotated_on}; EXIF turns it by 90 degrees, so try --annotated-on {other}"
+        raise DataError(f"{image.source}: {error}") from error
+    turned = size[::-1] if orientation >= LEAST_TURNED else size
+    # Pillow has turned the size of a TIFF already.
+    return (turned, size, orientation) if is_tiff else (size, turned, orientation)
 
 
 def _link(source: str | Path, target: str | Path) -> None:
@@ -398,26 +493,6 @@ def _link(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-@contextmanager
-def unpacked(export: str | Path) -> Iterator[Path]:
-    """Yield a folder, or what is in a .zip file while it is needed.
-
-    Raises:
-        DataError: it is neither.
-    """
-    export = Path(export)
-    if export.is_dir():
-        yield export
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            with zipfile.ZipFile(export) as archive:
-                archive.extractall(folder)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{export}: expected a folder or a .zip file ({error})") from error
-        yield Path(folder)
 
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
@@ -444,10 +519,16 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
             "--annotated-on", choices=("upright", "stored"), default=ImportOptions.annotated_on,
             help="what was annotated where EXIF turns a picture (%(default)s)",
         )  # fmt: skip
+        source.add_argument(
+            "--skip-invalid", action="store_true",
+            help="import the rest where annotations or images are invalid; list them, status 1",
+        )  # fmt: skip
         return source
 
     source = add("coco", "instances of a COCO file: polygons and RLE")
-    source.add_argument("--annotations", type=Path, required=True, help="the JSON file")
+    source.add_argument(
+        "--annotations", type=Path, required=True, nargs="+", metavar="JSON", help="the files"
+    )
     source.add_argument("--images", type=Path, required=True, help="the folder of its pictures")
 
     source = add("cvat", "CVAT's export 'Segmentation mask 1.1'")
@@ -456,6 +537,7 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
 
     source = add("labelme", "the JSON files of LabelMe")
     source.add_argument("--annotations", type=Path, required=True, help="the folder with them")
+    source.add_argument("--images", type=Path, help="folder of the images (that of the JSON files)")
     source.add_argument(
         "--classes", nargs="+", default=(), metavar="CLASS",
         help="names in the order of their ids (those found, sorted)",
@@ -478,14 +560,20 @@ def import_from_arguments(
         arguments.split, arguments.val_share, arguments.unlabelled, tuple(arguments.void),
         arguments.annotated_on,
     )  # fmt: skip
-    path = arguments.export if arguments.source == "cvat" else arguments.annotations
-    source = f"{arguments.source} {path.name}"
+    invalid = Invalid(arguments.skip_invalid)
+
+    def write(annotations: Annotations, path: Path) -> ImportReport:
+        source = f"{arguments.source} {path.name}"
+        return write_import(annotations, arguments.output, options, source, progress)
+
     if arguments.source == "cvat":
-        with unpacked(path) as folder:
-            annotations = read_cvat(folder, arguments.images)
-            return write_import(annotations, arguments.output, options, source, progress)
+        with unpacked(arguments.export) as folder:
+            annotations = read_cvat(folder, arguments.images, invalid)
+            return write(annotations, arguments.export)
     if arguments.source == "coco":
-        annotations = read_coco(path, arguments.images)
-    else:
-        annotations = read_labelme(path, arguments.classes, arguments.line_width)
-    return write_import(annotations, arguments.output, options, source, progress)
+        read = [read_coco(path, arguments.images, invalid) for path in arguments.annotations]
+        return write(merge_annotations(read), arguments.annotations[0])
+    annotations = read_labelme(
+        arguments.annotations, arguments.classes, arguments.line_width, arguments.images, invalid
+    )
+    return write(annotations, arguments.annotations)

@@ -65,13 +65,14 @@ class ListingError(DataError):
     def __init__(self, source: str, problems: Sequence[str], samples: Sequence["Sample"]):
         text = problems[0]
         if len(problems) > 1:
-            text = f"{source}: {len(problems)} problems:{_listed(problems)}"
+            text = f"{source}: {len(problems)} problems:{list_problems(problems)}"
         super().__init__(text)
         self.problems = list(problems)
         self.samples = list(samples)
 
 
-def _listed(problems: Sequence[str]) -> str:
+def list_problems(problems: Sequence[str]) -> str:
+    """Return the first problems, a line each, and the number of the others."""
     more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
     return "".join(f"\n  {line}" for line in [*problems[:LISTED], *more])
 
@@ -413,7 +414,7 @@ def upright(picture: Image.Image) -> Image.Image:
     `PIL.ImageOps.exif_transpose` also rewrites all EXIF, and fails where any tag is mistyped.
     """
     picture.load()
-    orientation = _orientation(picture)
+    orientation = orientation_of(picture)
     return picture if orientation == 1 else picture.transpose(_TURNS[orientation])
 
 
@@ -428,7 +429,7 @@ _TURNS = {
 }
 
 
-def _orientation(picture: Image.Image) -> int:
+def orientation_of(picture: Image.Image) -> int:
     """Read the EXIF orientation, 1 to 8, of the header, and of what is loaded already.
 
     Pillow's `getexif` reads all tags instead, and of a PNG all pixels to look behind them.
@@ -664,7 +665,9 @@ def check_samples(
         if progress is not None:
             progress(done, len(samples))
     if problems:
-        raise DataError(f"{len(problems)} of {len(samples)} samples are unfit:{_listed(problems)}")
+        raise DataError(
+            f"{len(problems)} of {len(samples)} samples are unfit:{list_problems(problems)}"
+        )
     if not np.any(counts):
         raise DataError(f"{samples[0].label} and all others: no pixel has a class")
     return DataSummary(np.array(counts), np.array(sizes, np.int64), np.array(ignored))
@@ -702,7 +705,9 @@ def read_image_sizes(paths: Iterable[str | Path]) -> np.ndarray:
         with opened(path) as picture:
             width, height = picture.size
             # Pillow has turned the size of a TIFF already.
-            turned = picture.format != "TIFF" and _orientation(picture) >= 5  # 5 to 8: on its side
+            turned = (
+                picture.format != "TIFF" and orientation_of(picture) >= 5
+            )  # 5 to 8: on its side
         sizes.append((width, height) if turned else (height, width))
     return np.array(sizes, np.int64)
 
@@ -714,7 +719,7 @@ def is_turned(path: str | Path) -> bool:
         DataError: as `opened`.
     """
     with opened(path) as picture:
-        return _orientation(picture) != 1
+        return orientation_of(picture) != 1
 
 
 def find_pictures(paths: Iterable[str | Path]) -> list[Path]:

@@ -1,0 +1,284 @@
+"""Read files of other tools: archives, names, text, JSON, numbers.
+
+Nothing in them is trusted: each function checks what it reads and names what is wrong.
+"""
+
+import base64
+import binascii
+import json
+import shutil
+import stat
+import tempfile
+import unicodedata
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from alignseg_tf.data.readers import DataError, is_derived_file, special_kind
+
+Size = tuple[int, int]  # height, width
+
+# An archive may unpack to this many bytes, or to this many times its size if that is more.
+MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO = 1 << 30, 100
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """Collect invalid annotations, or raise on the first.
+
+    Attributes:
+        skip: collect them.
+        problems: the messages.
+    """
+
+    skip: bool = False
+    problems: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def skipped(self) -> Iterator[None]:
+        """Turn a `DataError` of the body into a problem if `skip` is set."""
+        try:
+            yield
+        except DataError as error:
+            if not self.skip:
+                raise
+            self.problems.append(str(error))
+
+
+@contextmanager
+def unpacked(export: str | Path) -> Iterator[Path]:
+    """Yield a folder, or a temporary one with the content of a .zip file.
+
+    Where all content is in one folder at the top, that folder is yielded. Derived files in the
+    archive are left out.
+
+    Raises:
+        DataError: `export` is neither, the archive is damaged, unpacks to too many bytes, or holds
+            links, special files or paths that leave the folder.
+    """
+    export = Path(export)
+    if export.is_dir():
+        yield _content_folder(export)
+        return
+    if not export.is_file():
+        received = special_kind(export) or "no such file"
+        raise DataError(f"{export}: expected a folder or a .zip file. Received: {received}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, export.name)
+        folder.mkdir()
+        try:
+            with zipfile.ZipFile(export) as archive:
+                for member in _checked_members(archive, export, folder):
+                    archive.extract(member, folder)
+        except DataError:
+            raise
+        except Exception as error:  # zipfile raises many kinds on broken and encrypted files
+            raise DataError(f"{export}: expected a folder or a .zip file ({error})") from error
+        yield _content_folder(folder)
+
+
+def _checked_members(archive: zipfile.ZipFile, export: Path, folder: Path) -> list[zipfile.ZipInfo]:
+    """Return the files of an archive, once none is unsafe and all fit."""
+    members = archive.infolist()
+    for member in members:
+        member.filename = member.filename.replace("\\", "/")  # as some Windows tools write it
+    members = [
+        member
+        for member in members
+        if not member.is_dir() and not is_derived_file(PurePosixPath(member.filename))
+    ]
+    for member in members:
+        path = PureWindowsPath(member.filename)
+        if path.anchor or ".." in path.parts:
+            raise DataError(
+                f"{export}: expected paths below the archive's top. Received: {member.filename!r}"
+            )
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise DataError(
+                f"{export}: expected files and folders only. Received: {member.filename!r}, a link "
+                "or a special file"
+            )
+    total = sum(member.file_size for member in members)
+    limit = max(MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO * export.stat().st_size)
+    limit = min(limit, shutil.disk_usage(folder).free)
+    if total > limit:
+        raise DataError(
+            f"{export}: expected at most {limit / 1e6:.0f} MB of unpacked files. Received: "
+            f"{total / 1e6:.0f} MB; unpack it yourself if you trust it, and give the folder"
+        )
+    return members
+
+
+def _content_folder(folder: Path) -> Path:
+    """Descend while a folder holds one folder and nothing else."""
+    while True:
+        inside = [path for path in folder.iterdir() if not is_derived_file(PurePath(path.name))]
+        if len(inside) != 1 or not inside[0].is_dir():
+            return folder
+        folder = inside[0]
+
+
+def composed(name: str) -> str:
+    """Return a name in the Unicode form NFC, in which equal names are equal text."""
+    return unicodedata.normalize("NFC", name)
+
+
+def image_name(path: PurePath) -> str:
+    """Return a path without its suffix, as the name of an image."""
+    return composed(path.with_suffix("").as_posix())
+
+
+class FileFinder:
+    """Find files by names that another system wrote: other Unicode form, case or separators.
+
+    A folder is listed once, when a name is not there as it is written.
+    """
+
+    def __init__(self) -> None:
+        self._listings: dict[Path, dict[str, list[str]]] = {}
+        self._subfolders: dict[Path, list[Path]] = {}
+
+    def find(self, folder: Path, name: str) -> Path | None:
+        """Return the regular file of a name below a folder; None if there is none, or several."""
+        if _is_file(folder / name):
+            return folder / name
+        path = folder
+        for part in PurePosixPath(name.replace("\\", "/")).parts:
+            match = part if part == ".." else self._match(path, part)
+            if match is None:
+                return None
+            path /= match
+        return path if _is_file(path) else None
+
+    def find_tail(self, folder: Path, name: str) -> Path | None:
+        r"""Find the longest end of a path below a folder: `data/a.jpg` of `C:\data\a.jpg` first."""
+        path = PureWindowsPath(name)
+        parts = [part for part in path.parts if part not in (path.anchor, "..")]
+        tails = ("/".join(parts[start:]) for start in range(len(parts)))
+        return next((found for tail in tails if (found := self.find(folder, tail))), None)
+
+    def nearby(self, folder: Path, name: str) -> str:
+        """Say where a file is, for a message, if it is in a subfolder or a sibling of a folder."""
+        base = PureWindowsPath(name).name
+        for parent in (folder, folder.absolute().parent):
+            if parent not in self._subfolders:
+                self._subfolders[parent] = sorted(p for p in parent.iterdir() if p.is_dir())
+            for child in self._subfolders[parent]:
+                if base and _is_file(child / base):
+                    return f"; there is {child / base}, so try --images {child}"
+        return ""
+
+    def _match(self, folder: Path, name: str) -> str | None:
+        names = self._listed(folder).get(_folded(name), [])
+        exact = [there for there in names if there == name]
+        same = exact or [there for there in names if composed(there) == composed(name)] or names
+        return same[0] if len(same) == 1 else None
+
+    def _listed(self, folder: Path) -> dict[str, list[str]]:
+        if folder not in self._listings:
+            listing: dict[str, list[str]] = {}
+            try:
+                names = sorted(path.name for path in folder.iterdir())
+            except (OSError, ValueError):
+                names = []
+            for name in names:
+                listing.setdefault(_folded(name), []).append(name)
+            self._listings[folder] = listing
+        return self._listings[folder]
+
+
+def _folded(name: str) -> str:
+    return composed(name).casefold()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+        return False
+
+
+def path_below(folder: Path, name: Any, where: str) -> str:
+    """Return a name if it is a relative path that stays below a folder.
+
+    Raises:
+        DataError: it is not.
+    """
+    parts = PureWindowsPath(name).parts if isinstance(name, str) else ()
+    if not parts or ".." in parts:
+        raise DataError(f"{where} must be a path below {folder}. Received: {name!r}")
+    return str(name)
+
+
+def class_name(value: Any, where: str) -> str:
+    """Return a class name as NFC without spaces around it.
+
+    Raises:
+        DataError: it is no text, or empty.
+    """
+    name = composed(str(value)).strip() if isinstance(value, str | int) else ""
+    if not name:
+        raise DataError(f"{where}: expected a name. Received: {value!r}")
+    return name
+
+
+def whole_number(value: Any) -> int | None:
+    """Return an int, or a float such as 64.0, as an int; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def declared_size(row: Mapping[str, Any], height: str, width: str, where: str) -> Size | None:
+    """Return the size that a file gives for an image, if it gives one."""
+    given = (row.get(height), row.get(width))
+    if given == (None, None):
+        return None
+    rows, columns = (whole_number(value) for value in given)
+    if rows is None or columns is None:
+        raise DataError(f"{where}: {height} and {width} must be whole numbers. Received: {given}")
+    return rows, columns
+
+
+def decode_base64(text: Any, where: str) -> bytes:
+    """Return the bytes of base64 text.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError, binascii.Error) as error:
+        raise DataError(f"{where} is no base64 text ({error})") from error
+
+
+def read_text(path: Path) -> str:
+    """Return the UTF-8 text of a regular file.
+
+    Raises:
+        DataError: it is none.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    if not path.is_file():
+        raise DataError(f"{path}: expected a file. Received: {special_kind(path) or 'a folder'}")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected UTF-8 text ({error})") from error
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        DataError: it is none.
+    """
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits
+        raise DataError(f"{path}: not readable as JSON ({error})") from error
