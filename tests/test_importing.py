@@ -388,8 +388,8 @@ def test_a_folder_of_images_one_level_off_is_named(coco, tmp_path):
 
 
 def test_equal_class_names_in_other_unicode_forms_are_one(coco, tmp_path):
-    coco[1]["categories"][0]["name"] = unicodedata.normalize("NFD", "Tür")
-    report = run(coco, tmp_path / "out", void=("Tür",))
+    coco[1]["categories"][0]["name"] = "Tür"
+    report = run(coco, tmp_path / "out", void=(unicodedata.normalize("NFD", "Tür"),))
     assert report.label_space.classes == ("background", "cup")
 
 
