@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from PIL import Image
 
 from alignseg_tf.__main__ import main
 from alignseg_tf.data import contact_sheet, inspection
-from alignseg_tf.data.readers import DataError, check_samples
+from alignseg_tf.data.catalog import LABEL_SPACES
+from alignseg_tf.data.checking import check_samples
+from alignseg_tf.data.readers import DataError
 from alignseg_tf.data.sources import open_data
 
 # What is wrong -> what makes it so. A damage takes the folder and may return another path to open.
@@ -92,9 +95,33 @@ def _(root):
     (root / "classes.json").write_text('{"classes": ["a", "b",]}')
 
 
-@damage("`classes.json` has other keys")
+@damage("`classes.json` has no `classes`")
 def _(root):
     (root / "classes.json").write_text('{"names": ["a", "b"]}')
+
+
+@damage("`classes.json` has unknown keys")
+def _(root):
+    (root / "classes.json").write_text('{"classes": ["a", "b"], "colours": []}')
+
+
+@damage("A colour is no list")
+def _(root):
+    (root / "classes.json").write_text('{"classes": ["a"], "palette": ["#ff0000"]}')
+
+
+@damage("A class name cannot be shown")
+def _(root):
+    (root / "classes.json").write_text('{"classes": ["a\\u001b"]}')
+
+
+@damage("`classes.json` contradicts the layout")
+def _(root):
+    (root / "labels").rename(root / "annotations")
+    for kind in ("images", "annotations"):
+        (root / kind / "train").rename(root / kind / "training")
+    classes = {"classes": LABEL_SPACES["ade20k"].classes}
+    (root / "classes.json").write_text(json.dumps(classes))
 
 
 @damage("A CSV list has other columns")
@@ -249,6 +276,15 @@ def _(root):
     change(first(root, "images"), lambda values: values[..., 0].astype(np.float32) / 255, ".tif")
 
 
+@damage("A TIFF has more bands than a picture")
+def _(root):
+    path = save_as(first(root, "images"), Image.new("RGB", (64, 64)), ".tif")
+    content = path.read_bytes()
+    bands = struct.pack("<HHI", 277, 3, 1)  # samples a pixel, then their number
+    assert content.count(bands + b"\3") == 1
+    path.write_bytes(content.replace(bands + b"\3", bands + b"\7"))
+
+
 @damage("A picture is too small")
 def _(root):
     for kind in ("images", "labels"):
@@ -323,6 +359,20 @@ def _(root):
         change(path, lambda values: np.full_like(values, 255))
 
 
+@damage("A mask has the values 0 and 255")
+def _(root):
+    (root / "classes.json").write_text('{"classes": ["background", "object"]}')
+    for path in sorted((root / "labels").rglob("*.png")):
+        change(path, lambda values: np.where(values == 0, np.uint8(0), np.uint8(255)))
+
+
+@damage("Only one class is in train")
+def _(root):
+    (root / "classes.json").write_text('{"classes": ["object"], "ids": [1], "void": 0}')
+    for path in sorted((root / "labels").rglob("*.png")):
+        change(path, lambda values: (values != 0).astype(np.uint8))
+
+
 @damage("Labels have no picture")
 def _(root):
     shutil.copy(first(root, "labels"), root / "labels/train/alone.png")
@@ -339,13 +389,6 @@ def _(root):
         change(path, lambda values: np.where(values == 1, np.uint8(255), values))
 
 
-@damage("A mask has the values 0 and 255")
-def _(root):
-    (root / "classes.json").write_text('{"classes": ["background", "object"]}')
-    for path in sorted((root / "labels").rglob("*.png")):
-        change(path, lambda values: np.where(values == 0, np.uint8(0), np.uint8(255)))
-
-
 def copy_first(root: Path, split: str) -> None:
     for kind in ("images", "labels"):
         path = first(root, kind)
@@ -360,6 +403,11 @@ def _(root):
 @damage("A picture is in train twice")
 def _(root):
     copy_first(root, "train")
+
+
+@damage("A row of a CSV list is there twice")
+def _(root):
+    return change_line(write_csv(root), lambda line: f"{line}\n{line}")
 
 
 @damage("A picture is upside down by EXIF")
@@ -405,7 +453,7 @@ def assert_damage_is_reported(name: str, root: Path, output: Path, capsys) -> No
     try:
         source = open_data(data)
         for split in ("train", "val"):
-            check_samples(source.samples(split), source.label_space)
+            check_samples(source.samples(split), source.label_space, name=split)
     except DataError as error:
         assert status
         assert_says(message, str(error))

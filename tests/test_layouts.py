@@ -1,4 +1,7 @@
+import json
+import os
 import shutil
+import unicodedata
 
 import data_fixtures
 import numpy as np
@@ -299,3 +302,71 @@ def test_an_unknown_folder(tmp_path):
         find_layout(inside)
     with pytest.raises(DataError, match="but .*ADEChallengeData2016 has the layout ade20k"):
         find_layout(inside / "ADEChallengeData2016" / "images")
+
+
+@pytest.mark.parametrize("name", [name for name in FIXTURES if name not in ("csv", "folder")])
+def test_a_file_that_states_the_classes_comes_before_the_layout(name, tmp_path):
+    root = FIXTURES[name](tmp_path)
+    (root / "classes.json").write_text('{"classes": ["background", "crack"]}')
+    data = open_data(root)
+    assert data.label_space.classes == ("background", "crack")
+    assert data.classes_file == root / "classes.json"
+    other = open_data(root, label_space="cityscapes")  # what the command says comes first
+    assert (other.label_space.classes[0], other.classes_file) == ("road", None)
+    (root / "labelmap.txt").write_text("background:0,0,0::\ncrack:9,9,9::\n")
+    assert open_data(root).label_space == data.label_space
+    (root / "labelmap.txt").write_text("background:0,0,0::\ncat:9,9,9::\n")
+    with pytest.raises(DataError, match=r"labelmap\.txt: contradicts .*classes\.json: .* cat, not"):
+        open_data(root)
+    (root / "classes.json").unlink()
+    assert open_data(root).label_space.classes == ("background", "cat")
+
+
+def test_classes_beside_the_folders_of_pascal_voc_count(tmp_path):
+    devkit = data_fixtures.pascal_voc(tmp_path)
+    (devkit / "VOC2012" / "classes.json").write_text('{"classes": ["a", "b"]}')
+    for path in (tmp_path, devkit, devkit / "VOC2012"):
+        assert open_data(path).label_space.classes == ("a", "b")
+
+
+def test_classes_that_contradict_the_layout_are_refused(tmp_path):
+    root = data_fixtures.ade20k(tmp_path)
+    content = open_data(root).label_space.to_dict()  # without `ids` and `void`: wall would be 0
+    (root / "classes.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"classes\.json: contradicts the layout ade20k, .* ids"):
+        open_data(root)
+    content |= {"ids": list(range(1, 151)), "void": 0}
+    (root / "classes.json").write_text(json.dumps(content))
+    assert classes_of(open_data(root)) == [0, 1, 2, IGNORE, 149]
+    (root / "classes.json").write_text("{")
+    with pytest.raises(DataError, match=r"classes\.json: not readable as JSON"):
+        open_data(root)
+
+
+def test_what_a_layout_leaves_out_is_counted(tmp_path):
+    data = open_data(data_fixtures.ade20k(tmp_path))
+    folder = tmp_path / "images" / "training"
+    Image.new("RGB", (64, 64)).save(folder / "own.png")
+    (folder / "._x.jpg").touch()
+    os.mkfifo(folder / "pipe.jpg")
+    (tmp_path / "annotations" / "training" / "pipe.png").touch()
+    skipped = data.skipped("val", data.samples("val"))
+    assert skipped == {}
+    with pytest.raises(DataError, match="pipe.jpg, .*: expected files. Received: a pipe"):
+        data.samples("train")
+    (folder / "pipe.jpg").unlink()
+    assert data.skipped("train", data.samples("train")) == {
+        ".png": [folder / "own.png"], "hidden": [folder / "._x.jpg"]
+    }  # fmt: skip
+    listed = open_data(data_fixtures.pascal_voc(tmp_path / "voc"))
+    assert listed.skipped("train", listed.samples("train")) == {}
+
+
+def test_layouts_find_names_in_other_unicode_forms(tmp_path):
+    data = open_data(data_fixtures.ade20k(tmp_path))
+    sample = data.samples("val")[0]
+    image = sample.image.with_name(unicodedata.normalize("NFC", "é.jpg"))
+    label = sample.label.with_name(unicodedata.normalize("NFD", "é.png"))
+    sample.image.rename(image)
+    sample.label.rename(label)
+    assert [(s.image, s.label) for s in data.samples("val")] == [(image, label)]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from alignseg_tf.data.augmentation import Augmentation
 from alignseg_tf.data.catalog import IGNORE, LabelSpace
+from alignseg_tf.data.checking import check_samples
 from alignseg_tf.data.pipeline import (
     RareClassSampling,
     SampleCache,
@@ -19,7 +20,7 @@ from alignseg_tf.data.pipeline import (
     read_ahead,
     training_dataset,
 )
-from alignseg_tf.data.readers import DataError, check_samples, load_sample, read_folder
+from alignseg_tf.data.readers import DataError, load_sample, read_folder
 
 SPACE = LabelSpace(CLASSES)
 AUGMENTATION = Augmentation((64, 64), color=0.3)

@@ -14,13 +14,12 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from alignseg_tf.data import image_headers
 from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.checking import check_sample, check_samples
 from alignseg_tf.data.readers import (
     MIN_SIDE,
     DataError,
     ListingError,
     Sample,
-    check_sample,
-    check_samples,
     describe_skipped,
     find_named_pictures,
     find_pictures,

@@ -10,7 +10,8 @@ from data_fixtures import train_and_evaluate
 from PIL import Image
 
 from alignseg_tf.data.catalog import LABEL_SPACES, LabelSpace
-from alignseg_tf.data.readers import DataError, check_samples
+from alignseg_tf.data.checking import check_samples
+from alignseg_tf.data.readers import DataError
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.data.tfds_folder import TfdsOptions, write_folder
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from conftest import ROOT, write_folder
 from PIL import Image
 
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.data.readers import read_folder
+from alignseg_tf.data.readers import DataError, read_folder
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.metrics import mean_iou
 from training import build, callbacks, demo, evaluate, train
@@ -404,6 +405,40 @@ def test_validation_pictures_are_trained_on_only_if_the_recipe_says_so(tmp_path,
     assert "Warning: 2 of the validation pictures are trained on" in capsys.readouterr().out
     with pytest.raises(RecipeError, match="train_on must be one of"):
         Recipe(train_on="val")
+
+
+def test_training_says_of_the_data_what_inspect_says(tmp_path, capsys):
+    root = write_folder(tmp_path / "data", train=3, val=2)
+    shutil.copy(root / "images/train/000.png", root / "images/train/001.png")
+    (root / "images/train/x.heic").touch()
+    data = open_data(root)
+    check_data(data, data.samples("train"))
+    printed = capsys.readouterr().out
+    assert "not read: 1 .heic\n" in printed
+    assert "Warning: 1 train pictures are there twice: " in printed
+
+
+@pytest.mark.parametrize(
+    ("value", "classes", "hint"),
+    [
+        (1, {"classes": ["crack"], "ids": [1], "void": 0}, "the only class with pixels is crack"),
+        (
+            255,
+            {"classes": ["background", "crack"]},
+            "is it what counts as void",
+        ),
+    ],
+)
+def test_data_with_nothing_to_learn_are_refused(value, classes, hint, tmp_path):
+    root = write_folder(tmp_path / "data", train=2, val=1)
+    for path in root.glob("labels/*/*.png"):
+        label = np.zeros((64, 96), np.uint8)
+        label[:, 48:] = value
+        Image.fromarray(label).save(path)
+    (root / "classes.json").write_text(json.dumps(classes))
+    data = open_data(root)
+    with pytest.raises(DataError, match=f"000.png and all others: nothing to learn: .*{hint}"):
+        check_data(data, data.samples("train"))
 
 
 def test_class_weights_have_a_mean_pixel_of_one():

@@ -8,13 +8,14 @@ import tensorflow as tf
 
 from alignseg_tf import AlignSeg
 from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.checking import DataSummary, Findings, check_samples
 from alignseg_tf.data.pipeline import (
     RareClassSampling,
     SampleCache,
     batch_samples,
     training_dataset,
 )
-from alignseg_tf.data.readers import DataSummary, Sample, check_samples
+from alignseg_tf.data.readers import Sample, describe_skipped
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.progress import counter
 from training.build import build_augmentation
@@ -39,17 +40,26 @@ class Checked:
 
 
 def check_data(data: DataSource, training: Sequence[Sample]) -> Checked:
-    """Read every file of the data once, and say what they are.
+    """Read every file of the data once, and say what they are, as `inspect` does.
 
     Raises:
-        DataError: something is wrong with them.
+        DataError: something is wrong with them, or there is nothing to learn.
     """
     validation = data.samples("val")
-    summaries = [
-        check_samples(samples, data.label_space, counter(f"checking {name} pictures"))
-        for name, samples in (("training", training), ("validation", validation))
-    ]
-    describe(data.label_space, *summaries)
+    findings = Findings(data.label_space)
+    summaries = []
+    for split, name, samples in (
+        ("train", "training", training),
+        ("val", "validation", validation),
+    ):
+        progress = counter(f"checking {name} pictures")
+        summary = check_samples(samples, data.label_space, progress, findings, split)
+        describe(name, summary)
+        if skipped := describe_skipped(data.skipped(split, samples)):
+            print(f"not read: {skipped}")
+        summaries.append(summary)
+    for note in findings.notes():
+        print(f"Warning: {note}")
     if seen := {sample.image for sample in training} & {sample.image for sample in validation}:
         print(
             f"Warning: {len(seen)} of the validation pictures are trained on: what is measured on "
@@ -58,17 +68,11 @@ def check_data(data: DataSource, training: Sequence[Sample]) -> Checked:
     return Checked(data.label_space, training, validation, *summaries)
 
 
-def describe(label_space: LabelSpace, training: DataSummary, validation: DataSummary) -> None:
-    """Print what the data are, and warn of classes that cannot be learned or judged."""
-    for name, part in (("training", training), ("validation", validation)):
-        low, high = part.sizes.min(0), part.sizes.max(0)
-        size = f"{low[1]} x {low[0]}" + (
-            f" to {high[1]} x {high[0]}" if (low != high).any() else ""
-        )
-        print(f"{len(part.sizes)} {name} pictures, {size} pixels")
-        absent = [c for c, n in zip(label_space.classes, part.pixels, strict=True) if n == 0]
-        if absent:
-            print(f"Warning: no {name} picture has the classes: {', '.join(absent)}")
+def describe(name: str, summary: DataSummary) -> None:
+    """Print how many pictures there are, and of which sizes."""
+    low, high = summary.sizes.min(0), summary.sizes.max(0)
+    size = f"{low[1]} x {low[0]}" + (f" to {high[1]} x {high[0]}" if (low != high).any() else "")
+    print(f"{len(summary.sizes)} {name} pictures, {size} pixels")
 
 
 def stages(recipe: Recipe) -> list[tuple[int, int, tuple[int, int]]]:

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from alignseg_tf.bands import resized
+from alignseg_tf.data.checking import check_samples
 from alignseg_tf.data.pipeline import (
     RareClassSampling,
     SampleCache,
@@ -29,7 +30,6 @@ from alignseg_tf.data.pipeline import (
     steps_per_epoch,
     training_dataset,
 )
-from alignseg_tf.data.readers import check_samples
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.files import write_text
 from alignseg_tf.networks import numbered_classes

@@ -8,10 +8,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from alignseg_tf.data.catalog import IGNORE, LABEL_SPACES, LabelSpace
+from alignseg_tf.data.checking import check_samples
 from alignseg_tf.data.readers import (
     DataError,
     Sample,
-    check_samples,
     load_image,
     load_label,
     read_csv,

@@ -9,7 +9,7 @@ import colorsys
 import dataclasses
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,6 +224,7 @@ class LabelSpace:
                 f"{source}: unknown keys {', '.join(map(ascii, unknown))}; expected 'classes', any "
                 f"of {known[1:]}, or 'label_space' alone; about the data, any of {list(ABOUT)}"
             )
+        read: dict[str, Callable[[Any, str], Any]]
         read = {"palette": _palette, "void": _integer, "ids": _integers, "colors": _colors,
                 "void_colors": _palette, "ignore_unlisted": _boolean}  # fmt: skip
         try:

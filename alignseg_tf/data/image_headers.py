@@ -44,10 +44,10 @@ class HeaderError(ValueError):
 
 
 class Tag(NamedTuple):
-    """An entry of a TIFF or EXIF directory: `count` values of a type, at a place in the file."""
+    """An entry of a TIFF or EXIF directory: some values of a type, at a place in the file."""
 
     kind: int
-    count: int
+    values: int
     place: int
     order: str
 
@@ -132,7 +132,7 @@ def _check_tiff(content: Content) -> None:
     tags = _check_tags(content)
     for code in _OFFSETS:
         if code in tags:
-            _check_parts(tags[code].count, "strips or tiles in a TIFF", MAX_STRIPS)
+            _check_parts(tags[code].values, "strips or tiles in a TIFF", MAX_STRIPS)
 
     def value(code: int, default: int) -> int:
         return _integer(content, tags.get(code), default)
@@ -165,7 +165,7 @@ def _check_tags(content: Content) -> dict[int, Tag]:
     """Return the tags of the first directory; their values must not be many times the file."""
     tags, held = {}, 0
     for code, tag in _tags(content):
-        size = _TYPE_BYTES.get(tag.kind, 0) * tag.count
+        size = _TYPE_BYTES.get(tag.kind, 0) * tag.values
         if tag.place + size <= len(content):
             held += size
         if held > MAX_TAG_COPIES * len(content) + 65_536:
@@ -203,7 +203,7 @@ def _tags(content: Content) -> Iterator[tuple[int, Tag]]:
 
 def _integer(content: Content, tag: Tag | None, default: int) -> int:
     """Return the first value of a tag, or the default where it is no integer."""
-    if tag is None or tag.kind not in _INTEGERS or not tag.count:
+    if tag is None or tag.kind not in _INTEGERS or not tag.values:
         return default
     try:
         return int(struct.unpack_from(tag.order + _INTEGERS[tag.kind], content, tag.place)[0])

@@ -6,223 +6,56 @@ A problem keeps a data set from being trained on; a note is worth a look.
 """
 
 import csv
-import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.checking import NAMED, Findings, PictureFacts, SplitReport
 from alignseg_tf.data.contact_sheet import draw_contact_sheet
 from alignseg_tf.data.readers import (
-    DEEP_MODES,
     DataError,
     ListingError,
     Sample,
-    check_sample,
-    in_parallel,
-    is_turned,
+    describe_skipped,
     labels_without_picture,
-    opened,
 )
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.files import atomic_path, write_text
 
 Counters = Callable[[str], Callable[[int, int], None]]
 
-# So many files are named for each kind of problem or note, and so many kinds are shown.
-NAMED, KINDS = 3, 12
+# Kinds of problems shown.
+KINDS = 12
 # Crops of a first run are at most this high and wide.
 LARGEST_CROP = 512
 # A class with less than this part of an equal share of the pixels calls for class weights.
 RARE = 0.1
-# 16-bit pictures whose brightest value is below this, of 255, were likely written with 12 bits.
-FAINT = 32
-
-
-@dataclass(frozen=True)
-class PictureFacts:
-    """What is known of a picture and its label.
-
-    Attributes:
-        sample: the files.
-        size: (width, height), None where unreadable.
-        picture_kind: format and mode of the picture, such as "JPEG RGB".
-        label_kind: the same of the label.
-        file_bytes: of both files.
-        counts: pixels of each class, then those without a class, int64 [n + 1]; None where
-            unreadable.
-        digest: tells files of different bytes apart.
-        turned: whether EXIF says that the picture is to be turned.
-        has_alpha: whether the picture has transparency, which readers drop.
-        is_faint: whether it has 16 bits a channel and uses the lowest few only.
-        problem: why it cannot be used; empty if it can.
-    """
-
-    sample: Sample
-    size: tuple[int, int] | None = None
-    picture_kind: str = ""
-    label_kind: str = ""
-    file_bytes: int = 0
-    counts: np.ndarray | None = None
-    digest: bytes = b""
-    turned: bool = False
-    has_alpha: bool = False
-    is_faint: bool = False
-    problem: str = ""
-
-
-def examine(sample: Sample, label_space: LabelSpace) -> PictureFacts:
-    """Decode a picture and its label, and say what they are."""
-    try:
-        with opened(sample.image) as picture:
-            mode = picture.mode
-            has_alpha = picture.has_transparency_data
-            picture_kind = f"{picture.format} {mode}"
-        with opened(sample.label, "a label") as label_file:
-            label_kind = f"{label_file.format} {label_file.mode}"
-        image, label = check_sample(sample, label_space)
-    except DataError as error:
-        return PictureFacts(sample, problem=str(error))
-    histogram = np.bincount(label.ravel(), minlength=256)
-    classes = label_space.num_classes
-    content = sample.image.read_bytes()
-    return PictureFacts(
-        sample=sample,
-        size=(label.shape[1], label.shape[0]),
-        picture_kind=picture_kind,
-        label_kind=label_kind,
-        file_bytes=len(content) + sample.label.stat().st_size,
-        counts=np.append(histogram[:classes], histogram[classes:].sum()),
-        digest=hashlib.blake2b(content, digest_size=16).digest(),
-        turned=is_turned(sample.image),
-        has_alpha=has_alpha,
-        is_faint=mode in DEEP_MODES and int(image.max()) < FAINT,
-    )
 
 
 @dataclass
-class SplitReport:
-    """What is in a split; it grows with `add` and keeps no pictures.
-
-    Attributes:
-        name: train, val or test.
-        classes: number of classes, n.
-        listed: samples found.
-        sound: samples that can be used.
-        sizes: how often each (width, height) occurs.
-        picture_kinds: how often each format and mode of a picture occurs.
-        label_kinds: the same of labels.
-        file_bytes: of all files.
-        pixels: of each class and of none, int64 [n + 1].
-        pictures_with: pictures that have each class and pixels without a class, int64 [n + 1].
-        problems: what is wrong, each with its file.
-        noted: files by what is to be noted of them.
-    """
-
-    name: str
-    classes: int
-    listed: int = 0
-    sound: list[Sample] = field(default_factory=list)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    picture_kinds: Counter[str] = field(default_factory=Counter)
-    label_kinds: Counter[str] = field(default_factory=Counter)
-    file_bytes: int = 0
-    pixels: np.ndarray = field(init=False)
-    pictures_with: np.ndarray = field(init=False)
-    problems: list[str] = field(default_factory=list)
-    noted: dict[str, list[Path]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.pixels = np.zeros(self.classes + 1, np.int64)
-        self.pictures_with = np.zeros(self.classes + 1, np.int64)
-
-    def add(self, facts: PictureFacts) -> None:
-        """Count a picture."""
-        if facts.counts is None or facts.size is None:
-            self.problems.append(facts.problem)
-            return
-        self.sound.append(facts.sample)
-        self.sizes[facts.size] += 1
-        self.picture_kinds[facts.picture_kind] += 1
-        self.label_kinds[facts.label_kind] += 1
-        self.file_bytes += facts.file_bytes
-        self.pixels += facts.counts
-        self.pictures_with += facts.counts > 0
-        if facts.turned:
-            self.note("turned by their EXIF orientation; see that their labels lie right",
-                      facts.sample.image)  # fmt: skip
-        if facts.has_alpha:
-            self.note("with transparency, which is dropped", facts.sample.image)
-        if facts.is_faint:
-            self.note(f"of 16 bits whose values are all below {FAINT << 8}, so almost black; "
-                      "scale them", facts.sample.image)  # fmt: skip
-        if not facts.counts[:-1].any():
-            self.note("whose labels have no pixel with a class", facts.sample.label)
-
-    def note(self, what: str, path: Path) -> None:
-        """Remember a file for a note."""
-        self.noted.setdefault(what, []).append(path)
-
-    def side_lengths(self) -> np.ndarray:
-        """Return (width, height) of each sound picture, int64 [pictures, 2]."""
-        sizes = np.array(list(self.sizes), np.int64).reshape(-1, 2)
-        return np.repeat(sizes, list(self.sizes.values()), axis=0)
-
-
-@dataclass
-class Inspection:
+class Inspection(Findings):
     """What `inspect_data` found.
 
     Attributes:
         data: the path.
         layout: how its files lie.
-        label_space: its classes.
-        splits: what is in each split.
-        repeated: pictures that have the bytes of an earlier one, as (split, file, split, file).
+        classes_file: the file of the data set that states the classes, if one does.
     """
 
-    data: str
-    layout: str
-    label_space: LabelSpace
-    splits: list[SplitReport] = field(default_factory=list)
-    repeated: list[tuple[str, Path, str, Path]] = field(default_factory=list)
+    data: str = ""
+    layout: str = ""
+    classes_file: Path | None = None
 
     @property
     def problems(self) -> list[str]:
         """What keeps the data from being trained on, each with its file."""
         return [problem for split in self.splits for problem in split.problems]
-
-    def notes(self) -> list[str]:
-        """Return what is worth a look, in sentences."""
-        notes = []
-        for split in self.splits:
-            absent = [
-                name
-                for name, pixels in zip(self.label_space.classes, split.pixels, strict=False)
-                if split.sound and not pixels
-            ]
-            if absent:
-                names = ", ".join(absent)
-                # A mask of 0 and 255 looks like this, whose 255 was meant as the second class.
-                is_mask = self.label_space.num_classes == 2 and split.pixels[-1]
-                hint = "; is it what counts as void? See docs/data_problems.md" if is_mask else ""
-                notes.append(f"no {split.name} picture has the classes: {names}{hint}")
-            for what, paths in split.noted.items():
-                named = ", ".join(map(str, paths[:NAMED])) + (", ..." if paths[NAMED:] else "")
-                notes.append(f"{len(paths)} {split.name} files {what}: {named}")
-        pairs = Counter((there, here) for there, _, here, _ in self.repeated)
-        for (there, here), count in pairs.items():
-            _, first, _, second = next(r for r in self.repeated if r[::2] == (there, here))
-            where = "there twice" if here == there else f"in {there} too, which {here} must not be"
-            notes.append(f"{count} {here} pictures are {where}: {second} is {first}")
-        return notes
 
     def suggestions(self) -> list[tuple[str, str]]:
         """Return options for `training.train`, each with its reason."""
@@ -267,6 +100,7 @@ class Inspection:
                     "pixels": split.pixels.tolist(),
                     "pictures_with": split.pictures_with.tolist(),
                     "problems": split.problems,
+                    "skipped": {kind: len(paths) for kind, paths in split.skipped.items()},
                 }
                 for split in self.splits
             },
@@ -279,7 +113,8 @@ class Inspection:
     def text(self) -> str:
         """Return the report that a person reads."""
         lines = [
-            f"{self.data}: layout {self.layout}, {self.label_space.num_classes} classes",
+            f"{self.data}: layout {self.layout}, {self.label_space.num_classes} classes"
+            + (f" of {self.classes_file.name}" if self.classes_file else ""),
             *(line for split in self.splits for line in _split_lines(split)),
             "",
             *self._class_table(),
@@ -313,6 +148,8 @@ def _split_lines(split: SplitReport) -> Iterator[str]:
     sound = f", {len(split.sound)} sound" if len(split.sound) < split.listed else ""
     megabytes = f"{split.file_bytes / 1e6:.1f} MB with labels"
     yield f"\n{split.name}: {split.listed} pictures{sound}, {megabytes}"
+    if split.skipped:
+        yield f"  not read  {describe_skipped(split.skipped)}"
     if not split.sound:
         return
     sides = split.side_lengths()
@@ -370,42 +207,32 @@ def inspect_data(
         OSError: the output cannot be written.
     """
     output = Path(output)
-    report = Inspection(str(data.root), data.layout.name, data.label_space)
-    found = {}
-    for name in splits:
-        split = SplitReport(name, data.label_space.num_classes)
-        report.splits.append(split)
-        found[name], split.problems = _list_split(data, name)
-        split.listed = len(found[name])
-    if not any(found.values()):
-        raise DataError("\n".join(report.problems))
-    seen: dict[bytes, tuple[str, Path]] = {}
+    report = Inspection(
+        data.label_space,
+        data=str(data.root),
+        layout=data.layout.name,
+        classes_file=data.classes_file,
+    )
+    found = {name: _list_split(data, name) for name in splits}
+    if not any(samples for samples, _ in found.values()):
+        raise DataError(
+            "\n".join(problem for _, problems in found.values() for problem in problems)
+        )
     with (
         atomic_path(output / "pictures.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         rows = csv.writer(file)
         rows.writerow(_columns(data.label_space))
-        for split in report.splits:
-            samples = found[split.name]
-            progress = counters(f"reading {split.name}") if counters else None
-            look = partial(examine, label_space=data.label_space)
-            for done, facts in enumerate(in_parallel(look, samples), start=1):
-                split.add(facts)
-                rows.writerow(_row(split.name, facts, len(split.pixels)))
-                if facts.digest:
-                    here = split.name, facts.sample.image
-                    there = seen.setdefault(facts.digest, here)
-                    if there != here:
-                        report.repeated.append((*there, *here))
-                if progress:
-                    progress(done, len(samples))
-            if split.sound and not split.pixels[:-1].any():
-                split.problems.append(
-                    f"{split.sound[0].label} and all others: no pixel has a class"
-                )
+        for name, (samples, problems) in found.items():
+            progress = counters(f"reading {name}") if counters else None
+            for facts in report.read(name, samples, progress):
+                rows.writerow(_row(name, facts, data.label_space.num_classes + 1))
+            split = report.splits[-1]
+            split.problems[:0] = problems
+            split.skipped = data.skipped(name, samples)
             if data.layout.name == "folder" and samples:
-                for path in labels_without_picture(data.root, split.name):
+                for path in labels_without_picture(data.root, name):
                     split.note("have no picture", path)
     with atomic_path(output / "contact_sheet.png") as temporary:
         sound = {split.name: split.sound for split in report.splits}

@@ -26,7 +26,16 @@ from alignseg_tf.data.catalog import (
     SEGNET_CAMVID,
     LabelSpace,
 )
-from alignseg_tf.data.readers import DataError, ListingError, Sample, read_csv, read_folder
+from alignseg_tf.data.readers import (
+    DataError,
+    ListingError,
+    Sample,
+    find_spelled,
+    is_derived_file,
+    read_csv,
+    read_folder,
+    special_kind,
+)
 
 
 @dataclass(frozen=True)
@@ -39,28 +48,75 @@ class Layout:
         matches: whether a path has them.
         find: (root, split) -> samples; the splits are called train, val and, where there is
             one, test, whatever the data set calls them. Raises DataError.
-        label_space: root -> what the label files mean. Raises DataError.
+        label_space: root -> what the label files mean, unless a file states it; None where a
+            file must. Raises DataError.
+        images: (root, split) -> the folder whose pictures are read, where all of one are.
     """
 
     name: str
     known_by: str
     matches: Callable[[Path], bool]
     find: Callable[[Path, str], list[Sample]]
-    label_space: Callable[[Path], LabelSpace]
+    label_space: Callable[[Path], LabelSpace] | None
+    images: Callable[[Path, str], Path] | None = None
 
 
-def _classes_file(folder: Path) -> LabelSpace:
+CLASSES_FILES = ("classes.json", "labelmap.txt")
+
+
+def read_label_space(layout: Layout, path: Path) -> tuple[LabelSpace, Path | None]:
+    """Return what the labels of a data set mean, and the file that states it.
+
+    A `classes.json`, or a `labelmap.txt` of CVAT, comes before what the layout says.
+
+    Raises:
+        DataError: such a file is damaged, contradicts another one or the layout, or is missing
+            where the layout needs one.
+    """
+    folders = [path if path.is_dir() else path.parent]
+    if layout.name in _PASCAL_YEARS:
+        folders.append(_pascal_root(path, _PASCAL_YEARS[layout.name]))
+    files = [folder / name for folder in dict.fromkeys(folders) for name in CLASSES_FILES]
+    files = [file for file in files if file.exists()]
+    if not files and layout.label_space is not None:
+        return layout.label_space(path), None
+    files = files or [folders[0] / CLASSES_FILES[0]]  # missing, which reading says
     try:
-        return LabelSpace.from_file(folder / "classes.json")
+        stated = [LabelSpace.from_file(file) for file in files]
     except ValueError as error:
         raise DataError(str(error)) from error
+    for file, other in zip(files[1:], stated[1:], strict=True):
+        # The background need not be a class.
+        if {*stated[0].classes, "background"} != {*other.classes, "background"}:
+            raise DataError(
+                f"{file}: contradicts {files[0]}: it has the classes {', '.join(other.classes)}, "
+                f"not {', '.join(stated[0].classes)}; remove one, or give --label-space"
+            )
+    if layout.label_space is not None:
+        _check_agreement(stated[0], layout.label_space(path), files[0], layout.name)
+    return stated[0], files[0]
+
+
+def _check_agreement(stated: LabelSpace, usual: LabelSpace, file: Path, layout: str) -> None:
+    """Refuse a file with the classes of a public data set that gives them other values."""
+    if stated.classes != usual.classes:
+        return
+    for what in ("ids", "void", "colors"):
+        own, expected = getattr(stated, what), getattr(usual, what)
+        if own != expected:
+            raise DataError(
+                f"{file}: contradicts the layout {layout}, which has the same classes: expected "
+                f"{what} {expected}. Received: {own}; correct or remove it, or give --label-space"
+            )
 
 
 def _pictures(folder: Path, pattern: str) -> list[Path]:
     """List what a pattern finds in a folder, sorted; it must be there, and not be empty."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
-    found = sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+    found = sorted(
+        path for path in folder.glob(pattern) if not is_derived_file(path.relative_to(folder))
+    )
     if not found:
         raise DataError(f"{folder}: no pictures {pattern} in this folder")
     return found
@@ -69,8 +125,11 @@ def _pictures(folder: Path, pattern: str) -> list[Path]:
 def _with_labels(pictures: list[Path], label_of: Callable[[Path], Path]) -> list[Sample]:
     """Pair pictures with their labels; all of both must be there."""
     samples, problems = [], []
-    for sample in (Sample(picture, label_of(picture)) for picture in pictures):
-        if not sample.image.is_file():
+    for picture in pictures:
+        sample = Sample(find_spelled(picture), find_spelled(label_of(picture)))
+        if kind := special_kind(sample.image) or special_kind(sample.label):
+            problems.append(f"{sample.image}, {sample.label}: expected files. Received: {kind}")
+        elif not sample.image.is_file():
             problems.append(f"{sample.image}: no such picture")
         elif not sample.label.is_file():
             problems.append(f"{sample.label}: no such label")
@@ -136,6 +195,9 @@ def _find_ade20k(root: Path, split: str) -> list[Sample]:
 
 
 # PASCAL: JPEGImages/X.jpg, a folder of labels X.png, and lists of names in ImageSets
+
+
+_PASCAL_YEARS = {"pascal_voc": "VOC2012", "pascal_context": "VOC2010"}
 
 
 def _pascal_root(path: Path, year: str) -> Path:
@@ -286,14 +348,15 @@ LAYOUTS = {
             known_by="a file that ends in .csv",
             matches=lambda path: path.suffix.lower() == ".csv",
             find=read_csv,
-            label_space=lambda path: _classes_file(path.parent),
+            label_space=None,
         ),
         Layout(
             name="folder",
             known_by="images/train, labels/train and classes.json",
             matches=lambda path: (path / "images").is_dir() and (path / "labels").is_dir(),
             find=read_folder,
-            label_space=_classes_file,
+            label_space=None,
+            images=lambda path, split: path / "images" / split,
         ),
         Layout(
             name="cityscapes",
@@ -301,6 +364,7 @@ LAYOUTS = {
             matches=lambda path: (path / "leftImg8bit").is_dir() and (path / "gtFine").is_dir(),
             find=_find_cityscapes,
             label_space=_cityscapes_space,
+            images=lambda path, split: path / "leftImg8bit" / split,
         ),
         Layout(
             name="ade20k",
@@ -311,6 +375,7 @@ LAYOUTS = {
             ),
             find=_find_ade20k,
             label_space=lambda path: ADE20K,
+            images=lambda path, split: path / "images" / _ADE20K_FOLDERS.get(split, split),
         ),
         Layout(
             name="pascal_voc",
@@ -342,6 +407,7 @@ LAYOUTS = {
             matches=lambda path: (path / "train").is_dir() and (path / "trainannot").is_dir(),
             find=_find_segnet_camvid,
             label_space=lambda path: SEGNET_CAMVID,
+            images=lambda path, split: path / split,
         ),
     )
 }

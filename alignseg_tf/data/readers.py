@@ -143,31 +143,50 @@ def list_files(folder: Path, skipped: Skipped | None = None) -> list[Path]:
     Raises:
         DataError: a folder is not readable.
     """
-    return sorted(_walk(folder, {} if skipped is None else skipped, ()))
+    return sorted(map(Path, walk_files(folder, {} if skipped is None else skipped)))
 
 
-def _walk(folder: Path, skipped: Skipped, around: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+def walk_files(
+    folder: str | Path,
+    skipped: Skipped,
+    leave_out: Path | None = None,
+    around: tuple[tuple[int, int], ...] = (),
+) -> Iterator[str]:
+    """Yield the paths that `list_files` lists, without a list of them all.
+
+    Args:
+        folder: where to look.
+        skipped: as in `list_files`.
+        leave_out: a folder that is not entered.
+        around: devices and inodes of the folders around this one.
+
+    Raises:
+        DataError: a folder is not readable.
+    """
     try:
-        status = folder.stat()
-        entries = list(os.scandir(folder))
+        status = Path(folder).stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{error.filename}: not readable as a folder ({error.strerror})") from error
     identity = status.st_dev, status.st_ino
     if identity in around:
-        skipped.setdefault(LOOP, []).append(folder)
+        skipped.setdefault(LOOP, []).append(Path(folder))
         return
+    folders = []
     for entry in entries:
-        path = Path(entry.path)
-        if is_derived_file(PurePath(entry.name)):
-            skipped.setdefault(DERIVED, []).append(path)
+        if _is_derived_name(entry.name):
+            skipped.setdefault(DERIVED, []).append(Path(entry.path))
         elif entry.is_file(follow_symlinks=False):  # without asking the disk once more
-            yield path
-        elif path.is_dir():
-            yield from _walk(path, skipped, (*around, identity))
-        elif kind := special_kind(path):
-            skipped.setdefault(f"{SPECIAL} but {kind}", []).append(path)
+            yield entry.path
+        elif Path(entry.path).is_dir():
+            folders.append(entry.path)
+        elif kind := special_kind(entry.path):
+            skipped.setdefault(f"{SPECIAL} but {kind}", []).append(Path(entry.path))
         else:
-            yield path
+            yield entry.path
+    for path in folders:
+        if leave_out is None or Path(path) != leave_out:
+            yield from walk_files(path, skipped, leave_out, (*around, identity))
 
 
 def describe_skipped(skipped: Mapping[str, Sequence[Path]]) -> str:
@@ -320,10 +339,11 @@ def is_derived_file(path: PurePath) -> bool:
     Args:
         path: a path below the folder or inside the archive that is read; all its parts count.
     """
-    return any(
-        part.casefold() in DERIVED_NAMES or (part.startswith(".") and part not in (".", ".."))
-        for part in path.parts
-    )
+    return any(map(_is_derived_name, path.parts))
+
+
+def _is_derived_name(name: str) -> bool:
+    return name.casefold() in DERIVED_NAMES or (name.startswith(".") and name not in (".", ".."))
 
 
 def special_kind(path: str | Path) -> str | None:
@@ -593,84 +613,6 @@ def load_sample(sample: Sample, label_space: LabelSpace) -> tuple[np.ndarray, np
             f"network needs at least {MIN_SIDE} x {MIN_SIDE}"
         )
     return image, label
-
-
-def check_sample(sample: Sample, label_space: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
-    """Decode a picture and its label as `load_sample` does, and see to the checksums of PNG files.
-
-    Decoding goes by them in part only, and may return other pixels than were written.
-
-    Raises:
-        DataError: as `load_sample`, or bytes of a file have changed.
-    """
-    for path, what in ((sample.image, "a picture"), (sample.label, "a label")):
-        with opened(path, what) as picture:
-            picture.verify()
-    return load_sample(sample, label_space)
-
-
-@dataclass
-class DataSummary:
-    """What a check of a data set found.
-
-    Attributes:
-        counts: pixels of each class in each picture, int64 [pictures, n].
-        sizes: (height, width) of each picture, int64 [pictures, 2].
-        ignored: pixels without a class in each picture, int64 [pictures].
-    """
-
-    counts: np.ndarray
-    sizes: np.ndarray
-    ignored: np.ndarray
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """Pixels of each class over all pictures, int64 [n]."""
-        return self.counts.sum(0)
-
-
-def check_samples(
-    samples: Sequence[Sample],
-    label_space: LabelSpace,
-    progress: Callable[[int, int], None] | None = None,
-) -> DataSummary:
-    """Decode every file once, so that nothing is found wrong after hours of training.
-
-    Args:
-        samples: what to check.
-        label_space: what labels may hold.
-        progress: called with (done, total).
-
-    Raises:
-        DataError: something is wrong; the first files are named with what is wrong with them.
-    """
-    classes = label_space.num_classes
-    counts, sizes, problems, ignored = [], [], [], []
-
-    def check(sample: Sample) -> tuple[tuple[int, int], np.ndarray] | str:
-        try:
-            _, label = check_sample(sample, label_space)
-        except DataError as error:
-            return str(error)
-        return label.shape, np.bincount(label.ravel(), minlength=256)
-
-    for done, result in enumerate(in_parallel(check, samples), start=1):
-        if isinstance(result, str):
-            problems.append(result)
-        else:
-            shape, histogram = result
-            sizes.append(shape)
-            counts.append(histogram[:classes])
-            ignored.append(histogram[classes:].sum())
-        if progress is not None:
-            progress(done, len(samples))
-    if problems:
-        raise DataError(
-            f"{len(problems)} of {len(samples)} samples are unfit:{list_problems(problems)}"
-        )
-    if not np.any(counts):
-        raise DataError(f"{samples[0].label} and all others: no pixel has a class")
-    return DataSummary(np.array(counts), np.array(sizes, np.int64), np.array(ignored))
 
 
 def in_parallel(

@@ -7,14 +7,14 @@ street_scenes     the embedded data set, drawn once into a folder
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignseg_tf.data import street_scenes, tfds_folder
 from alignseg_tf.data.catalog import LABEL_SPACES, LabelSpace
-from alignseg_tf.data.layouts import LAYOUTS, Layout, find_layout
-from alignseg_tf.data.readers import DataError, Sample
+from alignseg_tf.data.layouts import LAYOUTS, Layout, find_layout, read_label_space
+from alignseg_tf.data.readers import IMAGE_SUFFIXES, DataError, Sample, Skipped, list_files
 from alignseg_tf.data.tfds_folder import TfdsOptions
 
 Progress = Callable[[int, int], None]
@@ -28,11 +28,13 @@ class DataSource:
         root: the folder, or the CSV list.
         layout: how the files lie.
         label_space: what the labels mean.
+        classes_file: the file of the data set that states it, if one does.
     """
 
     root: Path
     layout: Layout
     label_space: LabelSpace
+    classes_file: Path | None = None
 
     def samples(self, split: str) -> list[Sample]:
         """List the samples of a split: train, val, or test where there is one.
@@ -41,6 +43,27 @@ class DataSource:
             DataError: there is no such split, or a file is missing.
         """
         return self.layout.find(self.root, split)
+
+    def skipped(self, split: str, samples: Sequence[Sample]) -> Skipped:
+        """Return what is in the folder of the pictures and is none of the samples, by kind.
+
+        Empty for layouts that list their pictures: nothing is skipped there.
+
+        Raises:
+            DataError: the folder is not readable.
+        """
+        skipped: Skipped = {}
+        folder = self.layout.images and self.layout.images(self.root, split)
+        if not folder or not folder.is_dir():
+            return skipped
+        used = {sample.image for sample in samples}
+        # In a plain folder, each picture is a sample or a problem.
+        named = IMAGE_SUFFIXES if self.layout.name == "folder" else ()
+        for path in list_files(folder, skipped):
+            suffix = path.suffix.lower()
+            if path not in used and suffix not in named:
+                skipped.setdefault(suffix or "without a suffix", []).append(path)
+        return skipped
 
 
 def cache_folder() -> Path:
@@ -67,7 +90,7 @@ def open_data(
         layout: one of `LAYOUTS`, or None to tell it from the files.
         progress: called with (done, total) while a data set is drawn or unpacked.
         label_space: what the labels mean, one of `LABEL_SPACES` or a file like `classes.json`;
-            None for what the layout or TFDS says.
+            None for what a file of the data set states, or else the layout or TFDS.
         tfds_options: features and splits of `tfds:NAME`.
 
     Raises:
@@ -96,7 +119,9 @@ def open_data(
         found = LAYOUTS[layout]
     else:
         raise DataError(f"the layout must be one of {', '.join(LAYOUTS)}. Received: {layout!r}")
-    return DataSource(path, found, given or found.label_space(path))
+    if given is not None:
+        return DataSource(path, found, given)
+    return DataSource(path, found, *read_label_space(found, path))
 
 
 def _named_label_space(name: str | Path) -> LabelSpace:
