@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignseg_tf.data.readers import DataError, find_named_pictures, in_parallel, load_image
+from alignseg_tf.data.readers import (
+    DataError,
+    Skipped,
+    describe_skipped,
+    find_named_pictures,
+    in_parallel,
+    load_image,
+)
 from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.fingerprints import differences, fingerprint
 from alignseg_tf.prediction_files import KINDS, check_kinds, paths
@@ -327,7 +334,10 @@ def predict_from_arguments(arguments: argparse.Namespace) -> int:
     for folder in map(Path, others):
         if folder.is_dir() and folder.resolve() == output.resolve():
             raise ValueError(f"--output must not be the pictures' folder. Received: {output}")
-    pictures = result_names(find_named_pictures(others, leave_out=output.resolve()))
+    skipped: Skipped = {}
+    pictures = result_names(find_named_pictures(others, output.resolve(), skipped))
+    if skipped:
+        print(f"not read: {describe_skipped(skipped)}", file=sys.stderr)
     # A camera's name has a colon, which names of files must not have everywhere.
     named_videos = result_names([(Path(v), Path(Path(v).name.replace(":", "_"))) for v in videos])
     from alignseg_tf.prediction import Predictor

@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from alignseg_tf.data.readers import IMAGE_SUFFIXES, DataError, load_image
+from alignseg_tf.data.readers import IMAGE_SUFFIXES, DataError, load_image, walk_files
 from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.fingerprints import fingerprint
 from alignseg_tf.model import MIN_IMAGE_SIZE
@@ -389,27 +389,18 @@ def list_pictures(folder: Path, leave_out: Path) -> tuple["pa.Array", list[str]]
     """
     import pyarrow as pa
 
-    def fail(error: OSError) -> NoReturn:
-        raise DataError(f"{error.filename}: not readable as a folder ({error.strerror})") from error
-
     paths: list[str] = []
     unfit: list[str] = []
     chunks = []
-    for parent, folders, names in os.walk(folder.resolve(), onerror=fail):
-        folders[:] = sorted(
-            name for name in folders
-            if not name.startswith(".") and Path(parent, name) != leave_out
-        )  # fmt: skip
-        for name in sorted(names):
-            if name.startswith(".") or not name.lower().endswith(IMAGE_SUFFIXES):
-                continue
-            path = os.path.join(parent, name)  # noqa: PTH118 - ten times faster than Path
-            try:
-                path.encode()
-            except UnicodeEncodeError:
-                unfit.append(os.fsencode(path).decode("utf-8", "backslashreplace"))
-            else:
-                paths.append(path)
+    for path in walk_files(folder.resolve(), {}, leave_out):
+        if not path.lower().endswith(IMAGE_SUFFIXES):
+            continue
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            unfit.append(os.fsencode(path).decode("utf-8", "backslashreplace"))
+        else:
+            paths.append(path)
         if len(paths) > PART_ROWS:  # an array takes a tenth of a list
             chunks.append(pa.array(paths, pa.large_string()))
             paths = []

@@ -25,6 +25,7 @@ from alignseg_tf.data.readers import (
     load_sample,
     opened,
 )
+from alignseg_tf.printable import printable
 
 # Files named for each kind of note.
 NAMED = 3
@@ -262,7 +263,7 @@ class Findings:
             _, first, _, second = next(r for r in self.repeated if r[::2] == (there, here))
             where = "there twice" if here == there else f"in {there} too, which {here} must not be"
             notes.append(f"{count} {here} pictures are {where}: {second} is {first}")
-        return notes
+        return [printable(note) for note in notes]
 
 
 def learning_problem(split: SplitReport, label_space: LabelSpace) -> str | None:
@@ -288,7 +289,7 @@ def learning_problem(split: SplitReport, label_space: LabelSpace) -> str | None:
 def void_hint(split: SplitReport, label_space: LabelSpace) -> str:
     """Say that a class may be what counts as void, as in masks of 0 and 255."""
     present = np.count_nonzero(split.pixels[:-1])
-    if label_space.num_classes > 2 or present > 1 or not split.pixels[-1]:
+    if label_space.num_classes != 2 or present > 1 or not split.pixels[-1]:
         return ""
     return "; is it what counts as void? See docs/data_problems.md"
 

@@ -28,6 +28,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.image_headers import check_header, describe_tiff, exif_orientation
+from alignseg_tf.printable import printable
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"
@@ -196,7 +197,7 @@ def describe_skipped(skipped: Mapping[str, Sequence[Path]]) -> str:
         of_file = kind.startswith(".") or kind == DERIVED
         more = ", ..." if paths[LISTED:] else ""
         named = "" if of_file else f" ({', '.join(map(str, paths[:LISTED]))}{more})"
-        parts.append(f"{len(paths)} {kind}{named}")
+        parts.append(printable(f"{len(paths)} {kind}{named}"))
     return ", ".join(parts)
 
 
