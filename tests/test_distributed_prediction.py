@@ -277,8 +277,14 @@ def test_listing(tmp_path):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).touch()
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/5.jfif").touch()
+    (folder / "c").symlink_to(tmp_path / "store")
+    (folder / "d").symlink_to(folder)
+    os.mkfifo(folder / "pipe.png")
     paths, unfit = list_pictures(folder, leave_out=folder / "out")
-    assert paths.to_pylist() == [str(folder / "a.png"), str(folder / "b" / "1.JPG")]
+    listed = [str(folder / name) for name in ("a.png", "b/1.JPG", "c/5.jfif")]
+    assert paths.to_pylist() == listed
     assert unfit == [f"{folder}/\\xff.png"]
     with pytest.raises(DataError, match="nowhere: not readable as a folder"):
         list_pictures(tmp_path / "nowhere", tmp_path / "out")
