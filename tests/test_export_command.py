@@ -2,8 +2,9 @@
 
 import re
 
+import numpy as np
 import pytest
-from conftest import CLASSES, tiny_model
+from conftest import CLASSES, ROOT, tiny_model
 
 from alignseg_tf.__main__ import main
 from alignseg_tf.data.catalog import LabelSpace
@@ -52,6 +53,54 @@ def test_the_card_has_what_lies_beside_the_model(model_file, tmp_path):
     assert "Drawn boxes, CC0." in card
     assert "| epochs | 5 |" in card
     assert card.startswith("# boxes\n")
+
+
+@pytest.mark.parametrize("output", ["x/1", "x.onnx", "x.tflite"])
+def test_nothing_is_kept_of_a_model_whose_logits_are_not_finite(tmp_path, output, capsys):
+    pytest.importorskip({"x.onnx": "tf2onnx", "x.tflite": "ai_edge_litert"}.get(output, "numpy"))
+    model = tiny_model(label_space=LabelSpace(CLASSES).to_dict())
+    kernel = model.get_layer("segmentation_head").trainable_weights[-1]
+    kernel.assign(np.full(kernel.shape, np.nan))
+    model.save(tmp_path / "spoilt.keras")
+    assert main(["export", str(tmp_path / "spoilt.keras"), "--output", str(tmp_path / output)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'spoilt.keras'}: expected finite logits. Received: NaN" in error
+    assert "on check image 1" in error
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["spoilt.keras"]
+
+
+@pytest.mark.parametrize("name", ["x.tflite", "x.onnx", "x_int8.tflite"])
+def test_a_file_of_others_is_kept(model_file, tmp_path, name, capsys):
+    pytest.importorskip({"x.onnx": "tf2onnx"}.get(name, "ai_edge_litert"))
+    (tmp_path / name).write_bytes(b"mine")
+    output = str(tmp_path / name.replace("_int8", ""))
+    several = [
+        "--quantization",
+        "float32",
+        "int8",
+        "--size",
+        "64",
+        "96",
+        "--calibration",
+        str(ROOT / "docs" / "images" / "street_scenes.jpg"),
+    ]
+    options = several if "int8" in name else []
+    assert main(["export", str(model_file), "--output", output, *options]) == 2
+    assert f"{name}: expected a new file, or one that export wrote" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["x.tflite", "x.onnx"])
+def test_a_file_of_an_export_is_replaced(model_file, tmp_path, name):
+    pytest.importorskip({"x.onnx": "tf2onnx"}.get(name, "ai_edge_litert"))
+    arguments = ["export", str(model_file), "--output", str(tmp_path / name)]
+    assert main(arguments) == 0
+    first = (tmp_path / name).stat().st_ino
+    assert main(arguments) == 0
+    assert (tmp_path / name).stat().st_ino != first
+    (tmp_path / name).write_bytes(b"mine")
+    assert main([*arguments, "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, tiny_model
+from conftest import CLASSES, ROOT, tiny_model
 
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.export.agreement import Agreement
 from alignseg_tf.export.model_card import (
+    is_card,
     known_facts,
     model_card,
     read_quality,
@@ -53,6 +54,37 @@ def test_it_quotes_what_was_measured(model, quality):
     for number, name in enumerate(CLASSES):
         assert f"| {number} | {name} |" in card
     assert "EXIF" in card
+
+
+def test_names_are_shown_as_they_are(quality):
+    """Not as HTML, Markdown, another cell or another line; those of ordinary names stay plain."""
+    names = ("<img src=x onerror=alert(1)>", "a|b\n# c", "[x](http://y) *z* `q` \x1b[2J \udc80")
+    space = LabelSpace(names, ((0, 0, 0), (1, 1, 1), (2, 2, 2)))
+    model = tiny_model(label_space=space.to_dict())
+    quality = quality | {"iou": dict.fromkeys(names, 0.5)}
+    card = model_card(model, "<b>", AGREEMENT, quality, {"data<": "pole_light | <i>"})
+    card.encode()
+    assert card.startswith("# &lt;b&gt;\n")
+    for shown in (
+        "| 0 | &lt;img src=x onerror=alert(1)&gt; | 0, 0, 0 |\n",
+        "| &lt;img src=x onerror=alert(1)&gt; | 50.00 |\n",
+        r"| 1 | a\|b # c | 1, 1, 1 |" "\n",
+        r"| 2 | \[x\](http://y) \*z\* \`q\`  \[2J   | 2, 2, 2 |" "\n",
+        r"| data&lt; | pole_light \| &lt;i&gt; |" "\n",
+    ):
+        assert shown in card
+    assert "<" not in card
+
+
+def test_a_card_is_told_from_other_files(model, tmp_path):
+    path = tmp_path / "MODEL_CARD.md"
+    for text, expected in ((model_card(model, "boxes", None), True), ("# Mine\n", False)):
+        path.write_text(text)
+        assert is_card(path) is expected
+    path.write_bytes(b"\xff")
+    assert not is_card(path)
+    assert not is_card(tmp_path)
+    assert is_card(ROOT / "savedmodels" / "nuclei_lite0" / "MODEL_CARD.md")
 
 
 def test_it_gives_no_interval_where_there_is_none(model, quality):

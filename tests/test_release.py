@@ -12,7 +12,8 @@ from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import load_image
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation import evaluate
-from alignseg_tf.export.model_card import known_facts
+from alignseg_tf.export.model_card import known_facts, model_card
+from alignseg_tf.files import RECORD_FILE, write_text
 from alignseg_tf.protocols import Protocol
 from training import release
 
@@ -57,9 +58,16 @@ def trained(folder, tmp_path):
     model.save(tmp_path / "run" / "best.keras")
     (tmp_path / "run" / "run.json").write_text('{"epochs": 70}')
     root = tmp_path / "clone"
-    for file in ("alignseg_tf/weights/boxes.keras", "savedmodels/boxes/1/saved_model.pb"):
-        (root / file).parent.mkdir(parents=True)
-        (root / file).write_text("older")
+    older = {
+        "alignseg_tf/weights/boxes.keras": "older",
+        "alignseg_tf/weights/boxes.about.md": "Older boxes.",
+        "alignseg_tf/weights/boxes.evaluation.json": '{"mean_iou": 0, "protocol": "whole"}',
+        "savedmodels/boxes/1/saved_model.pb": "older",
+        "savedmodels/boxes/MODEL_CARD.md": model_card(model, "boxes", None),
+    }
+    for file, content in older.items():
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text(content)
     return tmp_path / "run" / "best.keras", open_data(folder), root
 
 
@@ -76,7 +84,7 @@ def test_all_forms_are_of_the_packed_model(trained):
     folder = root / "savedmodels" / "boxes"
     assert sorted(p.name for p in root.iterdir()) == ["alignseg_tf", "savedmodels"]
     assert sorted(p.name for p in folder.iterdir()) == [
-        "1", "MODEL_CARD.md", "boxes.keras", "boxes.tflite"
+        RECORD_FILE, "1", "MODEL_CARD.md", "boxes.keras", "boxes.tflite"
     ]  # fmt: skip
     assert (folder / "boxes.keras").readlink().parts[:2] == ("..", "..")
     packed = root / "alignseg_tf" / "weights" / "boxes.keras"
@@ -102,7 +110,8 @@ def test_a_release_of_the_file_alone(trained):
     assert files_in(root) == [
         "alignseg_tf/weights/boxes.about.md", "alignseg_tf/weights/boxes.evaluation.json",
         "alignseg_tf/weights/boxes.keras", "alignseg_tf/weights/boxes.run.json",
-        "savedmodels/boxes/MODEL_CARD.md", "savedmodels/boxes/boxes.keras",
+        f"savedmodels/boxes/{RECORD_FILE}", "savedmodels/boxes/MODEL_CARD.md",
+        "savedmodels/boxes/boxes.keras",
     ]  # fmt: skip
     facts = known_facts(root / "savedmodels" / "boxes" / "boxes.keras")  # a link, as users have it
     assert facts["run"] == {"epochs": 70}
@@ -117,6 +126,7 @@ def test_an_unpackaged_release_leaves_the_package_alone(trained):
     source, data, root = trained
     with pytest.raises(ValueError, match="boxes is in the package"):
         release.release(source, "boxes", data, "Boxes.", packaged=False, root=root)
+    before = files_in(root)
     written = release.release(source, "twin", data, "Boxes.", packaged=False, root=root)
     folder = root / "savedmodels" / "twin"
     names = [
@@ -124,10 +134,8 @@ def test_an_unpackaged_release_leaves_the_package_alone(trained):
         *(f"twin.{x}" for x in ("about.md", "evaluation.json", "keras", "run.json")),
     ]
     assert written == [folder / name for name in names]
-    assert files_in(root) == [
-        "alignseg_tf/weights/boxes.keras", "savedmodels/boxes/1/saved_model.pb",
-        *(f"savedmodels/twin/{name}" for name in names),
-    ]  # fmt: skip
+    names = [RECORD_FILE, *names]
+    assert files_in(root) == before + [f"savedmodels/twin/{name}" for name in names]
     assert (root / "alignseg_tf" / "weights" / "boxes.keras").read_text() == "older"
     assert not (folder / "twin.keras").is_symlink()
     assert known_facts(folder / "twin.keras")["run"] == {"epochs": 70}
@@ -157,6 +165,22 @@ def test_a_release_that_fails_leaves_the_older_one(trained, monkeypatch):
         release.release(source, "boxes", data, "Boxes.", root=root)
     assert files_in(root) == before
     assert (root / "alignseg_tf" / "weights" / "boxes.keras").read_text() == "older"
+
+
+@pytest.mark.parametrize("file", ["2/saved_model.pb", "notes.txt", "boxes.keras"])
+def test_a_release_replaces_only_a_release(trained, file):
+    source, data, root = trained
+    if file == "boxes.keras":  # in the package, without what a release writes beside it
+        (root / "alignseg_tf" / "weights" / "boxes.about.md").unlink()
+    else:
+        write_text(root / "savedmodels" / "boxes" / file, "mine")
+    before = files_in(root)
+    with pytest.raises(ValueError, match=f"Received: {file}"):
+        release.release(source, "boxes", data, "Boxes.", root=root)
+    assert files_in(root) == before
+    assert (root / "alignseg_tf" / "weights" / "boxes.keras").read_text() == "older"
+    release.release(source, "boxes", data, "Boxes.", root=root, overwrite=True)
+    release.release(source, "boxes", data, "Boxes.", root=root)  # its own
 
 
 def test_bad_input_is_named(tmp_path, folder, capsys):

@@ -1,20 +1,29 @@
 import dataclasses
 import io
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import CLASSES, random_images, tiny_model
+from conftest import CLASSES, ROOT, random_images, tiny_model
 from PIL import Image
 
 from alignseg_tf import AlignSeg, Predictor, backbones, checkpoints
 from alignseg_tf.alignment import offset_fields
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.export import compare_networks, export_saved_model, saved_model
+from alignseg_tf.export import (
+    compare_networks,
+    export_saved_model,
+    saved_model,
+    saved_model_forms,
+)
 from alignseg_tf.layers import resize_align_corners
 from alignseg_tf.networks import KerasNetwork, SavedModelNetwork, load_network
+
+# Written before folders had a record.
+RELEASED = ROOT / "savedmodels" / "camvid_lite0"
 
 # What a server does: nothing is imported but TensorFlow and NumPy.
 SERVER = """
@@ -261,11 +270,46 @@ def test_the_card_says_what_the_export_is_made_for():
 def test_an_export_replaces_an_older_one_as_a_whole(exported, tmp_path):
     _, model, _ = exported
     target = tmp_path / "model" / "1"
-    target.mkdir(parents=True)
-    (target / "left over").write_text("from before")
-    export_saved_model(model, target)
-    assert not (target / "left over").exists()
+    shutil.copytree(RELEASED / "1", target)
+    shutil.copy(RELEASED / "MODEL_CARD.md", target.parent)
+    export_saved_model(model, target)  # that was before there was a record
+    assert load_network(target).label_space == LabelSpace(CLASSES)
     assert sorted(p.name for p in target.parent.iterdir()) == ["1", "MODEL_CARD.md"]
+    cards = [path.read_text() for path in target.parent.rglob("MODEL_CARD.md")]
+    assert cards[0] == cards[1]
+    assert "| 1 | box |" in cards[0]
+
+
+def test_an_export_removes_nothing_of_others(exported, tmp_path, capsys):
+    """Neither the other versions, where a version's number was forgotten, nor a user's card."""
+    folder, model, _ = exported
+    target = tmp_path / "model"
+    shutil.copytree(folder / "model" / "1", target / "1")
+    (target / "MODEL_CARD.md").write_text("# Mine")
+    with pytest.raises(
+        ValueError, match=r"model: expected .*that export wrote.*MODEL_CARD\.md, 1/"
+    ):
+        export_saved_model(model, target)
+    assert (target / "1" / "saved_model.pb").is_file()
+    (target / "1" / "notes.txt").write_text("mine")
+    with pytest.raises(
+        ValueError, match=r"Received: notes\.txt; give another name, or --overwrite"
+    ):
+        export_saved_model(model, target / "1")
+    export_saved_model(model, target / "1", overwrite=True)
+    assert not (target / "1" / "notes.txt").exists()
+    assert (target / "MODEL_CARD.md").read_text().startswith("# model\n")
+    (target / "MODEL_CARD.md").write_text("# Mine")
+    export_saved_model(model, target / "2")
+    assert (target / "MODEL_CARD.md").read_text() == "# Mine"
+    assert "MODEL_CARD.md is not a version's card" in capsys.readouterr().err
+
+
+def test_every_form_is_listed():
+    forms = saved_model_forms((64, 96))
+    assert {"operations": "tensorflow", "quantization": "float32", "image_size": None} in forms
+    assert len({tuple(form.values()) for form in forms}) == len(forms) == 12
+    assert all(form["image_size"] for form in forms if form["operations"] != "tensorflow")
 
 
 def test_bytes_that_are_no_fit_picture_fail(exported):

@@ -26,9 +26,7 @@ everything is there.
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,11 +43,24 @@ from alignseg_tf.export.model_card import (
     CARD_FILE,
     QUALITY_FILE,
     RUN_FILE,
+    is_card,
     known_facts,
     model_card,
 )
+from alignseg_tf.export.saved_model import SAVED_MODEL
 from alignseg_tf.export.tflite import CALIBRATION_PICTURES, spread
-from alignseg_tf.files import atomic_path, write_text
+from alignseg_tf.files import (
+    Output,
+    add_overwrite_argument,
+    atomic_folder,
+    atomic_path,
+    check_folder,
+    check_replaceable,
+    has_keys,
+    remove_leftovers,
+    temporary_folder,
+    write_text,
+)
 from alignseg_tf.networks import load_model
 from alignseg_tf.precision import with_dtype_policy
 from alignseg_tf.progress import counter
@@ -113,6 +124,7 @@ def release(
     block: int = 1,
     packaged: bool = True,
     root: Path = ROOT,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write the files of a release.
 
@@ -127,25 +139,32 @@ def release(
         block: neighbouring pictures that intervals draw together.
         packaged: whether the package is to have the model, or `savedmodels/` alone.
         root: the clone to write into.
+        overwrite: replace files of that name even if no release wrote them.
 
     Returns:
         The paths.
 
     Raises:
         ValueError: the model, what lies beside it, or the data cannot be read, or an export does
-            not agree, or the package has another model of the name; what was released before stays.
+            not agree, or the package has another model of the name, or there are files that no
+            release wrote; what was released before stays.
     """
     weights, folder = root / "alignseg_tf" / pretrained.FOLDER.name, root / "savedmodels" / name
     if not packaged and (weights / f"{name}.keras").exists():
         raise ValueError(f"{name} is in the package: an unpackaged model must have another name")
+    in_package, in_folder = _outputs(name)
+    if packaged:
+        check_replaceable(weights, in_package, in_package.files, overwrite)
+    check_folder(folder, in_folder, overwrite)
+    remove_leftovers(root)
     run = known_facts(source)["run"]
     # A file may say that it was trained in half precision.
     model = with_dtype_policy(load_model(source), "float32")
     validation = data.samples("val")
     # On the disk of the clone, so that renaming is all that is left at the end.
-    with tempfile.TemporaryDirectory(dir=root, prefix=".release-") as stage:
-        exports = Path(stage) / name
-        made = Path(stage) / "weights" if packaged else exports
+    with temporary_folder(root) as stage:
+        exports = stage / name
+        made = stage / "weights" if packaged else exports
         made.mkdir()
         packed = made / f"{name}.keras"
         save_packed(model, packed)
@@ -158,15 +177,34 @@ def release(
         if packaged:
             link = Path("../../alignseg_tf") / weights.name / packed.name
             (exports / packed.name).symlink_to(link)
-        with atomic_path(folder) as temporary:
-            shutil.move(exports, temporary)
+        with atomic_folder(folder, in_folder, overwrite) as temporary:
+            for path in exports.iterdir():
+                path.rename(temporary / path.name)
         if packaged:
             weights.mkdir(parents=True, exist_ok=True)
             for path in sorted(made.iterdir()):
                 path.replace(weights / path.name)
             if run is None:  # that of an older model is not this one's
                 (weights / f"{name}.{RUN_FILE}").unlink(missing_ok=True)
-    return [*(sorted(weights.glob(f"{name}.*")) if packaged else []), *sorted(folder.iterdir())]
+    return [*(sorted(weights.glob(f"{name}.*")) if packaged else []), *sorted(folder.glob("[!.]*"))]
+
+
+def _outputs(name: str) -> tuple[Output, Output]:
+    """Return how a release is told from other files, in the package and in `savedmodels/NAME`."""
+    facts = [f"{name}.{kind}" for kind in (ABOUT_FILE, QUALITY_FILE, RUN_FILE)]
+    forms = [f"{name}.keras", f"{name}.tflite", *(f"1/{file}" for file in SAVED_MODEL.files)]
+
+    def is_in_package(folder: Path) -> bool:
+        about = (folder / facts[0]).is_file()
+        return about and has_keys(folder / facts[1], "mean_iou", "protocol")
+
+    def is_in_folder(folder: Path) -> bool:
+        return is_card(folder / CARD_FILE)
+
+    return (
+        Output("training.release", is_in_package, [forms[0], *facts]),
+        Output("training.release", is_in_folder, [*forms, *facts, CARD_FILE]),
+    )
 
 
 def _write_exports(
@@ -207,6 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--unpackaged", action="store_true",
         help="put it into savedmodels/ alone, not into the package",
     )  # fmt: skip
+    add_overwrite_argument(parser)
     add_data_arguments(parser)
     add_block_argument(parser)
     add_protocol_arguments(parser)
@@ -223,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         protocol = protocol_from_arguments(parsed)
         written = release(
             parsed.model, parsed.name, data, about, size, protocol, parsed.block,
-            packaged=not parsed.unpackaged,
+            packaged=not parsed.unpackaged, overwrite=parsed.overwrite,
         )  # fmt: skip
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

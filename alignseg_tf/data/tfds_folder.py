@@ -105,6 +105,8 @@ def write_folder(
     root = Path(cache) / f"{builder.info.full_name.replace('/', '-')}-{digest}"
     counts = {part: count for part, (_, count) in splits.items()}
     if not _is_complete(root, record, counts):
+        if root.is_dir() and any(root.iterdir()) and not (root / "tfds.json").is_file():
+            raise DataError(f"{root}: expected a new folder, or one with tfds.json; remove it")
         root.mkdir(parents=True, exist_ok=True)
         write_text(root / "tfds.json", json.dumps({**record, "complete": False}, indent=1))
         features = {"images": image_key, "labels": label_key}

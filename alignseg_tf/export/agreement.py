@@ -20,6 +20,10 @@ DEFAULT_CHECK_SIZE = (192, 256)
 TIMED_RUNS = 5
 
 
+class NonFiniteLogitsError(ValueError):
+    """Logits are NaN or infinite, so a model or an export of it gives no classes."""
+
+
 @dataclass(frozen=True)
 class Agreement:
     """An exported network beside the model that it was made of.
@@ -85,6 +89,9 @@ def compare_networks(
 
     Returns:
         What differs, and how long the export takes.
+
+    Raises:
+        NonFiniteLogitsError: logits of one of the two are NaN or infinite.
     """
     whole = Protocol(largest_whole=None)
     before = Predictor(model, whole)
@@ -93,15 +100,15 @@ def compare_networks(
         after = exported.class_map
     images = [noise_picture(exported.input_size)] if images is None else list(images)
     same, differences, largest = [], [], 0.0
-    for image in images:
+    for number, image in enumerate(images, start=1):
         if exported.input_size is not None:
             image = resized(image, exported.input_size)
+        logits = _finite_logits(model, image, f"the model's, on check image {number}")
         same.append(before.class_map(image) == after(image))
-        logits = np.asarray(model.logits(image[None]))
         largest = max(largest, float(np.abs(logits).max()))
         if exported.gives_logits:
-            difference = np.abs(logits - np.asarray(exported.logits(image[None])))
-            differences.append(float(difference.max()))
+            of_export = _finite_logits(exported, image, f"the export's, on check image {number}")
+            differences.append(float(np.abs(logits - of_export).max()))
     first = images[0] if exported.input_size is None else resized(images[0], exported.input_size)
     return Agreement(
         len(images),
@@ -111,6 +118,17 @@ def compare_networks(
         median_latency(after, first),
         first.shape[:2],
     )
+
+
+def _finite_logits(network: Network, image: np.ndarray, whose: str) -> np.ndarray:
+    logits = np.asarray(network.logits(image[None]))
+    if not np.isfinite(logits).all():
+        bad = 1 - np.isfinite(logits).mean()
+        raise NonFiniteLogitsError(
+            f"expected finite logits. Received: NaN or infinity in {100 * bad:.1f} % of "
+            f"{whose}. Nothing was kept"
+        )
+    return logits
 
 
 def median_latency(run: Callable[[np.ndarray], Any], image: np.ndarray) -> float:

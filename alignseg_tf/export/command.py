@@ -10,6 +10,7 @@ import numpy as np
 from alignseg_tf.data.readers import find_pictures, load_image
 from alignseg_tf.data.sources import DataSource, add_data_arguments
 from alignseg_tf.export import OUTPUTS, QUANTIZATIONS, SAVED_MODEL_QUANTIZATIONS
+from alignseg_tf.files import add_overwrite_argument
 from alignseg_tf.pretrained import model_path
 
 # The quantizations of each form.
@@ -47,6 +48,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="for a SavedModel with --size: XLA compiles parts of it as it is first run, see "
         "docs/export.md",
     )  # fmt: skip
+    add_overwrite_argument(parser)
     tflite = parser.add_argument_group("for .tflite")
     tflite.add_argument(
         "--returns", choices=OUTPUTS, default="class_map",
@@ -75,6 +77,7 @@ def export_from_arguments(arguments: argparse.Namespace) -> str:
         ValueError: bad input.
     """
     from alignseg_tf.data.sources import data_from_arguments
+    from alignseg_tf.export.agreement import NonFiniteLogitsError
     from alignseg_tf.networks import load_model
     from alignseg_tf.progress import counter
 
@@ -86,15 +89,34 @@ def export_from_arguments(arguments: argparse.Namespace) -> str:
         data = data_from_arguments(arguments, counter("making the data set"))
     model = load_model(arguments.model)
     size = None if arguments.size is None else tuple(arguments.size)
-    common: dict[str, Any] = {"image_size": size, "check_images": pictures}
+    common: dict[str, Any] = {
+        "image_size": size, "check_images": pictures, "overwrite": arguments.overwrite
+    }  # fmt: skip
+    try:
+        written = _written(arguments, model, form, common)
+    except NonFiniteLogitsError as error:
+        raise ValueError(f"{arguments.model}: {error}") from error
+    return _table(arguments.model, model, written, pictures, data, arguments.split)
+
+
+def _written(
+    arguments: argparse.Namespace, model: Any, form: str, common: dict[str, Any]
+) -> dict[Path, Any]:
+    """Write the files that are asked for; return how far each is from the model."""
+    from alignseg_tf.progress import counter
 
     written = {}
     if form == "tflite":
-        from alignseg_tf.export.tflite import export_tflite
+        from alignseg_tf.export.tflite import check_tflite_path, export_tflite
 
         calibration = [load_image(path) for path in find_pictures(arguments.calibration)]
-        for quantization in arguments.quantization:
-            path = _quantized_path(arguments.output, quantization, arguments.quantization)
+        paths = {
+            quantization: _quantized_path(arguments.output, quantization, arguments.quantization)
+            for quantization in arguments.quantization
+        }
+        for path in paths.values():  # before the first is written
+            check_tflite_path(path, arguments.overwrite)
+        for quantization, path in paths.items():
             written[path] = export_tflite(
                 model, path, quantization=quantization, output=arguments.returns,
                 calibration_images=calibration, progress=counter("measuring ranges"), **common,
@@ -111,7 +133,7 @@ def export_from_arguments(arguments: argparse.Namespace) -> str:
             operations="fused" if arguments.fused else "tensorflow",
             **_card_values(arguments), **common,
         )  # fmt: skip
-    return _table(arguments.model, model, written, pictures, data, arguments.split)
+    return written
 
 
 def _form(output: Path) -> str:

@@ -1,7 +1,9 @@
 """What a user of an exported model should know of it, as a Markdown file beside it."""
 
 import datetime
+import html
 import json
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +21,18 @@ CARD_FILE = "MODEL_CARD.md"
 # What files beside a model say of it: in a training run's folder by these names, elsewhere with the
 # model's own name before them, as camvid_lite0.run.json.
 QUALITY_FILE, RUN_FILE, ABOUT_FILE = "evaluation.json", "run.json", "about.md"
+
+
+# The first words below a card's title.
+_FIRST_WORDS = "AlignSeg (arXiv 2003.00872) with"
+
+
+def is_card(path: Path) -> bool:
+    """Whether a file is a model card, by its first words."""
+    try:
+        return f"\n{_FIRST_WORDS} " in path.read_text(encoding="utf-8")[:1000]
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def known_facts(model: Path) -> dict[str, Any]:
@@ -145,8 +159,8 @@ def model_card(
         form: what is special about the export, in sentences: precision, size.
     """
     sections = [
-        f"# {name}",
-        f"AlignSeg (arXiv 2003.00872) with {model.num_classes} classes and "
+        f"# {_escaped(name)}",
+        f"{_FIRST_WORDS} {model.num_classes} classes and "
         f"{model.count_params() / 1e6:.2f} M parameters, from RGB pictures to a class for each "
         "pixel.",
         "## About\n\n" + (about.strip() or _NOT_STATED),
@@ -195,7 +209,7 @@ _EXPORTS = (
 def _classes(model: AlignSeg) -> str:
     space = label_space_of(model)
     rows = [
-        f"| {number} | {name} | {', '.join(map(str, color))} |"
+        f"| {number} | {_escaped(name)} | {', '.join(map(str, color))} |"
         for number, (name, color) in enumerate(zip(space.classes, space.palette, strict=True))
     ]
     return "\n".join(["| id | class | RGB |", "|---|---|---|", *rows])
@@ -213,7 +227,7 @@ def _quality(quality: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -
         of_what = f" The interval is of the choice of pictures{blocks}."
         interval = f" ({100 * level:.0f} % interval {_percent(bounds['low'])} to " \
             f"{_percent(bounds['high'])})"  # fmt: skip
-    rows = [f"| {name} | {_percent(value)} |" for name, value in quality["iou"].items()]
+    rows = [f"| {_escaped(name)} | {_percent(value)} |" for name, value in quality["iou"].items()]
     warning = ""
     if trained_on_validation(run or {}):
         warning = " The model was trained on the validation pictures; a figure of them says " \
@@ -221,13 +235,20 @@ def _quality(quality: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -
     return "\n".join(
         [
             f"Mean IoU {_percent(quality['mean_iou'])} %{interval} on {quality['pictures']} "
-            f"pictures, {quality['protocol']}.{of_what}{warning}",
+            f"pictures, {_escaped(quality['protocol'])}.{of_what}{warning}",
             "",
             "| class | IoU, % |",
             "|---|---|",
             *rows,
         ]
     )
+
+
+def _escaped(text: object) -> str:
+    """Return a name or value as Markdown and HTML show it, on one line, in a table's cell too."""
+    printable = "".join(x if x.isprintable() else " " for x in str(text))
+    entities = html.escape(printable, quote=False)
+    return re.sub(r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)", r"\\\g<0>", entities)
 
 
 def _percent(share: float | None) -> str:
@@ -242,7 +263,9 @@ def _training(model: AlignSeg, run: Mapping[str, Any] | None) -> str:
     if run is None:
         return f"{decoder} The run is not known."
     values = "\n".join(
-        f"| {key} | {value} |" for key, value in run.items() if key not in ("classes", "palette")
+        f"| {_escaped(key)} | {_escaped(value)} |"
+        for key, value in run.items()
+        if key not in ("classes", "palette")
     )
     return f"{decoder}\n\n| value of the run | |\n|---|---|\n{values}"
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from alignseg_tf.export.agreement import Agreement, check_agreement, compare_networks
 from alignseg_tf.export.inference_graph import inference_model
-from alignseg_tf.files import atomic_path
+from alignseg_tf.files import atomic_path, check_file
 from alignseg_tf.model import AlignSeg
 from alignseg_tf.networks import (
     ONNX_LABEL_SPACE_KEY,
@@ -29,6 +29,7 @@ def export_onnx(
     path: str | Path,
     image_size: tuple[int, int] | None = None,
     check_images: Iterable[np.ndarray] | None = None,
+    overwrite: bool = False,
 ) -> Agreement:
     """Write an `.onnx` file, run it with ONNX Runtime and compare it with the model.
 
@@ -41,14 +42,15 @@ def export_onnx(
         path: the `.onnx` file.
         image_size: height and width, if all pictures have one size.
         check_images: uint8 RGB pictures to compare on; one of noise by default.
+        overwrite: replace a file at `path` even if no export wrote it.
 
     Returns:
         How far the file is from the model, and how long it takes.
 
     Raises:
         ImportError: tf2onnx or ONNX Runtime is not installed.
-        ValueError: `path` does not end in `.onnx`, or the file does not agree with the model; what
-            was at `path` stays then.
+        ValueError: `path` does not end in `.onnx`, a file there that no export wrote, or the file
+            does not agree with the model; what was at `path` stays then.
     """
     path = Path(path)
     if path.suffix != ".onnx":
@@ -60,6 +62,7 @@ def export_onnx(
             f"{path}: writing ONNX needs tf2onnx and onnxruntime: "
             f"pip install 'alignseg_tf[onnx]' ({error})"
         ) from error
+    check_file(path, "export", _has_classes, overwrite)
     head = logits_model(inference_model(model, "tflite"))
     images = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
 
@@ -81,3 +84,15 @@ def export_onnx(
         agreement = compare_networks(KerasNetwork(model), OnnxNetwork(temporary), check_images)
         check_agreement(agreement, path)
     return agreement
+
+
+def _has_classes(path: Path) -> bool:
+    """Whether a file is ONNX with the names of the classes, as `export_onnx` writes them."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        metadata = onnx.load(path, load_external_data=False).metadata_props
+    except (OSError, DecodeError):
+        return False
+    return any(entry.key == ONNX_LABEL_SPACE_KEY for entry in metadata)

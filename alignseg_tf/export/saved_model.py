@@ -1,6 +1,7 @@
 """A trained model as a SavedModel that needs TensorFlow alone."""
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import tensorflow as tf
 from keras import ops
 
 from alignseg_tf.alignment import offsets_in_pixels
-from alignseg_tf.export import SAVED_MODEL_QUANTIZATIONS
+from alignseg_tf.export import SAVED_MODEL_QUANTIZATIONS, SIZED_OPERATIONS
 from alignseg_tf.export.agreement import Agreement, check_agreement, compare_networks
 from alignseg_tf.export.inference_graph import CONTEXT_FIELD, inference_model, offset_fields
 from alignseg_tf.export.model_card import CARD_FILE, model_card
-from alignseg_tf.files import atomic_path, write_text
+from alignseg_tf.files import Output, atomic_folder, has_keys, write_text
 from alignseg_tf.freezing import freeze
 from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
 from alignseg_tf.layers.inference_sampling import resize_by_kernel
@@ -34,6 +35,16 @@ from alignseg_tf.precision import with_dtype_policy
 # Values of logits at the size of the picture that are in memory at a time: 64 MiB.
 LOGITS_AT_A_TIME = 2**24
 
+# What is in a version's folder.
+SAVED_MODEL = Output(
+    "export",
+    lambda folder: has_keys(folder / LABEL_SPACE_FILE, "classes"),
+    (
+        "saved_model.pb", "fingerprint.pb", "variables/*", LABEL_SPACE_FILE.as_posix(),
+        LABEL_SPACE_FILE.with_name(CARD_FILE).as_posix(),
+    ),
+)  # fmt: skip
+
 
 def export_saved_model(
     model: AlignSeg,
@@ -45,6 +56,7 @@ def export_saved_model(
     quality: Mapping[str, Any] | None = None,
     run: Mapping[str, Any] | None = None,
     about: str = "",
+    overwrite: bool = False,
 ) -> Agreement:
     """Write the inference graph as a SavedModel, load it again and compare it with the model.
 
@@ -66,7 +78,8 @@ def export_saved_model(
 
     Args:
         model: the model to write; it is not changed.
-        path: the folder to write, `.../VERSION` for model servers; it is replaced as a whole.
+        path: the folder to write, `.../VERSION` for model servers. An older export there is
+            replaced as a whole.
         check_images: uint8 RGB pictures to compare on; one of noise by default.
         image_size: height and width, if all pictures have one size; every shape but the batch is
             then fixed.
@@ -79,6 +92,7 @@ def export_saved_model(
         quality: numbers of an evaluation for the model card, as `Report.to_dict` gives them.
         run: values of the training run for the model card.
         about: Markdown for the model card: data and their terms, intended use, known failures.
+        overwrite: replace the folder even if it holds files that no export wrote.
 
     The model card is in `assets.extra`; for a `path` that ends in a version's number it is in the
     folder above too.
@@ -88,24 +102,22 @@ def export_saved_model(
 
     Raises:
         ValueError: the model has more than 255 classes, an unknown `quantization`, `operations`
-            that want an `image_size` without one, `path` is a file, or the SavedModel does not
-            agree with the model; what was at `path` stays then.
+            that want an `image_size` without one, `path` is a file or holds something else than
+            an export, or the SavedModel does not agree with the model; what was at `path` stays
+            then.
     """
     check_class_count(model.num_classes)
     if quantization not in SAVED_MODEL_QUANTIZATIONS:
         raise ValueError(
             f"`quantization` must be one of {SAVED_MODEL_QUANTIZATIONS}. Received: {quantization!r}"
         )
-    if operations in ("fused", "keras") and image_size is None:
+    if operations in SIZED_OPERATIONS and image_size is None:
         raise ValueError(
             f"`operations={operations!r}` wants an `image_size`: XLA compiles for each size anew. "
             "Received: image_size=None"
         )
     path = Path(path)
-    if path.is_file():
-        raise ValueError(f"{path}: expected a folder to write. Received: a file")
-
-    with atomic_path(path) as temporary:
+    with atomic_folder(path, SAVED_MODEL, overwrite) as temporary:
         computed = model
         if quantization == "bfloat16":
             computed = with_dtype_policy(model, "mixed_bfloat16")
@@ -124,9 +136,28 @@ def export_saved_model(
         form = _form(image_size, operations, quantization)
         card = model_card(model, named.resolve().name, agreement, quality, run, about, form)
         label_space_file.with_name(CARD_FILE).write_text(card, encoding="utf-8")
+        beside = path.parent / CARD_FILE
+        replace_card = overwrite or _is_card_of_a_version(beside)
     if path.name.isdigit():
-        write_text(path.parent / CARD_FILE, card)
+        if replace_card:
+            write_text(beside, card)
+        else:
+            print(
+                f"Warning: {beside} is not a version's card, or was changed since: it stays. "
+                f"The new card is {path / LABEL_SPACE_FILE.with_name(CARD_FILE)}",
+                file=sys.stderr,
+            )
     return agreement
+
+
+def _is_card_of_a_version(card: Path) -> bool:
+    """Whether a card beside the versions may be replaced: one of them has it, or there is none."""
+    if not card.exists():
+        return not card.is_symlink()
+    pattern = f"*/{LABEL_SPACE_FILE.with_name(CARD_FILE).as_posix()}"
+    return card.is_file() and any(
+        version.read_bytes() == card.read_bytes() for version in card.parent.glob(pattern)
+    )
 
 
 def _form(image_size: tuple[int, int] | None, operations: str, quantization: str) -> str:
@@ -140,7 +171,7 @@ def _form(image_size: tuple[int, int] | None, operations: str, quantization: str
     if image_size is not None:
         height, width = image_size
         sentences += f" It takes pictures of {width} x {height} pixels alone."
-    if operations in ("fused", "keras"):
+    if operations in SIZED_OPERATIONS:
         sentences += " XLA compiles it on the first call of each batch size."
     return sentences
 

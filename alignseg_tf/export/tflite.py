@@ -9,6 +9,7 @@ What the quantizations are::
 """
 
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +27,12 @@ from alignseg_tf.export.agreement import (
 )
 from alignseg_tf.export.inference_graph import inference_model
 from alignseg_tf.export.tflite_metadata import with_metadata
-from alignseg_tf.files import atomic_path
+from alignseg_tf.files import atomic_path, check_file
 from alignseg_tf.layers.inference_sampling import resize_by_kernel
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 from alignseg_tf.networks import (
+    TFLITE_LABEL_SPACE_FILE,
+    TFLITE_LABELS_FILE,
     KerasNetwork,
     TfliteNetwork,
     check_class_count,
@@ -52,6 +55,7 @@ def export_tflite(
     calibration_images: Sequence[np.ndarray] | None = None,
     check_images: Iterable[np.ndarray] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    overwrite: bool = False,
 ) -> Agreement:
     """Write a `.tflite` file, run it with LiteRT and compare it with the model.
 
@@ -71,6 +75,7 @@ def export_tflite(
             resized, and 100 of them are used.
         check_images: uint8 RGB pictures to compare on; one of noise by default.
         progress: called with (done, total) while ranges are measured.
+        overwrite: replace a file at `path` even if no export wrote it.
 
     Returns:
         How far the file is from the model, and how long it takes.
@@ -78,11 +83,12 @@ def export_tflite(
     Raises:
         ImportError: LiteRT is not installed.
         ValueError: an argument out of its range, `int8` without a size or pictures, operations
-            that are not built in, or a float32 file that does not agree with the model; what was at
-            `path` stays then.
+            that are not built in, a file at `path` that no export wrote, or a float32 file that
+            does not agree with the model; what was at `path` stays then.
     """
     path = Path(path)
     _check_arguments(model, path, image_size, quantization, output, calibration_images)
+    check_tflite_path(path, overwrite)
     import_litert(path)
     pictures = [
         resized(image, image_size or image.shape[:2])
@@ -98,6 +104,22 @@ def export_tflite(
         if quantization == "float32":
             check_agreement(agreement, path)
     return agreement
+
+
+def check_tflite_path(path: Path, overwrite: bool) -> None:
+    """Refuse to replace a file that `export_tflite` did not write, unless `overwrite`.
+
+    Raises:
+        ForeignFileError: there is such a file.
+    """
+    check_file(path, "export", _has_classes, overwrite)
+
+
+def _has_classes(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return {TFLITE_LABEL_SPACE_FILE, TFLITE_LABELS_FILE} <= set(archive.namelist())
 
 
 def _check_arguments(
