@@ -20,7 +20,14 @@ from alignseg_tf.distributed_prediction import (
     distributed_from_arguments,
 )
 from alignseg_tf.export.command import add_export_arguments
-from alignseg_tf.files import atomic_path, write_text
+from alignseg_tf.files import (
+    add_overwrite_argument,
+    atomic_path,
+    check_file,
+    has_keys,
+    remove_leftovers,
+    write_text,
+)
 from alignseg_tf.layers import SAMPLING_CONVENTIONS
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.protocols import add_block_argument, add_protocol_arguments
@@ -43,12 +50,15 @@ def alignment(arguments: argparse.Namespace) -> int:
 
     found = find_named_pictures(arguments.pictures, leave_out=arguments.output.resolve())
     pictures = result_names(found)
+    remove_leftovers(arguments.output, below=True)
     model = load_model(arguments.model)
     failed = 0
     for number, (path, name) in enumerate(pictures, start=1):
         try:
             folder = arguments.output / name.parent
-            written = write_alignment_figures(model, load_image(path), folder, name.name)
+            written = write_alignment_figures(
+                model, load_image(path), folder, name.name, arguments.overwrite
+            )
         except ValueError as error:
             failed += 1
             print(f"skipped: {path}: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
@@ -67,12 +77,14 @@ def export(arguments: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace) -> int:
     """Turn official PyTorch weights into a `.keras` file."""
-    tensors = checkpoints.read_state_dict(arguments.checkpoint)
-    model = checkpoints.model_from_official(tensors, arguments.sampling)
     if arguments.output.suffix != ".keras":
         raise ValueError(f"the output must end in .keras. Received: {arguments.output}")
+    check_file(arguments.output, "convert", checkpoints.is_converted, arguments.overwrite)
+    tensors = checkpoints.read_state_dict(arguments.checkpoint)
+    model = checkpoints.model_from_official(tensors, arguments.sampling)
     with atomic_path(arguments.output) as temporary:
         model.save(temporary)
+        checkpoints.mark_as_converted(temporary)
     print(
         f"{arguments.output}: {len(tensors)} tensors, {model.num_classes} classes, "
         f"sampling {model.sampling!r}, {model.count_params() / 1e6:.2f} M parameters"
@@ -86,6 +98,8 @@ def summary(arguments: argparse.Namespace) -> int:
     from alignseg_tf.progress import counter
     from alignseg_tf.summary import summarize
 
+    if arguments.json is not None:
+        check_file(arguments.json, "summary", _is_summary, arguments.overwrite)
     model = load_model(arguments.model)
     blocks = summarize(model, tuple(arguments.size), arguments.runs, counter("timing"))
     print(blocks.table())
@@ -96,6 +110,10 @@ def summary(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _is_summary(path: Path) -> bool:
+    return has_keys(path, "blocks", "inference", "tensorflow")
+
+
 def inspect(arguments: argparse.Namespace) -> int:
     """Say what a data set holds and what is wrong with it."""
     from alignseg_tf.data.inspection import inspect_data
@@ -103,7 +121,7 @@ def inspect(arguments: argparse.Namespace) -> int:
     from alignseg_tf.progress import counter
 
     data = data_from_arguments(arguments, counter("making the data set"))
-    report = inspect_data(data, arguments.output, arguments.split, counter)
+    report = inspect_data(data, arguments.output, arguments.split, counter, arguments.overwrite)
     print(f"{report.text()}\n")
     print(f"{arguments.output}: contact_sheet.png, inspection.json, pictures.csv")
     return 1 if report.problems else 0
@@ -164,12 +182,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", type=Path, required=True,
         help="folder for the comparison: a page with pictures, JSON, CSV",
     )  # fmt: skip
+    add_overwrite_argument(command)
     add_protocol_arguments(command)
 
     command = add("alignment", alignment, "draw what the alignment layers of a model do")
     command.add_argument("model", type=model_path, help="a .keras file")
     command.add_argument("pictures", nargs="+", help="pictures, folders, or patterns in quotes")
     command.add_argument("--output", type=Path, required=True, help="folder for the figures")
+    add_overwrite_argument(command)
 
     command = add("export", export, "write a SavedModel, TFLite or ONNX, and compare it")
     add_export_arguments(command)
@@ -181,6 +201,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--sampling", choices=SAMPLING_CONVENTIONS, default="released",
         help="convention that the weights were trained under (%(default)s: the published ones)",
     )  # fmt: skip
+    add_overwrite_argument(command)
 
     command = add("summary", summary, "print the blocks of a model: shapes, sizes, work, time")
     command.add_argument("model", type=model_path, help="a .keras file")
@@ -192,6 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--runs", type=int, default=5, help="timed runs of each block, 0 for none (%(default)s)"
     )
     command.add_argument("--json", type=Path, help="file to write the numbers to")
+    add_overwrite_argument(command)
 
     command = add("inspect", inspect, "say what a data set holds and what is wrong with it")
     add_data_arguments(command, positional=True)
@@ -201,6 +223,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", type=Path, required=True, help="folder for a contact sheet and all numbers"
     )
+    add_overwrite_argument(command)
 
     command = add("import", import_annotations, "write the annotations of another tool as a folder")
     add_import_arguments(command)

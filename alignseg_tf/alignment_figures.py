@@ -16,7 +16,7 @@ from PIL import Image
 
 from alignseg_tf import visualization
 from alignseg_tf.alignment import OUTSIDE, AlignmentTrace, ContextTrace, trace_alignment
-from alignseg_tf.files import atomic_path
+from alignseg_tf.files import Output, atomic_result, check_replaceable
 from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
 from alignseg_tf.model import AlignSeg
 
@@ -449,8 +449,11 @@ def _principal_colors(
     return painted
 
 
+FIGURES = Output("alignment")
+
+
 def write_alignment_figures(
-    model: AlignSeg, image: np.ndarray, folder: str | Path, stem: str
+    model: AlignSeg, image: np.ndarray, folder: str | Path, stem: str, overwrite: bool = False
 ) -> list[Path]:
     """Write what `draw_offsets`, `draw_context` and `draw_features` make of a picture.
 
@@ -459,19 +462,24 @@ def write_alignment_figures(
         image: RGB 0..255 [h, w, 3], any dtype, both sides at least 32.
         folder: where the figures go; made where it is missing.
         stem: what their names begin with.
+        overwrite: replace files of these names even if this function did not write them.
 
     Returns:
         `STEM_offsets.png` and `STEM_features.png`, unless the aggregation is `bilinear`, and
         `STEM_context.png` where the context is `align`.
 
     Raises:
-        ValueError: the model aligns nothing, or the array is no such picture.
+        ValueError: the model aligns nothing, the array is no such picture, or there is a file
+            that this function did not write.
     """
     if model.aggregation == "bilinear" and model.context != "align":
         raise ValueError(
             "Expected a model that aligns: its aggregation is not bilinear, or its context is "
             f"align. Received: aggregation={model.aggregation!r}, context={model.context!r}"
         )
+    names = ["offsets", "features"] if model.aggregation != "bilinear" else []
+    names += ["context"] if model.context == "align" else []
+    check_replaceable(folder, FIGURES, [f"{stem}_{name}.png" for name in names], overwrite)
     trace = trace_alignment(model, image)
     draw: dict[str, Callable[[AlignmentTrace], Figure]] = {}
     if trace.steps[0].offsets:
@@ -482,6 +490,6 @@ def write_alignment_figures(
     for name, function in draw.items():
         paths.append(Path(folder) / f"{stem}_{name}.png")
         figure = function(trace)
-        with atomic_path(paths[-1]) as temporary:
+        with atomic_result(folder, FIGURES, paths[-1].name) as temporary:
             figure.savefig(temporary)
     return paths

@@ -6,6 +6,7 @@ dict is a mapping from name to NumPy array in PyTorch's layout; nothing here nee
 Every tensor is used exactly once, and nothing is assigned before all of them were found to fit.
 """
 
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ StateDict = Mapping[str, np.ndarray]
 
 # The official norm multiplies by |gamma| + eps; a plain batch norm multiplies by gamma.
 GAMMA_EPSILON = 1e-5
+# The comment of a converted `.keras` file, which is a zip archive.
+CONVERTED = b"alignseg_tf convert"
 
 # Layer of the model -> official module.
 DECODER_MODULES = {
@@ -291,6 +294,20 @@ def model_from_official(state_dict: StateDict, sampling: str = "released") -> Al
     )
     load_official_state_dict(model, tensors)
     return model
+
+
+def mark_as_converted(path: Path) -> None:
+    """Note in a `.keras` file, which is a zip archive, that it was converted."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = CONVERTED
+
+
+def is_converted(path: Path) -> bool:
+    """Whether `mark_as_converted` was called with a file."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return archive.comment == CONVERTED
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:

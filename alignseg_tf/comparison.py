@@ -17,10 +17,16 @@ from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import Sample, load_sample
 from alignseg_tf.data.sources import data_from_arguments
 from alignseg_tf.evaluation import check_classes, evaluate_model
-from alignseg_tf.evaluation_files import Segmenter, legend_url, render, row_url
+from alignseg_tf.evaluation_files import (
+    Segmenter,
+    check_record,
+    legend_url,
+    render,
+    row_url,
+)
 from alignseg_tf.evaluation_report import TABLE_DISTANCE, Interval, Report, interval, percent
 from alignseg_tf.export.model_card import warn_if_trained_on
-from alignseg_tf.files import write_text
+from alignseg_tf.files import Output, check_replaceable, has_keys, remove_leftovers, write_files
 from alignseg_tf.prediction import predictors_on_all_gpus
 from alignseg_tf.progress import counter
 from alignseg_tf.protocols import protocol_from_arguments
@@ -182,12 +188,20 @@ def points(difference: float) -> str:
     return "-" if np.isnan(difference) else f"{100 * difference:+.2f}"
 
 
+# In the folder of a comparison.
+COMPARISON_FILES = ("comparison.json", "comparison.csv", "comparison.html")
+COMPARISON = Output(
+    "compare", lambda folder: has_keys(folder / COMPARISON_FILES[0], "a", "b"), COMPARISON_FILES
+)
+
+
 def write_comparison(
     comparison: Comparison,
     folder: Path,
     label_space: LabelSpace,
     samples: Sequence[Sample],
     class_maps: tuple[Segmenter, Segmenter],
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write `comparison.json`, `comparison.csv` and the page `comparison.html`.
 
@@ -197,18 +211,20 @@ def write_comparison(
         label_space: names and colours of the classes.
         samples: the pictures, in the order of the reports.
         class_maps: of A and B, uint8 RGB picture -> class ids; called for the pictures shown.
+        overwrite: replace files of these names even if no comparison wrote them.
 
     Returns:
         The paths.
+
+    Raises:
+        ForeignFileError: there is such a file.
     """
     contents = {
         "comparison.json": json.dumps(comparison.to_dict(), indent=1),
         "comparison.csv": comparison.csv(),
         "comparison.html": _page(comparison, label_space, samples, class_maps),
     }
-    for name, content in contents.items():
-        write_text(folder / name, content)
-    return [folder / name for name in contents]
+    return write_files(folder, COMPARISON, contents, overwrite)
 
 
 def _page(
@@ -327,6 +343,12 @@ def compare_from_arguments(arguments: argparse.Namespace) -> str:
     data = data_from_arguments(arguments, counter("making the data set"))
     samples = data.samples(arguments.split)
     models = (arguments.first, arguments.second)
+    output, overwrite = arguments.output, arguments.overwrite
+    remove_leftovers(output)
+    check_replaceable(output, COMPARISON, COMPARISON_FILES, overwrite)
+    records = [output / f"{name}.jsonl" for name in "ab"]
+    for record in records:
+        check_record(record, overwrite)
     for model in models:
         warn_if_trained_on(model, data, arguments.split)
     predictors = [predictors_on_all_gpus(model, protocol) for model in models]
@@ -334,12 +356,14 @@ def compare_from_arguments(arguments: argparse.Namespace) -> str:
         check_classes(copies[0], data.label_space, model)
     reports = [
         evaluate_model(
-            model, copies, samples, data.label_space, arguments.output / f"{name}.jsonl",
-            counter(f"evaluating {name.upper()}"), arguments.block,
+            model, copies, samples, data.label_space, record,
+            counter(f"evaluating {record.stem.upper()}"), arguments.block,
         )
-        for name, model, copies in zip("ab", models, predictors, strict=True)
+        for record, model, copies in zip(records, models, predictors, strict=True)
     ]  # fmt: skip
     comparison = Comparison(reports[0], reports[1], (str(models[0]), str(models[1])))
     class_maps = (predictors[0][0].class_map, predictors[1][0].class_map)
-    *_, page = write_comparison(comparison, arguments.output, data.label_space, samples, class_maps)
+    *_, page = write_comparison(
+        comparison, output, data.label_space, samples, class_maps, overwrite
+    )
     return f"{comparison.table()}\n\nWith pictures: {page}"

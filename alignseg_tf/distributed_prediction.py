@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image
 
 from alignseg_tf.data.readers import IMAGE_SUFFIXES, DataError, load_image, walk_files
-from alignseg_tf.files import atomic_path, write_text
+from alignseg_tf.files import atomic_path, remove_leftovers, write_text
 from alignseg_tf.fingerprints import fingerprint
 from alignseg_tf.model import MIN_IMAGE_SIZE
 from alignseg_tf.progress import counter, duration
@@ -450,6 +450,7 @@ def predict_distributed(
             raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
     started = time.monotonic()
     saved_model, output = Path(saved_model).resolve(), Path(output).resolve()
+    remove_leftovers(output, below=True)
     model = _describe_model(saved_model, output)
     paths, unfit = list_pictures(Path(folder), output)
     known = read_manifest(output, model).select(["path", "sha256", "bytes", "mtime_ns"])

@@ -16,7 +16,7 @@ from alignseg_tf import visualization
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import Sample, load_sample
 from alignseg_tf.evaluation_report import Report, percent
-from alignseg_tf.files import write_bytes
+from alignseg_tf.files import Output, check_file, has_keys, write_files
 from alignseg_tf.scores import BOUNDARY_DISTANCES, CALIBRATION_BINS
 
 Segmenter = Callable[[np.ndarray], np.ndarray]
@@ -27,6 +27,39 @@ SHOWN, SHOWN_WIDTH = 4, 420
 LABELLED_CLASSES = 24
 
 
+# In the folder of a report.
+REPORT_FILES = (
+    "evaluation.json", "classes.csv", "pictures.csv", "confusion.png", "report.html"
+)  # fmt: skip
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether a file has the numbers of an evaluation, as `Report.to_dict` gives them."""
+    return has_keys(path, "mean_iou", "confusion", "protocol")
+
+
+EVALUATION = Output(
+    "evaluate", lambda folder: is_evaluation(folder / REPORT_FILES[0]), REPORT_FILES
+)
+
+
+def check_record(path: Path, overwrite: bool = False) -> None:
+    """Refuse to append the counts of an evaluation to a file that is none of its records.
+
+    Raises:
+        ForeignFileError: the file is there and is something else; with `overwrite` it is removed.
+    """
+    check_file(path, "evaluate", _is_record, overwrite)
+    if path.exists() and not _is_record(path):
+        path.unlink()
+
+
+def _is_record(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.readline()
+    return not first or (first.startswith(b"{") and b'"protocol"' in first)
+
+
 def write_report(
     report: Report,
     folder: Path,
@@ -34,6 +67,7 @@ def write_report(
     samples: Sequence[Sample],
     class_map: Segmenter,
     title: str = "Evaluation",
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write `evaluation.json`, `classes.csv`, `pictures.csv`, `confusion.png` and `report.html`.
 
@@ -44,9 +78,13 @@ def write_report(
         samples: the pictures of the report, in its order.
         class_map: uint8 RGB picture -> class ids; called for the few pictures that are shown.
         title: of the page.
+        overwrite: replace files of these names even if no evaluation wrote them.
 
     Returns:
         The paths.
+
+    Raises:
+        ForeignFileError: there is such a file.
     """
     confusion = _png(confusion_figure(report.confusion, report.classes))
     contents = {
@@ -58,9 +96,7 @@ def write_report(
             report, label_space, samples, class_map, title, confusion
         ).encode(),
     }
-    for name, content in contents.items():
-        write_bytes(folder / name, content)
-    return [folder / name for name in contents]
+    return write_files(folder, EVALUATION, contents, overwrite)
 
 
 def report_page(

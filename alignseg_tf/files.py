@@ -180,22 +180,19 @@ def write_files(
     """
     check_replaceable(folder, output, contents, overwrite)
     for name, content in contents.items():
-        with atomic_result(folder, output, name, overwrite) as temporary:
+        with atomic_result(folder, output, name) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     return [Path(folder) / name for name in contents]
 
 
 @contextmanager
-def atomic_result(
-    folder: str | Path, output: Output, name: str, overwrite: bool = False
-) -> Iterator[Path]:
+def atomic_result(folder: str | Path, output: Output, name: str) -> Iterator[Path]:
     """Yield a temporary path for a file of a folder of results, as `atomic_path`; record the file.
 
-    Raises:
-        ForeignFileError: a file is there that `output` did not write, or that was changed since.
+    Call `check_replaceable` first, with all names together: a record of one of them hides that a
+    folder is from before there was a record.
     """
     folder = Path(folder)
-    check_replaceable(folder, output, [name], overwrite)
     with atomic_path(folder / name) as temporary:
         yield temporary
         # Before the file has its name: a process that is killed in between knows it again.

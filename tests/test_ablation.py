@@ -10,6 +10,7 @@ from conftest import CLASSES, ROOT
 
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation_report import Report
+from alignseg_tf.files import RECORD_FILE
 from alignseg_tf.scores import score_picture
 from training import ablation
 from training.ablation import (
@@ -280,6 +281,13 @@ def test_tables_say_by_how_much_and_how_sure(results, tmp_path):
     assert float(rows[3]["mean_iou"]) == pytest.approx(found["align-none"][0]["report"].mean_iou)
     assert (tmp_path / "ablation.png").read_bytes().startswith(b"\x89PNG")
     draw_ablation({"align-none": found["align-none"][:1]}, tmp_path / "one.png")
+    (tmp_path / RECORD_FILE).unlink()  # as an older version leaves it
+    ablation.write_outcome(tmp_path, results)
+    (tmp_path / "ablation.md").write_text("with my notes")
+    with pytest.raises(ValueError, match=r"ablation\.md \(changed since\)"):
+        ablation.write_outcome(tmp_path, results)
+    assert (tmp_path / "ablation.md").read_text() == "with my notes"
+    ablation.write_outcome(tmp_path, results, overwrite=True)
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,19 @@ def test_a_model_without_aligned_context_has_no_such_figure():
         draw_context(trace)
 
 
+def test_figures_of_others_are_kept(tmp_path, scene):
+    arguments = model_of(aggregation="bilinear"), scene, tmp_path, "street"
+    (tmp_path / "street_offsets.png").write_text("mine, and of no figure that is drawn")
+    for _ in range(2):
+        (path,) = write_alignment_figures(*arguments)
+    path.write_text("mine")
+    with pytest.raises(ValueError, match=r"street_context\.png \(changed since\)"):
+        write_alignment_figures(*arguments)
+    assert path.read_text() == "mine"
+    write_alignment_figures(*arguments, overwrite=True)
+    assert "mine" in (tmp_path / "street_offsets.png").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
@@ -192,7 +205,7 @@ def test_a_model_without_aligned_context_has_no_such_figure():
 def test_files(arguments, names, tmp_path, scene):
     paths = write_alignment_figures(model_of(**arguments), scene, tmp_path / "new", "street")
     assert paths == [tmp_path / "new" / f"street_{name}.png" for name in names]
-    assert sorted(paths) == sorted((tmp_path / "new").iterdir()), "nothing else is left"
+    assert sorted(paths) == sorted((tmp_path / "new").glob("[!.]*")), "nothing else is left"
     for path in paths:
         with Image.open(path) as picture:
             assert picture.format == "PNG"

@@ -84,6 +84,18 @@ def test_files(compared, tmp_path):
     assert blue.sum() < 5
 
 
+def test_a_comparison_replaces_only_a_comparison(compared, tmp_path):
+    comparison, samples = compared
+    arguments = comparison, tmp_path, SPACE, samples, (blind, by_color)
+    for _ in range(2):
+        write_comparison(*arguments)
+    (tmp_path / "comparison.csv").write_text("with my notes")
+    with pytest.raises(ValueError, match=r"comparison\.csv \(changed since\).*--overwrite"):
+        write_comparison(*arguments)
+    assert (tmp_path / "comparison.csv").read_text() == "with my notes"
+    write_comparison(*arguments, overwrite=True)
+
+
 def test_reports_on_other_pictures_or_classes_are_refused(compared):
     first = compared[0].first
     with pytest.raises(ValueError, match="same pictures"):

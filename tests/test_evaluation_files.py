@@ -10,8 +10,9 @@ from PIL import Image
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import load_label, read_folder
 from alignseg_tf.evaluation import evaluate
-from alignseg_tf.evaluation_files import confusion_figure, render, write_report
+from alignseg_tf.evaluation_files import check_record, confusion_figure, render, write_report
 from alignseg_tf.evaluation_report import Report
+from alignseg_tf.files import RECORD_FILE
 
 SPACE = LabelSpace(CLASSES)
 
@@ -58,6 +59,35 @@ def test_all_files_are_there(evaluated):
     assert 0.5 < report.mean_iou < 0.999
     with Image.open(paths[3]) as picture:
         assert min(picture.size) > 300
+
+
+def test_a_report_replaces_only_a_report(evaluated, tmp_path):
+    report, samples, _, _ = evaluated
+    (tmp_path / "classes.csv").write_text("mine")
+    arguments = report, tmp_path, SPACE, samples, by_color
+    with pytest.raises(ValueError, match=r"only files that evaluate wrote.*classes\.csv;"):
+        write_report(*arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["classes.csv"]
+    (tmp_path / "classes.csv").unlink()
+    write_report(*arguments)
+    (tmp_path / RECORD_FILE).unlink()  # as an older version leaves it
+    write_report(*arguments)
+    write_report(*arguments)
+
+
+def test_counts_are_appended_only_to_a_record(tmp_path):
+    path = tmp_path / "pictures.jsonl"
+    check_record(path)
+    for content, own in (('{"protocol":"whole"}\n', True), ("", True), ('{"my": "notes"}', False)):
+        path.write_text(content)
+        if own:
+            check_record(path)
+            continue
+        with pytest.raises(ValueError, match=r"pictures\.jsonl: expected a new file, or one that"):
+            check_record(path)
+        assert path.read_text() == content
+        check_record(path, overwrite=True)
+        assert not path.exists()
 
 
 def test_the_page_stands_alone_and_escapes(evaluated):

@@ -220,6 +220,15 @@ def test_results_replace_only_results(tmp_path):
     write_files(tmp_path, output, {"a.csv": "4", "c.html": "4"})
 
 
+def test_results_from_before_the_record_are_replaced_together(tmp_path):
+    output = Output("evaluate", lambda folder: (folder / "a.csv").exists())
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("older")
+    for number in ("1", "2"):
+        write_files(tmp_path, output, {"a.csv": number, "b.csv": number})
+    assert (tmp_path / "b.csv").read_text() == "2"
+
+
 def test_a_record_that_a_kill_cut_short_is_read(tmp_path):
     output = Output("evaluate")
     write_files(tmp_path, output, {"a.csv": "1"})

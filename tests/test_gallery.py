@@ -116,6 +116,22 @@ def test_the_command_shows_the_pictures_that_it_chose(saved, tmp_path, capsys, m
         assert picture.width == 240
 
 
+@pytest.mark.parametrize("name", ["gallery.png", "gallery.jpg"])
+def test_a_gallery_replaces_only_a_gallery(saved, folder, tmp_path, name, capsys):
+    path = tmp_path / name
+    drawn = np.zeros((8, 8, 3), np.uint8)
+    Image.fromarray(drawn).save(path)
+    before = path.read_bytes()
+    arguments = [str(saved), "--data", str(folder), "--output", str(path)]
+    assert gallery.main(arguments) == 2
+    assert f"{name}: expected a new file, or one that training.gallery" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    gallery.write_gallery(drawn, path)
+    assert gallery.is_gallery(path)
+    path.write_bytes(b"mine")
+    assert not gallery.is_gallery(path)
+
+
 @pytest.mark.parametrize("script", [gallery, evaluate])
 def test_commands_warn_of_pictures_that_were_trained_on(script, saved, folder, tmp_path, capsys):
     names = [sample.image.name for sample in open_data(folder).samples("val")]

@@ -19,6 +19,7 @@ from alignseg_tf.data.checking import check_samples
 from alignseg_tf.data.importing import ImportOptions, write_import
 from alignseg_tf.data.readers import DataError, load_image
 from alignseg_tf.data.sources import open_data
+from alignseg_tf.files import RECORD_FILE
 
 mask = pytest.importorskip("pycocotools.mask")
 
@@ -47,7 +48,9 @@ def run_lengths(region):
 
 
 def files(root):
-    return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    """The contents of the files below a folder, but for the record of what was written."""
+    found = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()}
+    return {name: p.read_bytes() for name, p in found.items() if name != RECORD_FILE}
 
 
 def label_of(root, name, split="train"):
@@ -504,7 +507,11 @@ def test_more_classes_than_a_label_holds_are_refused(coco, tmp_path):
 def test_importing_twice_gives_the_same(coco, tmp_path):
     run(coco, tmp_path / "out", split=None, val_share=0.3)
     first = files(tmp_path / "out")
-    (tmp_path / "out/images/train/stale.png").write_bytes(b"x")
+    (tmp_path / "out/images/train/mine.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"Received: images/train/mine\.png;"):
+        run(coco, tmp_path / "out", split=None, val_share=0.3)
+    assert (tmp_path / "out/images/train/mine.png").read_bytes() == b"x"
+    (tmp_path / "out/images/train/mine.png").unlink()
     run(coco, tmp_path / "out", split=None, val_share=0.3)
     assert files(tmp_path / "out") == first
     data = open_data(tmp_path / "out")
@@ -563,6 +570,20 @@ def test_a_second_split_must_fit(coco, tmp_path):
     assert open_data(tmp_path / "out").label_space.classes == ("background", "cup")
 
 
+def test_what_was_done_to_an_import_by_hand_is_kept(coco, tmp_path):
+    """A corrected label and an image that was added, unless the other split is imported."""
+    out = tmp_path / "out"
+    run(coco, out)
+    label = next((out / "labels" / "train").rglob("*.png"))
+    Image.fromarray(np.zeros_like(np.asarray(Image.open(label)))).save(label)
+    label.with_name("mine.png").write_bytes(label.read_bytes())
+    before = files(out)
+    name = label.relative_to(out).as_posix()
+    with pytest.raises(ValueError, match=rf"{name} \(changed since\), .*mine.png; .*--overwrite"):
+        run(coco, out)
+    assert files(out) == before
+
+
 def test_splits_of_one_import_stay_together(coco, tmp_path):
     run(coco, tmp_path / "out", split=None, val_share=0.3)
     with pytest.raises(DataError, match="train and val were imported together"):
@@ -578,6 +599,9 @@ def test_other_folders_are_not_touched(coco, tmp_path, folder):
         run(coco, tmp_path / "out")
     (tmp_path / "empty").mkdir()
     run(coco, tmp_path / "empty")
+    (tmp_path / "empty" / "import.json").write_text('{"imported": "by another program"}')
+    with pytest.raises(DataError, match="expected a new or empty folder.*--overwrite"):
+        run(coco, tmp_path / "empty")
     with pytest.raises(DataError, match="instances.json: expected a new or empty folder"):
         run(coco, coco[0]())
 

@@ -557,6 +557,19 @@ def test_data_without_a_sound_picture_are_reported_too(folder, tmp_path, capsys)
     assert "8 problems" in capsys.readouterr().out
 
 
+def test_an_inspection_replaces_only_an_inspection(folder, tmp_path, capsys):
+    """Not the table of the same name that an evaluation writes."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "pictures.csv").write_text("mine")
+    assert main(["inspect", str(folder), "--output", str(out)]) == 2
+    assert "only files that inspect wrote" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["pictures.csv"]
+    assert (out / "pictures.csv").read_text() == "mine"
+    assert main(["inspect", str(folder), "--output", str(out), "--overwrite"]) == 0
+    assert main(["inspect", str(folder), "--output", str(out)]) == 0
+
+
 def test_what_is_no_problem(folder, tmp_path, capsys):
     images, labels = folder / "images/train", folder / "labels/train"
     (images / "._000.png").write_bytes(b"rubbish")

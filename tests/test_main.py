@@ -60,6 +60,30 @@ def test_convert(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("file", "arguments"),
+    [
+        ("m.keras", ["convert", "official.npz", "FILE"]),
+        ("s.json", ["summary", "MODEL", "--size", "64", "64", "--runs", "0", "--json", "FILE"]),
+    ],
+)
+def test_files_of_others_are_kept(file, arguments, model_file, tmp_path, monkeypatch, capsys):
+    """A trained model too is no file that `convert` wrote."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("official.npz", **official_state_dict(width=64, channels=12, classes=4))
+    names = {"MODEL": str(model_file), "FILE": file}
+    arguments = [names.get(argument, argument) for argument in arguments]
+    for _ in range(2):
+        assert main(arguments) == 0
+    for content in (model_file.read_bytes(), b'{"mine": 1}'):
+        (tmp_path / file).write_bytes(content)
+        assert main(arguments) == 2
+        assert f"{file}: expected a new file, or one that {arguments[0]}" in capsys.readouterr().err
+        assert (tmp_path / file).read_bytes() == content
+    assert main([*arguments, "--overwrite"]) == 0
+    assert (tmp_path / file).read_bytes() != content
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["predict", "gone.keras", "PICTURES", "--output", "out"], "gone.keras: no such file"),

@@ -15,6 +15,7 @@ from PIL import Image
 from alignseg_tf.data.readers import Sample, read_folder
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation_report import Report
+from alignseg_tf.files import RECORD_FILE
 from alignseg_tf.scores import score_picture
 from training import report
 
@@ -79,12 +80,22 @@ def test_the_report_says_what_the_run_was(tmp_path):
     ):
         assert expected in text
     assert {path.name for path in folder.iterdir()} == {
-        "run.json", "metrics.csv", "iou.csv", "report.json", "report.md", "curves.png",
+        RECORD_FILE, "run.json", "metrics.csv", "iou.csv", "report.json", "report.md", "curves.png",
     }  # fmt: skip
     with Image.open(folder / "curves.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     blue = np.abs(pixels.astype(int) - [31, 119, 180]).sum(-1) < 30
     assert blue.sum() > 100, "the curves of training"
+
+
+def test_notes_in_a_report_are_kept(tmp_path):
+    folder = run_folder(tmp_path)
+    for _ in range(2):
+        report.write_report(folder, DATA, EVALUATION)
+    (folder / "report.md").write_text("my notes")
+    with pytest.raises(ValueError, match=r"report\.md \(changed since\)"):
+        report.write_report(folder, DATA, EVALUATION)
+    assert (folder / "report.md").read_text() == "my notes"
 
 
 @pytest.mark.parametrize(("train_on", "said"), [("train", False), ("train+val", True)])

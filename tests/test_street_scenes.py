@@ -173,13 +173,15 @@ def test_write_folder_keeps_what_is_complete_and_redraws_what_is_not(tmp_path, m
     assert len(drawn) == 10
     assert contents(tmp_path) == before
     (tmp_path / "classes.json").unlink()
-    (tmp_path / "images" / "val" / "notes.png").write_bytes(b"somebody's")
+    for name in ("notes.png", "scene_at_night.png"):
+        (tmp_path / "images" / "val" / name).write_bytes(b"somebody's")
     write_folder(tmp_path, **SMALL)
     assert len(drawn) == 15
     write_folder(tmp_path, **{**SMALL, "train": 1})
     assert len(drawn) == 18
     after = contents(tmp_path)
-    assert after.pop("images/val/notes.png") == b"somebody's"
+    for name in ("notes.png", "scene_at_night.png"):
+        assert after.pop(f"images/val/{name}") == b"somebody's"
     assert len(after) == 2 * (1 + 2) + 2  # what the larger set left is gone
     assert after["images/val/scene_00000.png"] == before["images/val/scene_00000.png"]
 
@@ -236,9 +238,10 @@ def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path, monkeypat
     assert contents(tmp_path) == before
 
 
-def test_write_folder_leaves_other_peoples_pictures_alone(tmp_path):
-    (tmp_path / "images" / "train").mkdir(parents=True)
-    (tmp_path / "images" / "train" / "mine.png").write_bytes(b"precious")
+@pytest.mark.parametrize("name", ["images/train/mine.png", "classes.json", "street_scenes.json"])
+def test_write_folder_leaves_other_peoples_files_alone(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"precious")
     with pytest.raises(ValueError, match="Received: "):
         write_folder(tmp_path, **SMALL)
-    assert contents(tmp_path) == {"images/train/mine.png": b"precious"}
+    assert contents(tmp_path) == {name: b"precious"}

@@ -23,6 +23,7 @@ from PIL import Image
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import DataError, read_folder
 from alignseg_tf.data.sources import open_data
+from alignseg_tf.files import RECORD_FILE
 from alignseg_tf.metrics import mean_iou
 from training import build, callbacks, demo, evaluate, train
 from training.batches import check_data
@@ -84,8 +85,8 @@ def unbroken(tmp_path_factory) -> tuple[Path, Path]:
 def test_a_run_leaves_its_files(unbroken):
     _, output = unbroken
     assert {p.name for p in output.iterdir()} == {
-        "run.json", "metrics.csv", "iou.csv", "best.keras", "last.keras", "evaluation.json",
-        "report.json", "report.md", "curves.png", "tensorboard",
+        RECORD_FILE, "run.json", "metrics.csv", "iou.csv", "best.keras", "last.keras",
+        "evaluation.json", "report.json", "report.md", "curves.png", "tensorboard",
     }  # fmt: skip
     text = (output.parent / "stdout").read_text()
     for expected in ("checking training pictures 8/8", "64 x 64 to 96 x 72", " left", "mean IoU"):
@@ -178,7 +179,7 @@ def test_the_demo_on_a_folder(tmp_path, monkeypatch, capsys):
         assert picture.size[0] == 2 * 96 + 4
     for expected in ("disc", "mean IoU", "agrees with it on 100.00 %", "predict"):
         assert expected in text
-    pictures = sorted((output / "overlays").iterdir())
+    pictures = sorted((output / "overlays").glob("*.png"))
     assert len(pictures) == demo.PICTURES
     with Image.open(pictures[0]) as picture:
         width, height = picture.size

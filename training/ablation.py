@@ -25,7 +25,15 @@ import keras
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.environment import machine, versions
 from alignseg_tf.evaluation_report import Report, check_block
-from alignseg_tf.files import write_bytes, write_text
+from alignseg_tf.files import (
+    Output,
+    add_overwrite_argument,
+    atomic_result,
+    check_replaceable,
+    remove_leftovers,
+    write_bytes,
+    write_files,
+)
 from alignseg_tf.fingerprints import names_hash
 from alignseg_tf.progress import counter, duration
 from alignseg_tf.protocols import add_block_argument
@@ -213,13 +221,32 @@ def check_alike(path: Path, values: dict[str, Any], other: Path, others: dict[st
             )
 
 
-def write_outcome(folder: Path, results: Path, block: int = BLOCK) -> str:
-    """Write the tables and the plot of what is done so far; return the tables."""
+def _is_ablation(folder: Path) -> bool:
+    """Whether a folder has an ablation of before there was a record."""
+    try:
+        return (folder / OUTCOME_FILES[1]).read_text(encoding="utf-8").startswith("cell,seed,")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+# Of the tables and the plot.
+OUTCOME_FILES = ("ablation.md", "ablation.csv", "ablation.png")
+OUTCOME = Output("training.ablation", _is_ablation)
+
+
+def write_outcome(folder: Path, results: Path, block: int = BLOCK, overwrite: bool = False) -> str:
+    """Write the tables and the plot of what is done so far; return the tables.
+
+    Raises:
+        ForeignFileError: a file of these names is there that no ablation wrote.
+    """
     done = read_results(results, block)
     tables = ablation_tables(done)
-    write_text(folder / "ablation.md", tables)
-    write_text(folder / "ablation.csv", ablation_csv(done))
-    draw_ablation(done, folder / "ablation.png")
+    texts = {"ablation.md": tables, "ablation.csv": ablation_csv(done)}
+    check_replaceable(folder, OUTCOME, OUTCOME_FILES, overwrite)
+    write_files(folder, OUTCOME, texts, overwrite=True)
+    with atomic_result(folder, OUTCOME, "ablation.png") as temporary:
+        draw_ablation(done, temporary)
     return tables
 
 
@@ -232,6 +259,7 @@ def ablate(
     other_seeds: int,
     block: int = BLOCK,
     cells: Sequence[Cell] = CELLS,
+    overwrite: bool = False,
 ) -> str:
     """Train what has no result yet, and return the tables over all results.
 
@@ -245,11 +273,15 @@ def ablate(
         other_seeds: of each of the others.
         block: neighbouring pictures that intervals draw together, see `Report`.
         cells: those to be trained; the tables are of all that have results.
+        overwrite: replace tables and a plot that no ablation wrote.
 
     Raises:
         DataError, RecipeError, RunStoppedError: as `train.train`; RecipeError too where a kept
             result is of another recipe or of other pictures, before anything is trained.
     """
+    for folder in (output, results):
+        remove_leftovers(folder)
+    check_replaceable(output, OUTCOME, OUTCOME_FILES, overwrite)
     recipe = dataclasses.replace(recipe, validate_every=recipe.epochs)
     plan = list(planned(seeds, other_seeds, cells))
     training = training_samples(recipe, data)
@@ -275,8 +307,8 @@ def ablate(
         )
         write_result(path, run_cell(this, data, output / f"{cell.name}-{seed}"))
         took.append(time.monotonic() - started)
-        tables = write_outcome(output, results, block)
-    return tables or write_outcome(output, results, block)
+        tables = write_outcome(output, results, block, overwrite)
+    return tables or write_outcome(output, results, block, overwrite)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -301,6 +333,7 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"which to train, of {', '.join(names)} (all)",
     )  # fmt: skip
     add_block_argument(parser)
+    add_overwrite_argument(parser)
     add_recipe_arguments(parser)
     parser.set_defaults(recipe="camvid_ablation", block=BLOCK)
     return parser
@@ -325,6 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             recipe_from_arguments(parsed), data, parsed.output,
             parsed.results or parsed.output / "results", parsed.seeds, parsed.other_seeds,
             parsed.block, [cell for cell in CELLS if cell.name in parsed.cells],
+            parsed.overwrite,
         )  # fmt: skip
     except ValueError as error:  # of data, recipe and options
         print(f"error: {error}", file=sys.stderr)

@@ -15,7 +15,6 @@ import numpy as np
 
 from alignseg_tf.comparison import points
 from alignseg_tf.evaluation_report import LEVEL, Report, percent
-from alignseg_tf.files import atomic_path
 from alignseg_tf.scores import BOUNDARY_DISTANCES
 
 # The distances, in pixels, of the boundary F-scores that are shown.
@@ -294,5 +293,4 @@ def draw_ablation(results: Results, path: Path) -> None:
         axes.grid(axis="x", alpha=0.3)
     left.set_yticks(range(len(results)), [name.replace("-", ", ") for name in results])
     left.invert_yaxis()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
+    figure.savefig(path)

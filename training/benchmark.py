@@ -31,7 +31,7 @@ from alignseg_tf.data.pipeline import (
     training_dataset,
 )
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
-from alignseg_tf.files import write_text
+from alignseg_tf.files import add_overwrite_argument, check_file, has_keys, write_text
 from alignseg_tf.networks import numbered_classes
 from alignseg_tf.precision import global_dtype_policy
 from alignseg_tf.prediction import Predictor
@@ -300,7 +300,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_serving(commands)
     for command in commands.choices.values():
         command.add_argument("--json", type=Path, help="file to write the result to")
+        add_overwrite_argument(command)
     return parser
+
+
+def _is_result(path: Path) -> bool:
+    return has_keys(path, "load_before", "machine", "versions")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -308,6 +313,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     load = os.getloadavg()[0]
     try:
+        if parsed.json is not None:
+            check_file(parsed.json, "training.benchmark", _is_result, parsed.overwrite)
         result, text = parsed.run(parsed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

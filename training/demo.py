@@ -24,7 +24,7 @@ from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import DataError, load_image, read_image_sizes
 from alignseg_tf.data.sources import DataSource, open_data
 from alignseg_tf.export import export_saved_model
-from alignseg_tf.files import atomic_path
+from alignseg_tf.files import ForeignFileError, Output, atomic_result, check_replaceable
 from alignseg_tf.networks import load_model
 from alignseg_tf.prediction import Prediction, Predictor
 from alignseg_tf.progress import counter, duration
@@ -84,14 +84,21 @@ def validation_pictures(data: DataSource) -> list[np.ndarray]:
     return [load_image(sample.image) for sample in samples[::step][:PICTURES]]
 
 
+DEMO = Output(
+    "training.demo",
+    lambda folder: any((x / "run.json").is_file() for x in (folder, folder.parent)),
+)
+
+
 def show_trained(picture: np.ndarray, path: Path) -> None:
     """Segment a street with the trained model of the package and paint the classes over it."""
+    check_replaceable(path.parent, DEMO, [path.name])
     write_picture(path, Predictor(TRAINED, TRAINED_PROTOCOL)(picture))
 
 
 def write_picture(path: Path, prediction: Prediction) -> None:
     """Write a picture, its classes painted over it, and what the colours mean."""
-    with atomic_path(path) as temporary:
+    with atomic_result(path.parent, DEMO, path.name) as temporary:
         Image.fromarray(prediction.side_by_side()).save(temporary)
 
 
@@ -99,6 +106,8 @@ def write_overlays(
     saved_model: Path, pictures: Sequence[np.ndarray], label_space: LabelSpace, folder: Path
 ) -> None:
     """Segment pictures with nothing but `tf.saved_model.load` and paint the classes over them."""
+    names = [f"{number}.png" for number in range(len(pictures))]
+    check_replaceable(folder, DEMO, names)
     segment = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
     for number, picture in enumerate(pictures):
         class_map = segment(images=tf.constant(picture[None]))["class_map"].numpy()[0]
@@ -144,12 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise RecipeError("the demo runs on one machine: unset TF_CONFIG")
         print(f"\nIoU on held-out pictures:\n\n{report.table()}\n")
         pictures = unseen_scenes() if drawn else validation_pictures(data)
-    except (DataError, RecipeError) as error:
+        saved_model = output / "savedmodel" / "1"
+        agreement = export_saved_model(load_model(output / "best.keras"), saved_model, pictures)
+        write_overlays(saved_model, pictures, data.label_space, output / "overlays")
+    except (DataError, RecipeError, ForeignFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    saved_model = output / "savedmodel" / "1"
-    agreement = export_saved_model(load_model(output / "best.keras"), saved_model, pictures)
-    write_overlays(saved_model, pictures, data.label_space, output / "overlays")
     print(
         f"\nDone in {duration(time.monotonic() - started)}. In {output}:\n"
         f"  best.keras        the model, for keras.saving.load_model after `import alignseg_tf`\n"

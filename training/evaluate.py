@@ -13,10 +13,21 @@ from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import Sample
 from alignseg_tf.data.sources import add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation import evaluate_model
-from alignseg_tf.evaluation_files import write_report
+from alignseg_tf.evaluation_files import (
+    EVALUATION,
+    REPORT_FILES,
+    check_record,
+    is_evaluation,
+    write_report,
+)
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.export.model_card import warn_if_trained_on
-from alignseg_tf.files import write_text
+from alignseg_tf.files import (
+    add_overwrite_argument,
+    check_file,
+    check_replaceable,
+    write_text,
+)
 from alignseg_tf.prediction import predictors_on_all_gpus
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.progress import counter
@@ -39,6 +50,7 @@ def evaluate_and_write(
     protocol: Protocol | None = None,
     output: Path | None = None,
     block: int = 1,
+    overwrite: bool = False,
 ) -> Report:
     """Evaluate a saved model and write the report.
 
@@ -51,11 +63,18 @@ def evaluate_and_write(
         output: folder for all that `write_report` writes, and for what an interrupted evaluation
             goes on from; or None.
         block: neighbouring pictures that intervals draw together, see `Report`.
+        overwrite: replace files even if no evaluation wrote them.
 
     Raises:
-        ValueError: the model cannot be read, or has other classes than the data.
+        ValueError: the model cannot be read, or has other classes than the data, or a file would
+            be replaced that no evaluation wrote.
     """
     record = None if output is None else output / RECORD_FILE
+    if json_file is not None:
+        check_file(json_file, "evaluate", is_evaluation, overwrite)
+    if output is not None and record is not None:
+        check_record(record, overwrite)
+        check_replaceable(output, EVALUATION, REPORT_FILES, overwrite)
     predictors = predictors_on_all_gpus(model, protocol)
     report = evaluate_model(
         model, predictors, samples, label_space, record, counter("evaluating"), block
@@ -64,7 +83,7 @@ def evaluate_and_write(
         write_text(json_file, json.dumps(report.to_dict(), indent=1))
     if output is not None:
         class_map = predictors[0].class_map
-        write_report(report, output, label_space, samples, class_map, str(model))
+        write_report(report, output, label_space, samples, class_map, str(model), overwrite)
     return report
 
 
@@ -87,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         "goes on from there",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    add_overwrite_argument(parser)
     add_protocol_arguments(parser)
     return parser
 
@@ -107,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             protocol,
             parsed.output,
             parsed.block,
+            parsed.overwrite,
         )
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

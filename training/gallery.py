@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from alignseg_tf import visualization
 from alignseg_tf.data.catalog import LabelSpace
@@ -21,7 +22,7 @@ from alignseg_tf.data.sources import add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation import evaluate_model
 from alignseg_tf.evaluation_report import percent
 from alignseg_tf.export.model_card import warn_if_trained_on
-from alignseg_tf.files import atomic_path
+from alignseg_tf.files import add_overwrite_argument, atomic_path, check_file
 from alignseg_tf.prediction import predictors_on_all_gpus
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.progress import counter
@@ -30,6 +31,8 @@ from alignseg_tf.protocols import add_protocol_arguments, protocol_from_argument
 CHOICES = ("worst", "spread")
 PANELS = ("picture", "truth", "prediction", "mistakes")
 SUFFIXES = (".png", ".jpg", ".jpeg")
+# The comment of a gallery's file.
+COMMENT = "alignseg_tf gallery"
 GAP = 4
 
 
@@ -122,17 +125,36 @@ def _fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(padded)
 
 
+def write_gallery(drawn: np.ndarray, path: Path) -> None:
+    """Write a gallery with a comment that says so."""
+    information = PngInfo()
+    information.add_text("comment", COMMENT)
+    with atomic_path(path) as temporary:
+        Image.fromarray(drawn).save(temporary, quality=90, pnginfo=information, comment=COMMENT)
+
+
+def is_gallery(path: Path) -> bool:
+    """Whether `write_gallery` wrote a file."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("comment") in (COMMENT, COMMENT.encode())
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        return False
+
+
 def check_arguments(parsed: argparse.Namespace) -> None:
     """Refuse what could not be drawn, before anything is evaluated.
 
     Raises:
-        ValueError: a number is not positive, or the file's name has another ending.
+        ValueError: a number is not positive, the file's name has another ending, or the file is
+            there and is no gallery.
     """
     for name in ("pictures", "columns", "width"):
         if getattr(parsed, name) < 1:
             raise ValueError(f"--{name} must be at least 1. Received: {getattr(parsed, name)}")
     if parsed.output.suffix.lower() not in SUFFIXES:
         raise ValueError(f"--output must end in {', '.join(SUFFIXES)}. Received: {parsed.output}")
+    check_file(parsed.output, "training.gallery", is_gallery, parsed.overwrite)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -144,6 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_data_arguments(parser)
     parser.add_argument("--split", default="val", help="which part of the data (%(default)s)")
     parser.add_argument("--output", required=True, type=Path, help="a .png or .jpg file")
+    add_overwrite_argument(parser)
     parser.add_argument(
         "--choose", choices=CHOICES, default="spread",
         help="the worst pictures, or some from the worst to the best (%(default)s)",
@@ -185,8 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shown, predictors[0].class_map, data.label_space, parsed.panels, parsed.columns,
             parsed.width,
         )  # fmt: skip
-        with atomic_path(parsed.output) as temporary:
-            Image.fromarray(drawn).save(temporary, quality=90)
+        write_gallery(drawn, parsed.output)
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -20,7 +20,7 @@ from alignseg_tf.data.sources import DataSource
 from alignseg_tf.environment import machine, versions
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.export.model_card import trained_on_validation
-from alignseg_tf.files import atomic_path, write_text
+from alignseg_tf.files import Output, atomic_result, check_replaceable, write_files
 from alignseg_tf.progress import duration
 from training.logs import VALIDATION_METRIC
 
@@ -113,6 +113,11 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
 
 
+# In the folder of a run; those of before there was a record are known by the run.
+REPORT_FILES = ("report.json", "report.md", "curves.png")
+REPORT = Output("training.train", lambda folder: (folder / "run.json").is_file(), REPORT_FILES)
+
+
 def draw_curves(folder: Path) -> str | None:
     """Draw loss, mean IoU and the IoU of each class against epochs, as `curves.png`.
 
@@ -164,7 +169,7 @@ def draw_curves(folder: Path) -> str | None:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    with atomic_path(folder / "curves.png") as temporary:
+    with atomic_result(folder, REPORT, "curves.png") as temporary:
         figure.savefig(temporary)
     return None
 
@@ -183,6 +188,7 @@ def write_report(folder: Path, data: dict[str, Any], evaluation: Report) -> None
         data: from `describe_data`.
         evaluation: of `best.keras`.
     """
+    check_replaceable(folder, REPORT, REPORT_FILES)
     columns = read_columns(folder / "metrics.csv")
     validated = np.nan_to_num(columns[VALIDATION_METRIC], nan=-1.0)
     no_curves = draw_curves(folder)
@@ -203,8 +209,11 @@ def write_report(folder: Path, data: dict[str, Any], evaluation: Report) -> None
         "curves": "curves.png" if no_curves is None else None,
         "curves_missing_because": no_curves,
     }
-    write_text(folder / "report.json", json.dumps(report, indent=1))
-    write_text(folder / "report.md", _markdown(report, evaluation))
+    texts = {
+        "report.json": json.dumps(report, indent=1),
+        "report.md": _markdown(report, evaluation),
+    }
+    write_files(folder, REPORT, texts, overwrite=True)  # all were checked above
 
 
 def _markdown(report: dict[str, Any], evaluation: Report) -> str:

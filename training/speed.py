@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alignseg_tf.environment import cores
+from alignseg_tf.files import atomic_path, check_file
 from alignseg_tf.progress import counter
 from training.contest import Contestant, Runs, Task, hold_contest, ratio
 
@@ -102,8 +103,8 @@ def draw_speed(result: dict[str, Any], path: Path) -> None:
         f"{task['work']}, {task['backbone']}, {task['height']} x {task['width']}, "
         f"batch {task['batch']}"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def measure_growth(task: Task, form: str, rounds: int) -> dict[str, Any]:
@@ -197,6 +198,8 @@ def run_speed(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
         Contestant(parsed.against, form, environment)
         for form in (parsed.against_forms or ["eager"] if parsed.against else [])
     ]
+    if parsed.plot:  # a plot does not say who drew it
+        check_file(parsed.plot, "training.benchmark", lambda path: False, parsed.overwrite)
     result = measure_speed(task, ours, theirs, parsed.rounds)
     if parsed.plot:
         draw_speed(result, parsed.plot)

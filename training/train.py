@@ -29,7 +29,7 @@ from alignseg_tf.data.readers import DataError, Sample
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.export.model_card import RUN_FILE
-from alignseg_tf.files import DiskFullError, write_text
+from alignseg_tf.files import DiskFullError, ForeignFileError, check_replaceable, write_text
 from alignseg_tf.fingerprints import differences, names_hash
 from alignseg_tf.precision import global_dtype_policy
 from alignseg_tf.progress import counter
@@ -56,8 +56,18 @@ from training.recipe import (
     recipe_from_arguments,
     with_defaults,
 )
-from training.report import describe_data, write_report
+from training.report import REPORT, REPORT_FILES, describe_data, write_report
 from training.tensorboard import TensorBoard
+
+# What a run replaces in its folder, besides its report.
+RUN_FILES = (
+    "metrics.csv",
+    "iou.csv",
+    "best.keras",
+    "last.keras",
+    "evaluation.json",
+    "nan_batch.npz",
+)
 
 
 def distribution_strategy(cpu_replicas: int) -> tf.distribute.Strategy:
@@ -94,7 +104,18 @@ def describe_run(recipe: Recipe, label_space: LabelSpace, samples: Sequence[Samp
 
 def check_run_folder(output: Path, run: dict) -> None:
     """Refuse to mix two runs in one folder."""
+    try:
+        check_replaceable(output, REPORT, REPORT_FILES)
+    except ForeignFileError as error:
+        raise RecipeError(
+            str(error).replace("another name, or --overwrite", "another --output")
+        ) from error
     if not (output / RUN_FILE).is_file():
+        if there := [name for name in RUN_FILES if (output / name).exists()]:
+            raise RecipeError(
+                f"{output}: expected a new folder, or that of a run. Received: one with "
+                f"{', '.join(there)}, but without {RUN_FILE}; give another --output"
+            )
         return
     before = with_defaults(json.loads((output / RUN_FILE).read_text(encoding="utf-8")))
     if different := differences(before, run):

@@ -41,12 +41,25 @@ from alignseg_tf.data.readers import (
     opened,
     orientation_of,
 )
-from alignseg_tf.files import atomic_path, write_text
+from alignseg_tf.files import (
+    RECORD_FILE,
+    Output,
+    add_overwrite_argument,
+    atomic_folder,
+    has_keys,
+    remove_leftovers,
+    write_text,
+)
 from alignseg_tf.printable import printable
 
 BACKGROUND = "background"
 SPLITS = ("train", "val", "test")
 OURS = {"images", "labels", "classes.json", "import.json"}
+IMPORT = Output(
+    "import",
+    lambda folder: has_keys(folder / "import.json", "imports"),
+    ("images/*", "labels/*", "classes.json", "import.json"),
+)
 # The least EXIF orientation that swaps height and width.
 LEAST_TURNED = 5
 
@@ -151,6 +164,7 @@ def write_import(
     options: ImportOptions | None = None,
     source: str = "",
     progress: Callable[[int, int], None] | None = None,
+    overwrite: bool = False,
 ) -> ImportReport:
     """Write annotated pictures as a folder, at once when all of it is done.
 
@@ -163,8 +177,10 @@ def write_import(
         options: how annotations become labels.
         source: what `import.json` shall say.
         progress: called with (done, total).
+        overwrite: replace what is there even if no import wrote it, or it was changed since.
 
     Raises:
+        ForeignFileError: a file that would be replaced was added or changed since.
         DataError: `output` holds something else, or pictures or annotations do not fit; the first
             ones are named. Those that `annotations.invalid` skips are in the report instead.
     """
@@ -179,12 +195,21 @@ def write_import(
         )
     split_of = _choose_splits(_writable(annotations), options, invalid)
     splits = [split for split in SPLITS if split in split_of]
-    former = _former_import(output)
+    remove_leftovers(output.absolute().parent)
+    former = _former_import(output, overwrite)
     kept = _kept_imports(output, former, splits, options)
     label_space = _label_space(annotations, options, output / "classes.json" if kept else None)
     split_of = {split: _not_kept(split, split_of[split], output, kept, invalid) for split in splits}
 
-    with atomic_path(output) as folder:
+    carried_over = [
+        f"{kind}/{split}"
+        for record in kept
+        for split in record["splits"]
+        for kind in ("images", "labels")
+    ]
+    if kept:
+        carried_over.append("classes.json")
+    with atomic_folder(output, IMPORT, overwrite, carried_over) as folder:
         _copy_kept(output, folder, kept)
         writer = _Writer(folder, output, label_space, options)
         pixels, left_out = _write_splits(writer, split_of, invalid, progress)
@@ -309,20 +334,22 @@ def _choose_splits(
     return {split: sorted(part, key=lambda p: p.name) for split, part in chosen.items()}
 
 
-def _former_import(output: Path) -> dict[str, Any]:
+def _former_import(output: Path, overwrite: bool) -> dict[str, Any]:
     """Return what an import left in a folder; nothing where it is new or empty."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return {"imports": []}
     found = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
-    try:
-        former = json.loads((output / "import.json").read_text())
-    except (OSError, ValueError):
-        former = None
+    found.discard(RECORD_FILE)
+    former = None
+    if IMPORT.from_before(output):
+        former = json.loads((output / "import.json").read_text(encoding="utf-8"))
+    if overwrite:
+        return former or {"imports": []}
     if former is None or found - OURS:
         others = ", ".join(sorted(found - OURS) or sorted(found))
         raise DataError(
             f"{output}: expected a new or empty folder, or one from an import. Received: one with "
-            f"{others}"
+            f"{others}; give another name, or --overwrite"
         )
     return former
 
@@ -523,6 +550,7 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
             "--skip-invalid", action="store_true",
             help="import the rest where annotations or images are invalid; list them, status 1",
         )  # fmt: skip
+        add_overwrite_argument(source)
         return source
 
     source = add("coco", "instances of a COCO file: polygons and RLE")
@@ -564,7 +592,9 @@ def import_from_arguments(
 
     def write(annotations: Annotations, path: Path) -> ImportReport:
         source = f"{arguments.source} {path.name}"
-        return write_import(annotations, arguments.output, options, source, progress)
+        return write_import(
+            annotations, arguments.output, options, source, progress, arguments.overwrite
+        )
 
     if arguments.source == "cvat":
         with unpacked(arguments.export) as folder:

@@ -26,7 +26,14 @@ from alignseg_tf.data.readers import (
     labels_without_picture,
 )
 from alignseg_tf.data.sources import DataSource
-from alignseg_tf.files import atomic_path, write_text
+from alignseg_tf.files import (
+    Output,
+    atomic_result,
+    check_replaceable,
+    has_keys,
+    remove_leftovers,
+    write_files,
+)
 
 Counters = Callable[[str], Callable[[int, int], None]]
 
@@ -188,11 +195,19 @@ def _kind(problem: str, root: Path) -> str:
     return re.sub(rf"{folder}[^:;,()]*|b'[^']*'|[\d\s,.\[\]]+", " ", problem)
 
 
+# In the folder of an inspection.
+INSPECTION_FILES = ("inspection.json", "pictures.csv", "contact_sheet.png")
+INSPECTION = Output(
+    "inspect", lambda folder: has_keys(folder / INSPECTION_FILES[0], "layout", "splits")
+)
+
+
 def inspect_data(
     data: DataSource,
     output: str | Path,
     splits: Sequence[str] = ("train", "val"),
     counters: Counters | None = None,
+    overwrite: bool = False,
 ) -> Inspection:
     """Decode every file of a data set once, and write what it holds.
 
@@ -201,12 +216,16 @@ def inspect_data(
         output: folder for `pictures.csv`, `inspection.json` and `contact_sheet.png`.
         splits: which parts.
         counters: what is done -> progress function, called with (done, total).
+        overwrite: replace files of these names even if no inspection wrote them.
 
     Raises:
+        ForeignFileError: there is such a file.
         DataError: no split has a picture with a label.
         OSError: the output cannot be written.
     """
     output = Path(output)
+    remove_leftovers(output)
+    check_replaceable(output, INSPECTION, INSPECTION_FILES, overwrite)
     report = Inspection(
         data.label_space,
         data=str(data.root),
@@ -219,7 +238,7 @@ def inspect_data(
             "\n".join(problem for _, problems in found.values() for problem in problems)
         )
     with (
-        atomic_path(output / "pictures.csv") as temporary,
+        atomic_result(output, INSPECTION, "pictures.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         rows = csv.writer(file)
@@ -234,10 +253,11 @@ def inspect_data(
             if data.layout.name == "folder" and samples:
                 for path in labels_without_picture(data.root, name):
                     split.note("have no picture", path)
-    with atomic_path(output / "contact_sheet.png") as temporary:
+    with atomic_result(output, INSPECTION, "contact_sheet.png") as temporary:
         sound = {split.name: split.sound for split in report.splits}
         draw_contact_sheet(sound, data.label_space).save(temporary)
-    write_text(output / "inspection.json", json.dumps(report.to_dict(), indent=1))
+    numbers = {"inspection.json": json.dumps(report.to_dict(), indent=1)}
+    write_files(output, INSPECTION, numbers, overwrite=True)  # all were checked above
     return report
 
 

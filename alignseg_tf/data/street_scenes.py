@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from alignseg_tf.files import write_bytes
+from alignseg_tf.files import has_keys, write_bytes
 
 CLASSES: tuple[str, ...] = (
     "sky", "building", "tree", "road", "sidewalk", "pole", "sign", "car", "pedestrian",
@@ -833,13 +833,13 @@ def write_folder(
     there = {
         path.relative_to(root).as_posix()
         for folder in folders
-        for path in folder.glob("scene_*.png")
+        for path in folder.glob("scene_[0-9][0-9][0-9][0-9][0-9].png")
     }
-    if recorded.exists():
+    if has_keys(recorded, "edition", "complete"):
         done = json.loads(recorded.read_text()) == {**record, "complete": True}
         if done and there == files and (root / "classes.json").exists():
             return root
-    elif any((root / kind).exists() for kind in KINDS):
+    elif any((root / name).exists() for name in (*KINDS, "classes.json", recorded.name)):
         raise ValueError(
             f"`root` must be a new folder or one that write_folder wrote. Received: {root}"
         )
