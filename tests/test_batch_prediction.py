@@ -100,6 +100,20 @@ def test_patterns_and_files(model_file, pictures, tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
+def test_what_is_not_read_is_said_in_one_line(model_file, tmp_path, capsys):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("RGB", (64, 64)).save(folder / "a.jfif", "JPEG")
+    (folder / "b.heic").touch()
+    os.mkfifo(folder / "c.png")
+    (folder / "d").symlink_to(folder)
+    assert run(model_file, folder, "--output", tmp_path / "out", "--write", "classes") == 0
+    printed = capsys.readouterr()
+    assert "1 written" in printed.out
+    assert printed.err.count("not read: 1 .heic, 1 a link to a folder around it (") == 1
+    assert f"1 not a file but a pipe ({folder / 'c.png'})" in printed.err
+
+
 def test_an_interrupted_run_goes_on(model_file, pictures, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     calls, segment = [], Predictor.__call__
