@@ -15,7 +15,13 @@ from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import DataError, Sample, in_parallel, load_sample
 from alignseg_tf.evaluation_report import Report, check_block
 from alignseg_tf.files import atomic_path
-from alignseg_tf.fingerprints import differences, file_fingerprint, fingerprint, listed
+from alignseg_tf.fingerprints import (
+    combined,
+    differences,
+    file_fingerprint,
+    fingerprint,
+    listed,
+)
 from alignseg_tf.prediction import Prediction, Predictor
 from alignseg_tf.scores import PictureScores, score_picture
 
@@ -112,17 +118,32 @@ def _score_all(
     yield from in_parallel(score, left, ahead=workers, workers=workers)
 
 
+def label_encoding(space: LabelSpace) -> dict[str, Any]:
+    """Return how label files encode the classes of a label space."""
+    encoding = dataclasses.asdict(space)
+    del encoding["palette"], encoding["classes"]
+    return encoding
+
+
+def samples_fingerprints(samples: Sequence[Sample]) -> tuple[str, str]:
+    """Return a fingerprint of all images and one of all labels, whatever their names and order.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    pairs = sorted((content.image, content.label) for content in _contents(samples))
+    return combined(image for image, _ in pairs), combined(label for _, label in pairs)
+
+
 def _description(
     space: LabelSpace, protocol: str, identity: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Return what all counts of a record have in common."""
-    encoding = dataclasses.asdict(space)
-    del encoding["palette"], encoding["classes"]
     description = {
         **(identity or {}),
         "protocol": protocol,
         "classes": space.classes,
-        "label encoding": encoding,
+        "label encoding": label_encoding(space),
     }
     return json.loads(json.dumps(description))
 

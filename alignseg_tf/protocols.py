@@ -78,8 +78,10 @@ class Protocol:
             raise ValueError(
                 f"`blending` must be one of {BLENDINGS}. Received: blending={self.blending!r}"
             )
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"`scales` must be positive. Received: scales={self.scales}")
+        if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
+            raise ValueError(
+                f"`scales` must be positive and finite. Received: scales={self.scales}"
+            )
         if self.height is not None and self.height < MIN_IMAGE_SIZE:
             raise ValueError(
                 f"`height` must be at least {MIN_IMAGE_SIZE} pixels. Received: height={self.height}"

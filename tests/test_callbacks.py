@@ -27,9 +27,11 @@ from training.callbacks import (
     StopOnNonFinite,
     StopOnSignal,
     for_inference,
+    locked,
     save_resumable,
 )
 from training.progress import Progress
+from training.recipe import RecipeError
 
 VALIDATED = {"loss": 1.5, "segmentation_mean_iou": 0.2, "val_segmentation_mean_iou": 0.5}
 
@@ -85,6 +87,48 @@ def test_records_of_lost_epochs_are_written_again(run_folder):
     assert [row["epoch"] for row in rows(run_folder.iou_file)] == ["0", "1"]
     assert [row["loss"] for row in rows(run_folder.metrics_file)] == ["1.5", "0.5"]
     assert again.epochs_done() == 2
+
+
+def test_a_class_may_be_called_as_the_column_of_epochs(run_folder, monkeypatch):
+    monkeypatch.setattr(callbacks, "class_iou", lambda model: {"epoch": 0.25, "other": 0.5})
+    for epoch in range(2):
+        run_folder.on_epoch_end(epoch, VALIDATED)
+    assert rows(run_folder.iou_file) == [
+        {"epoch": str(epoch), "epoch (class)": "0.25", "other": "0.5"} for epoch in range(2)
+    ]
+    run_folder.iou_file.write_text("epoch,other\n0.25,0.5\n")
+    with pytest.raises(RunStoppedError, match=r"iou\.csv: expected a column epoch"):
+        run_folder.on_epoch_end(2, VALIDATED)
+
+
+def test_a_folder_is_for_one_training_at_a_time(tmp_path):
+    folder = tmp_path / "run"
+    with locked(folder):
+        held = f"process {os.getpid()} on "
+        with pytest.raises(RecipeError, match=f"another training, {held}"), locked(folder):
+            pytest.fail("two trainings in one folder")
+        with pytest.raises(RecipeError, match=held), locked(folder):  # the first one has it still
+            pytest.fail("two trainings in one folder")
+        (folder / "run.json").write_text("{}")
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+    (folder / callbacks.LOCK_FILE).write_text("process 1 on here, which was killed")
+    with locked(folder):
+        assert (folder / callbacks.LOCK_FILE).read_text().startswith(held)
+
+
+def test_a_folder_in_which_nothing_was_written_goes(tmp_path):
+    with pytest.raises(RuntimeError), locked(tmp_path / "run"):
+        raise RuntimeError
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_system_without_locks_is_said_and_trains(tmp_path, monkeypatch, capsys):
+    def fail(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(callbacks.fcntl, "flock", fail)
+    with locked(tmp_path):
+        assert "cannot be locked (No locks available)" in capsys.readouterr().out
 
 
 def test_the_best_model_is_replaced_by_a_better_one_only(run_folder):

@@ -19,6 +19,7 @@ from alignseg_tf.data.catalog import (
     PASCAL_VOC,
     SEGNET_CAMVID,
     LabelSpace,
+    class_columns,
     default_palette,
     voc_palette,
 )
@@ -297,3 +298,11 @@ def test_colours_in_a_file(tmp_path):
     )
     space = LabelSpace.from_file(tmp_path / "classes.json")
     assert space.colors == (((9, 0, 0),), ((0, 9, 0), (0, 8, 0)))
+
+
+def test_columns_of_classes_differ_from_others_and_from_each_other():
+    assert class_columns(["road", "sky"], ["epoch"]) == ["road", "sky"]
+    classes = ["epoch", "road", "epoch (class)"]
+    assert class_columns(classes, ["epoch"]) == [
+        "epoch (class) (class)", "road", "epoch (class)",
+    ]  # fmt: skip

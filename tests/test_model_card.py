@@ -1,14 +1,17 @@
 """What a model card says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import CLASSES, ROOT, tiny_model
+from PIL import Image
 
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.sources import open_data
+from alignseg_tf.evaluation import samples_fingerprints
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.export.agreement import Agreement
 from alignseg_tf.export.model_card import (
@@ -145,6 +148,26 @@ def test_judging_a_model_on_what_it_was_trained_on_is_warned_of(
         warn_if_trained_on(model, data, split)
         said = capsys.readouterr().err
         assert (f"Warning: {model} was trained on these pictures" in said) is expected
+
+
+def test_what_was_trained_on_is_known_by_its_content(folder, tmp_path, capsys):
+    """Under other names and with a corrected label too; not where an image is another."""
+    data = open_data(folder)
+    images = samples_fingerprints(data.samples("val"))[0]
+    run = {"train_on": "val", "training_images": images, "training_picture_names": "0"}
+    (tmp_path / "boxes.run.json").write_text(json.dumps(run))
+    model, copy = tmp_path / "boxes.keras", Path(shutil.copytree(folder, tmp_path / "copy"))
+    for kind in ("images", "labels"):
+        for path in sorted((copy / kind / "val").iterdir()):
+            path.rename(path.with_stem(f"z{9 - int(path.stem)}"))
+    label = next((copy / "labels" / "val").iterdir())
+    Image.fromarray(np.zeros((64, 96), np.uint8)).save(label)
+    warn_if_trained_on(model, open_data(copy), "val")
+    assert "was trained on these pictures" in capsys.readouterr().err
+    image = next((copy / "images" / "val").iterdir())
+    Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(image)
+    warn_if_trained_on(model, open_data(copy), "val")
+    assert capsys.readouterr().err == ""
 
 
 def test_it_says_what_it_does_not_know(model):

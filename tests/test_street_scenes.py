@@ -186,6 +186,21 @@ def test_write_folder_keeps_what_is_complete_and_redraws_what_is_not(tmp_path, m
     assert after["images/val/scene_00000.png"] == before["images/val/scene_00000.png"]
 
 
+def test_a_folder_whose_files_were_changed_is_refused(tmp_path):
+    """Whatever is asked for: a correction by hand is not drawn over."""
+    write_folder(tmp_path, **SMALL)
+    label = tmp_path / "labels/val/scene_00001.png"
+    Image.fromarray(np.zeros((64, 80), np.uint8)).save(label)
+    corrected = label.read_bytes()
+    for arguments in (SMALL, {**SMALL, "train": 1}):
+        with pytest.raises(ValueError, match=r"1 files were changed .*: labels/val/scene_00001"):
+            write_folder(tmp_path, **arguments)
+    assert label.read_bytes() == corrected
+    label.unlink()
+    write_folder(tmp_path, **SMALL)
+    assert label.read_bytes() != corrected
+
+
 def test_an_interrupted_write_leaves_whole_files_and_is_not_taken_as_complete(
     tmp_path, monkeypatch
 ):

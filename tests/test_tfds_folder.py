@@ -136,6 +136,25 @@ def test_a_complete_folder_is_kept(monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in data.root.rglob("*")} == before
 
 
+def test_a_folder_whose_files_were_changed_is_refused(tmp_path):
+    root, _ = write_folder("drawn_boxes", tmp_path)
+    label = next(root.glob("labels/val/000001.*"))
+    before = label.read_bytes()
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(label)
+    with pytest.raises(
+        DataError, match=r"no longer as TFDS has them: 1 changed: labels/val/000001"
+    ):
+        write_folder("drawn_boxes", tmp_path)
+    record = json.loads((root / "tfds.json").read_text())
+    del record["files"]  # as an older version wrote it
+    (root / "tfds.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"000001\.png: another file than tfds:drawn_boxes"):
+        write_folder("drawn_boxes", tmp_path)
+    label.unlink()
+    write_folder("drawn_boxes", tmp_path)
+    assert label.read_bytes() == before
+
+
 def test_a_killed_call_is_taken_up(tmp_path):
     def kill(done, total):
         if done == 3:

@@ -17,6 +17,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT, write_folder
 from PIL import Image
 
@@ -27,6 +28,7 @@ from alignseg_tf.files import RECORD_FILE
 from alignseg_tf.metrics import mean_iou
 from training import build, callbacks, demo, evaluate, train
 from training.batches import check_data
+from training.dry_run import dry_run
 from training.recipe import Recipe, RecipeError, load_recipe, recipe_names
 
 OPTIONS = [
@@ -87,6 +89,7 @@ def test_a_run_leaves_its_files(unbroken):
     assert {p.name for p in output.iterdir()} == {
         RECORD_FILE, "run.json", "metrics.csv", "iou.csv", "best.keras", "last.keras",
         "evaluation.json", "report.json", "report.md", "curves.png", "tensorboard",
+        "data_files.json",
     }  # fmt: skip
     text = (output.parent / "stdout").read_text()
     for expected in ("checking training pictures 8/8", "64 x 64 to 96 x 72", " left", "mean IoU"):
@@ -221,6 +224,20 @@ def test_a_dry_run_tells_what_a_run_would_take(tmp_path):
         assert re.search(expected, result.stdout), result.stdout
 
 
+def test_a_dry_run_of_one_step_measures_it(capsys):
+    """Data of one batch, for one epoch: fewer steps than are timed."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    batch = np.ones((2, 4), "float32"), np.ones((2, 1), "float32")
+    one = tf.data.Dataset.from_tensors(batch)
+    dry_run(model, Recipe(epochs=1), one, one, steps=1, validations=1)
+    out = capsys.readouterr().out
+    assert "1 batches" in out
+    assert "nan" not in out
+    assert "1 epochs of 1 steps and 1 validations" in out
+
+
 def test_fine_tuning_says_what_it_keeps(unbroken, tmp_path, capsys):
     _, output = unbroken
     recipe = Recipe(
@@ -246,6 +263,22 @@ def test_another_recipe_is_kept_out_of_the_folder(unbroken):
     assert result.returncode == 2
     assert "holds another run:\n  learning_rate: 0.001 there, 0.5 here\n" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_run_on_other_data_keeps_its_evaluation(unbroken, tmp_path, capsys):
+    """The same names of files, one label corrected: of training images, then of validation."""
+    folder, output = unbroken
+    before = {path: path.read_bytes() for path in output.iterdir() if path.is_file()}
+    for part in ("train", "val"):
+        copy = Path(shutil.copytree(folder, tmp_path / part))
+        label = copy / "labels" / part / "001.png"
+        Image.fromarray(np.asarray(Image.open(label))[::-1].copy()).save(label)
+        arguments = ["--data", str(copy), "--output", str(output), *OPTIONS]
+        assert train.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert f"{output} holds another run:" in error
+        assert f"files: 1 changed: labels/{part}/001.png" in error
+    assert {path: path.read_bytes() for path in output.iterdir() if path.is_file()} == before
 
 
 # Trains on 1 or 2 logical CPU devices with the functions of the script; argv: replicas, file.
@@ -394,6 +427,98 @@ def test_a_folder_of_other_data_is_another_run(tmp_path):
             train.check_run_folder(tmp_path, other)
 
 
+def described(folder, recipe=None):
+    """Return what a run is, and its files, as training writes them."""
+    recipe, data = recipe or Recipe(), open_data(folder)
+    training = data.samples("train")
+    run = train.describe_run(recipe, data.label_space, training)
+    run |= train.describe_content(recipe, data, training)
+    return run, train.data_files(data, training)
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """The folder of a run that has only said what it is, and its data."""
+    data = write_folder(tmp_path / "data", train=3, val=2)
+    (tmp_path / "run").mkdir()
+    run, files = described(data)
+    (tmp_path / "run" / train.RUN_FILE).write_text(json.dumps(run))
+    (tmp_path / "run" / train.FILES_FILE).write_text(json.dumps(files))
+    return tmp_path / "run", data
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize(
+    ("kind", "change"), [("changed", "write"), ("removed", "unlink"), ("added", "copy")]
+)
+def test_a_run_belongs_to_the_content_of_its_data(run_of, part, kind, change):
+    output, data = run_of
+    train.check_run_folder(output, *described(data))
+    image, label = (data / folder / part / "001.png" for folder in ("images", "labels"))
+    named = f"labels/{part}/001.png"
+    if change == "write":
+        Image.fromarray(np.zeros((64, 96), np.uint8)).save(label)
+    elif change == "unlink":
+        image.unlink()
+        label.unlink()
+    else:
+        for path in (image, label):
+            shutil.copy(path, path.with_name("new.png"))
+        named = f"labels/{part}/new.png"
+    with pytest.raises(RecipeError, match="holds another run") as caught:
+        train.check_run_folder(output, *described(data))
+    line = next(line for line in str(caught.value).splitlines() if "  files: " in line)
+    assert kind in line
+    assert named in line
+
+
+def test_other_values_in_label_files_make_another_run(run_of):
+    """The same names of classes, but 2 is void, and 255 a class."""
+    output, data = run_of
+    classes = json.loads((data / "classes.json").read_text())
+    values = {"void": 2, "ids": [0, 1, 255]}
+    (data / "classes.json").write_text(json.dumps(classes | values))
+    with pytest.raises(RecipeError, match="label_encoding: 2 changed: void, ids"):
+        train.check_run_folder(output, *described(data))
+
+
+def test_initial_weights_that_were_replaced_make_another_run(run_of, tmp_path):
+    output, data = run_of
+    start = tmp_path / "start.keras"
+    start.write_bytes(b"one")
+    recipe = Recipe(start_from=str(start))
+    (output / train.RUN_FILE).write_text(json.dumps(described(data, recipe)[0]))
+    start.write_bytes(b"two")
+    with pytest.raises(RecipeError, match="initial_weights: "):
+        train.check_run_folder(output, *described(data, recipe))
+    start.unlink()  # the run has its own weights since
+    train.check_run_folder(output, *described(data, recipe))
+
+
+def test_a_run_from_before_fingerprints_says_so_and_goes_on(run_of, capsys):
+    output, data = run_of
+    run, files = described(data)
+    train.check_run_folder(output, run, files)
+    assert capsys.readouterr().out == ""
+    older = {name: value for name, value in run.items() if name not in train.CONTENT}
+    (output / train.RUN_FILE).write_text(json.dumps(older))
+    train.check_run_folder(output, run, files)
+    assert "known by their names only" in capsys.readouterr().out
+    (output / train.RUN_FILE).write_text("[]")
+    with pytest.raises(RecipeError, match=r"run\.json: expected the values of a training run"):
+        train.check_run_folder(output, run, files)
+
+
+def test_validation_pictures_are_known_by_their_content(tmp_path, capsys):
+    """One of them is a copy of a training image under another name."""
+    data = write_folder(tmp_path / "data", train=3, val=2)
+    for folder in ("images", "labels"):
+        shutil.copy(data / folder / "train" / "001.png", data / folder / "val" / "copy.png")
+    source = open_data(data)
+    check_data(source, source.samples("train"))
+    assert "Warning: 1 of the validation pictures are trained on" in capsys.readouterr().out
+
+
 def test_validation_pictures_are_trained_on_only_if_the_recipe_says_so(tmp_path, capsys):
     data = open_data(write_folder(tmp_path / "data", train=3, val=2))
     alone = train.training_samples(Recipe(), data)
@@ -463,6 +588,19 @@ def test_unknown_values_are_refused():
         Recipe(optimizer="adam")
     with pytest.raises(RecipeError, match="epochs must be positive"):
         Recipe(epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", float("nan")), ("learning_rate", float("inf")),
+        ("weight_decay", float("nan")), ("warmup_epochs", float("nan")),
+        ("scale", (0.5, float("inf"))), ("auxiliary_weight", float("inf")),
+    ],
+)  # fmt: skip
+def test_values_that_are_not_finite_are_refused(name, value):
+    with pytest.raises(RecipeError, match=f"{name} must be finite. Received: "):
+        Recipe(**{name: value})
 
 
 def test_the_recipe_reaches_the_optimizer():

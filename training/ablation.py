@@ -49,7 +49,7 @@ from training.recipe import (
     recipe_from_arguments,
     with_defaults,
 )
-from training.train import describe_run, train, training_samples
+from training.train import CONTENT, describe_content, describe_run, train, training_samples
 
 # Values of a recipe that a cell or a seed decides, or that are always the same.
 DECIDED = ("aggregation", "context", "seed", "validate_every", "train_on")
@@ -202,7 +202,7 @@ def what_is_alike(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def constant_values(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a recipe that all cells share, as JSON gives them."""
+    """Return the values of a recipe or a run that all cells share, as JSON gives them."""
     values = with_defaults(json.loads(json.dumps(recipe)))
     return {name: value for name, value in values.items() if name not in DECIDED}
 
@@ -210,10 +210,14 @@ def constant_values(recipe: dict[str, Any]) -> dict[str, Any]:
 def check_alike(path: Path, values: dict[str, Any], other: Path, others: dict[str, Any]) -> None:
     """Refuse results that cannot be compared.
 
+    Values of `CONTENT` are compared where both have them.
+
     Raises:
         RecipeError: a value differs.
     """
     for name in values.keys() | others.keys():
+        if name in CONTENT and not (name in values and name in others):
+            continue
         if values.get(name) != others.get(name):
             raise RecipeError(
                 f"{path} has {name} {values.get(name)!r}, {other} has {others.get(name)!r}: give "
@@ -287,10 +291,14 @@ def ablate(
     training = training_samples(recipe, data)
     run = describe_run(recipe, data.label_space, training)
     pictures = names_hash(sample.image.name for sample in data.samples("val"))
+    run |= describe_content(recipe, data, training)
     wanted = constant_values(run) | {"validation_picture_names": pictures}
     for path in (result_file(results, *one) for one in plan):
         if path.is_file():
-            check_alike(path, what_is_alike(read_result(path)), Path("this ablation"), wanted)
+            alike = what_is_alike(read_result(path))
+            check_alike(path, alike, Path("this ablation"), wanted)
+            if not alike.keys() & CONTENT:
+                print(f"{path}: from before the content of the data was recorded; known by names")
     took: list[float] = []
     tables = ""
     for number, (cell, seed) in enumerate(plan, start=1):

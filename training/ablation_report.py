@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from alignseg_tf.comparison import points
+from alignseg_tf.data.catalog import class_columns
 from alignseg_tf.evaluation_report import LEVEL, Report, percent
 from alignseg_tf.scores import BOUNDARY_DISTANCES
 
@@ -258,7 +259,8 @@ def ablation_csv(results: Results) -> str:
     classes = next(iter(results.values()))[0]["classes"]
     boundary = [f"boundary_f_{distance}px" for distance in BOUNDARY_DISTANCES]
     fixed = ["cell", "seed", "parameters", "macs", "step_seconds", "mean_iou"]
-    writer.writerow([*fixed, *boundary, *classes])
+    columns = [*fixed, *boundary]
+    writer.writerow([*columns, *class_columns(classes, columns)])
     for name, of_cell in results.items():
         for result in of_cell:
             report = result["report"]

@@ -17,6 +17,7 @@ from alignseg_tf.data.pipeline import (
 )
 from alignseg_tf.data.readers import Sample, describe_skipped
 from alignseg_tf.data.sources import DataSource
+from alignseg_tf.fingerprints import file_fingerprint
 from alignseg_tf.progress import counter
 from training.build import build_augmentation
 from training.multi_worker import Worker
@@ -60,9 +61,11 @@ def check_data(data: DataSource, training: Sequence[Sample]) -> Checked:
         summaries.append(summary)
     for note in findings.notes():
         print(f"Warning: {note}")
-    if seen := {sample.image for sample in training} & {sample.image for sample in validation}:
+    trained_on = set(file_fingerprint.of(sample.image for sample in training))
+    judged = file_fingerprint.of(sample.image for sample in validation)
+    if seen := sum(image in trained_on for image in judged):
         print(
-            f"Warning: {len(seen)} of the validation pictures are trained on: what is measured on "
+            f"Warning: {seen} of the validation pictures are trained on: what is measured on "
             "them says nothing of new pictures"
         )
     return Checked(data.label_space, training, validation, *summaries)

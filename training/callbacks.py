@@ -1,13 +1,17 @@
 """What keeps a training run whole: records and checkpoints, and the ways in which it may end."""
 
+import contextlib
 import csv
+import fcntl
 import io
 import math
+import os
+import platform
 import signal
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,13 +21,17 @@ import numpy as np
 import tensorflow as tf
 
 from alignseg_tf import AlignSeg
+from alignseg_tf.data.catalog import class_columns
 from alignseg_tf.files import atomic_path, remove_leftovers, write_text
 from alignseg_tf.optimizers import averaged_weights
 from alignseg_tf.precision import with_dtype_policy
 from training.logs import VALIDATION_METRIC, Logs, class_iou, learning_rate, short_names
+from training.recipe import RecipeError
 
 # The member of `last.keras` that holds a number of epochs.
 EPOCHS_DONE = "epochs_done.txt"
+# In the folder of a run, for as long as it trains: which process does.
+LOCK_FILE = "training.lock"
 
 # (epoch, step), both from 0 -> the pictures [B, H, W, 3] and labels [B, H, W] of that step's
 # batch, and the names of their files, empty where they are not known.
@@ -40,6 +48,44 @@ class RunStoppedError(Exception):
     def __init__(self, message: str, status: int = 1):
         super().__init__(message)
         self.status = status
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for one training; the kernel lets go of it when the process ends, or is killed.
+
+    Raises:
+        RecipeError: another training has it.
+    """
+    path = folder / LOCK_FILE
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                raise RecipeError(
+                    f"{folder}: another training, {file.read().strip() or 'just starting'}, writes "
+                    "to this folder; wait for its end, or give another --output"
+                ) from error
+            except OSError as error:  # some file systems of clusters have no locks
+                print(
+                    f"{folder} cannot be locked ({error.strerror}): start no other training in it"
+                )
+            # The holder before may have removed the file after it was opened here.
+            if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                continue
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    folder.rmdir()  # where nothing was written
+            return
 
 
 def set_synchronized_batch_norm(model: keras.Model, synchronized: bool) -> None:
@@ -304,9 +350,10 @@ class RunFolder(keras.callbacks.Callback):
         write_rows(self.metrics_file, [*self.rows_before(epoch), row])
         if VALIDATION_METRIC in logs:
             iou = class_iou(self.model)
-            shown = {name: "" if math.isnan(x) else f"{x:.6g}" for name, x in iou.items()}
+            shown = ["" if math.isnan(x) else f"{x:.6g}" for x in iou.values()]
+            by_column = dict(zip(class_columns(list(iou), ["epoch"]), shown, strict=True))
             earlier = read_rows(self.iou_file, epoch)
-            write_rows(self.iou_file, [*earlier, {"epoch": epoch} | shown])
+            write_rows(self.iou_file, [*earlier, {"epoch": epoch} | by_column])
         if logs.get(VALIDATION_METRIC, -1.0) > best:
             with atomic_path(self.best_file) as temporary:
                 for_inference(self.model).save(temporary)
@@ -332,7 +379,13 @@ def read_rows(path: Path, epoch: int) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
+        rows = list(csv.DictReader(file))
+    try:
+        return [row for row in rows if int(row["epoch"]) < epoch]
+    except (KeyError, ValueError) as error:
+        raise RunStoppedError(
+            f"{path}: expected a column epoch of whole numbers ({error}); remove the file"
+        ) from error
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -65,7 +65,7 @@ def dry_run(
     print("Dry run: two steps and two validation pictures; nothing is written.", flush=True)
     training_times, validation_times = StepTimes(), StepTimes()
     logs = model.fit(
-        batches,
+        batches.repeat(),  # a small data set has fewer in all its epochs
         steps_per_epoch=STEPS,
         epochs=1,
         shuffle=False,
@@ -73,11 +73,9 @@ def dry_run(
         callbacks=[training_times],
     ).history
     val_batches = int(validation.cardinality())
-    model.evaluate(
-        validation.take(min(STEPS, val_batches)), verbose=0, callbacks=[validation_times]
-    )
+    model.evaluate(validation.repeat().take(STEPS), verbose=0, callbacks=[validation_times])
     step = training_times.seconds()
-    picture = validation_times.seconds() if val_batches > 1 else 0.0
+    picture = validation_times.seconds()
     small = min(recipe.small_crop_epochs, recipe.epochs)
     epochs = recipe.epochs - small / 2
     total = epochs * steps * step + validations * val_batches * picture

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import math
 import pkgutil
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,6 +106,11 @@ class Recipe:
     seed: int = _option(0, "of initial weights, order and augmentation")
 
     def __post_init__(self) -> None:
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
+                raise RecipeError(f"{option.name} must be finite. Received: {value}")
         positive = ("channels", "batch_size", "accumulate", "epochs", "learning_rate")
         for name in (*positive, "poly_power", "validate_every", "head_rate"):
             if getattr(self, name) <= 0:

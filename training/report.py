@@ -21,6 +21,7 @@ from alignseg_tf.environment import machine, versions
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.export.model_card import trained_on_validation
 from alignseg_tf.files import Output, atomic_result, check_replaceable, write_files
+from alignseg_tf.fingerprints import file_fingerprint
 from alignseg_tf.progress import duration
 from training.logs import VALIDATION_METRIC
 
@@ -48,9 +49,7 @@ def data_hash(samples: Sequence[Sample], root: Path) -> str:
 
     def line(path: Path) -> str:
         name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return f"{name}\t{path.stat().st_size}\t{digest}"
+        return f"{name}\t{path.stat().st_size}\t{file_fingerprint(path)}"
 
     with ThreadPoolExecutor() as pool:
         lines = list(pool.map(line, files))

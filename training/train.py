@@ -8,6 +8,7 @@ curves, and `tensorboard/`. The same command goes on where a killed run stopped.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -27,10 +28,11 @@ from alignseg_tf.data.pipeline import (
 )
 from alignseg_tf.data.readers import DataError, Sample
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
+from alignseg_tf.evaluation import label_encoding, samples_fingerprints
 from alignseg_tf.evaluation_report import Report
-from alignseg_tf.export.model_card import RUN_FILE
+from alignseg_tf.export.model_card import RUN_FILE, read_run
 from alignseg_tf.files import DiskFullError, ForeignFileError, check_replaceable, write_text
-from alignseg_tf.fingerprints import differences, names_hash
+from alignseg_tf.fingerprints import differences, fingerprint, named_fingerprints, names_hash
 from alignseg_tf.precision import global_dtype_policy
 from alignseg_tf.progress import counter
 from training import multi_worker
@@ -43,6 +45,7 @@ from training.callbacks import (
     SeedDropout,
     StopOnNonFinite,
     StopOnSignal,
+    locked,
     set_synchronized_batch_norm,
 )
 from training.dry_run import dry_run
@@ -68,6 +71,13 @@ RUN_FILES = (
     "evaluation.json",
     "nan_batch.npz",
 )
+# In a run's folder: the fingerprint of each file of its data, to say which ones differ.
+FILES_FILE = "data_files.json"
+# Values of a run that are read from files' bytes; runs from before they were recorded lack them.
+CONTENT = {
+    "label_encoding", "training_images", "training_labels", "validation_images",
+    "validation_labels", "initial_weights",
+}  # fmt: skip
 
 
 def distribution_strategy(cpu_replicas: int) -> tf.distribute.Strategy:
@@ -93,7 +103,7 @@ def training_samples(recipe: Recipe, data: DataSource) -> list[Sample]:
 
 
 def describe_run(recipe: Recipe, label_space: LabelSpace, samples: Sequence[Sample]) -> dict:
-    """Return what makes a run this one: its recipe and its data."""
+    """Return what makes a run this one, without a look into files: recipe, classes and names."""
     run = dataclasses.asdict(recipe) | {
         "classes": label_space.classes,
         "training_pictures": len(samples),
@@ -102,8 +112,43 @@ def describe_run(recipe: Recipe, label_space: LabelSpace, samples: Sequence[Samp
     return json.loads(json.dumps(run))
 
 
-def check_run_folder(output: Path, run: dict) -> None:
-    """Refuse to mix two runs in one folder."""
+def describe_content(recipe: Recipe, data: DataSource, training: Sequence[Sample]) -> dict:
+    """Return what the files of a run hold: the values of `CONTENT`.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    content = {"label_encoding": label_encoding(data.label_space)}
+    for part, samples in (("training", training), ("validation", data.samples("val"))):
+        images, labels = samples_fingerprints(samples)
+        content |= {f"{part}_images": images, f"{part}_labels": labels}
+    start = Path(recipe.start_from or recipe.backbone_weights)
+    if start.exists():
+        content["initial_weights"] = fingerprint(start)
+    return json.loads(json.dumps(content))
+
+
+def data_files(data: DataSource, training: Sequence[Sample]) -> dict[str, str]:
+    """Return a short fingerprint of each file that a run reads, by its name below the data."""
+    samples = [*training, *data.samples("val")]
+    paths = [path for sample in samples for path in (sample.image, sample.label)]
+    root = data.root.parent if data.root.is_file() else data.root
+    return {name: sha[:16] for name, sha in named_fingerprints(paths, root).items()}
+
+
+def check_run_folder(output: Path, run: dict, files: dict[str, str] | None = None) -> None:
+    """Refuse to mix two runs in one folder.
+
+    Values of `CONTENT` are compared where both runs have them.
+
+    Args:
+        output: the folder.
+        run: from `describe_run`, and `describe_content`.
+        files: the fingerprints of the files of the data, by name, to say which ones differ.
+
+    Raises:
+        RecipeError: the folder has another run.
+    """
     try:
         check_replaceable(output, REPORT, REPORT_FILES)
     except ForeignFileError as error:
@@ -117,9 +162,22 @@ def check_run_folder(output: Path, run: dict) -> None:
                 f"{', '.join(there)}, but without {RUN_FILE}; give another --output"
             )
         return
-    before = with_defaults(json.loads((output / RUN_FILE).read_text(encoding="utf-8")))
-    if different := differences(before, run):
+    try:
+        before = with_defaults(read_run(output / RUN_FILE))
+    except ValueError as error:
+        raise RecipeError(f"{error}; give another --output") from error
+    here = {name: value for name, value in run.items() if name not in CONTENT or name in before}
+    there = {name: value for name, value in before.items() if name not in CONTENT or name in run}
+    if different := differences(there, here):
+        if files is not None and (output / FILES_FILE).is_file():
+            former = json.loads((output / FILES_FILE).read_text(encoding="utf-8"))
+            different += differences({"files": former}, {"files": files})
         raise RecipeError(f"{output} holds another run:{different}\ngive another --output")
+    if files is not None and not before.keys() & CONTENT:
+        print(
+            f"{output}: a run from before the content of the data was recorded. Its images are "
+            "known by their names only, and taken for those of now"
+        )
 
 
 def load_last(run_folder: RunFolder) -> tuple[AlignSeg, int]:
@@ -259,28 +317,40 @@ def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1)
     """
     training = training_samples(recipe, data)
     description = describe_run(recipe, data.label_space, training)
-    check_run_folder(output, description)
+    check_run_folder(output, description)  # at once, where names are enough to tell
     steps_per_epoch(len(training), recipe.batch_size)
-    checked = check_data(data, training)
     worker = multi_worker.this_worker()
-    if worker.count > 1:
-        if cpu_replicas > 1:
-            raise RecipeError("--cpu-replicas does not go with TF_CONFIG: each worker is a device")
-        last = multi_worker.checksum(output / "last.keras")
-        multi_worker.meet(worker, {"recipe or data": json.dumps(description), "last.keras": last})
-    run_folder = RunFolder(output)
-    with global_dtype_policy(recipe.dtype_policy):
-        run = prepare(recipe, checked, run_folder, cpu_replicas)
-        if worker.is_chief:
-            write_text(output / RUN_FILE, json.dumps(description, indent=1))
-        fit(run, run_folder)
-    if not worker.is_chief:
-        return None
+    with locked(output) if worker.is_chief else contextlib.nullcontext():
+        checked = check_data(data, training)
+        description |= describe_content(recipe, data, training)
+        files = data_files(data, training)
+        check_run_folder(output, description, files)
+        if worker.count > 1:
+            if cpu_replicas > 1:
+                raise RecipeError(
+                    "--cpu-replicas does not go with TF_CONFIG: each worker is a device"
+                )
+            last = multi_worker.checksum(output / "last.keras")
+            facts = {"recipe or data": json.dumps(description), "last.keras": last}
+            multi_worker.meet(worker, facts)
+        run_folder = RunFolder(output)
+        with global_dtype_policy(recipe.dtype_policy):
+            run = prepare(recipe, checked, run_folder, cpu_replicas)
+            if worker.is_chief:
+                write_text(output / FILES_FILE, json.dumps(files, indent=0))
+                write_text(output / RUN_FILE, json.dumps(description, indent=1))
+            fit(run, run_folder)
+        return _evaluated(run, data, run_folder) if worker.is_chief else None
+
+
+def _evaluated(run: Run, data: DataSource, run_folder: RunFolder) -> Report:
+    """Evaluate the best model of a run, and write its evaluation and report."""
+    folder, checked = run_folder.folder, run.data
     report = evaluate_and_write(
-        run_folder.best_file, checked.validation, data.label_space, output / "evaluation.json"
+        run_folder.best_file, checked.validation, data.label_space, folder / "evaluation.json"
     )
-    splits = {recipe.train_on: training, "val": checked.validation}
-    write_report(output, describe_data(data, **splits), report)
+    splits = {run.recipe.train_on: checked.training, "val": checked.validation}
+    write_report(folder, describe_data(data, **splits), report)
     return report
 
 

@@ -9,7 +9,7 @@ import colorsys
 import dataclasses
 import json
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,21 @@ def default_palette(num_classes: int) -> tuple[Color, ...]:
         red, green, blue = colorsys.hls_to_rgb((index * 0.381966) % 1.0, lightness, 0.7)
         colors.append((round(255 * red), round(255 * green), round(255 * blue)))
     return tuple(colors)
+
+
+def class_columns(classes: Sequence[str], taken: Iterable[str]) -> list[str]:
+    """Return the column of each class in a table that has other columns too.
+
+    It is the name of the class, with " (class)" after it where another column has that name.
+    """
+    taken = set(taken)
+    columns: list[str] = []
+    for name in classes:
+        column = name
+        while column in taken or (column != name and column in classes):
+            column += " (class)"
+        columns.append(column)
+    return columns
 
 
 @dataclass(frozen=True)

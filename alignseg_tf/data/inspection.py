@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.catalog import LabelSpace, class_columns
 from alignseg_tf.data.checking import NAMED, Findings, PictureFacts, SplitReport
 from alignseg_tf.data.contact_sheet import draw_contact_sheet
 from alignseg_tf.data.readers import (
@@ -272,7 +272,8 @@ def _list_split(data: DataSource, name: str) -> tuple[list[Sample], list[str]]:
 
 
 def _columns(label_space: LabelSpace) -> list[str]:
-    classes = [f"pixels_{name}" for name in (*label_space.classes, "void")]
+    names = (*class_columns(label_space.classes, ["void"]), "void")
+    classes = [f"pixels_{name}" for name in names]
     fixed = ["split", "picture", "label", "width", "height", "picture_file", "label_file"]
     return [*fixed, *classes, "problem"]
 

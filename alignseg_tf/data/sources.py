@@ -111,7 +111,10 @@ def open_data(
             f"Received: {data}"
         )
     if str(data) == "street_scenes":
-        data = street_scenes.write_folder(cache_folder() / "street_scenes", progress=progress)
+        try:
+            data = street_scenes.write_folder(cache_folder() / "street_scenes", progress=progress)
+        except ValueError as error:
+            raise DataError(str(error)) from error
     path = Path(data)
     if layout is None:
         found = find_layout(path)

@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from alignseg_tf.files import has_keys, write_bytes
+from alignseg_tf.fingerprints import listed, named_fingerprints
 
 CLASSES: tuple[str, ...] = (
     "sky", "building", "tree", "road", "sidewalk", "pole", "sign", "car", "pedestrian",
@@ -805,8 +806,9 @@ def write_folder(
 
     The folder holds `images/{train,val}/scene_00000.png`, `labels/{train,val}/scene_00000.png`
     (the grey value is the class id) and `classes.json` with `classes`, `palette` and `void`.
-    `street_scenes.json` records the arguments; a complete folder with the same ones is kept as it
-    is, and one with others is drawn anew. Each file appears under its name when it is whole.
+    `street_scenes.json` records the arguments and the fingerprints of the files; a complete folder
+    with the same ones is kept as it is, one with other arguments is drawn anew, and one in which
+    files were changed is refused. Each file appears under its name when it is whole.
 
     Args:
         root: The folder; made where it is missing.
@@ -836,7 +838,10 @@ def write_folder(
         for path in folder.glob("scene_[0-9][0-9][0-9][0-9][0-9].png")
     }
     if has_keys(recorded, "edition", "complete"):
-        done = json.loads(recorded.read_text()) == {**record, "complete": True}
+        former = json.loads(recorded.read_text())
+        drawn = former.pop("files", None)
+        _check_unchanged(root, drawn or {})
+        done = former == {**record, "complete": True} and drawn is not None
         if done and there == files and (root / "classes.json").exists():
             return root
     elif any((root / name).exists() for name in (*KINDS, "classes.json", recorded.name)):
@@ -858,5 +863,16 @@ def write_folder(
             progress(count, len(scenes))
     names = {"classes": CLASSES, "palette": PALETTE, "void": VOID}
     write_bytes(root / "classes.json", json.dumps(names, indent=1).encode())
-    write_bytes(recorded, json.dumps({**record, "complete": True}).encode())
+    whole = named_fingerprints([root / name for name in files], root)
+    write_bytes(recorded, json.dumps({**record, "complete": True, "files": whole}).encode())
     return root
+
+
+def _check_unchanged(root: Path, drawn: dict[str, str]) -> None:
+    """Refuse a folder with files that were changed since they were drawn."""
+    there = named_fingerprints([root / name for name in drawn if (root / name).exists()], root)
+    if changed := [name for name in there if there[name] != drawn[name]]:
+        raise ValueError(
+            f"{root}: {len(changed)} files were changed since they were drawn: {listed(changed)}. "
+            "Remove them to draw them again, or move the folder to keep it"
+        )

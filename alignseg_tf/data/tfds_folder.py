@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from PIL import Image
 from alignseg_tf.data.catalog import LABEL_SPACES, LabelSpace
 from alignseg_tf.data.readers import DataError
 from alignseg_tf.files import remove_leftovers, write_bytes, write_text
+from alignseg_tf.fingerprints import FileFingerprints, changed_names
 
 # What the labels of known data sets mean, by name and label feature: a key of LABEL_SPACES.
 KNOWN_LABELS = {
@@ -124,10 +125,17 @@ def write_folder(
                     path = root / kind / part / f"{index:06d}{suffix}"
                     if not path.exists():
                         write_bytes(path, content)
+                    elif path.read_bytes() != content:
+                        raise DataError(
+                            f"{path}: another file than {where} holds. Remove it to write it "
+                            "again, or move the folder to keep it"
+                        )
                 done += 1
                 if progress is not None:
                     progress(done, sum(counts.values()))
-        write_text(root / "tfds.json", json.dumps({**record, "complete": True}, indent=1))
+        files = dict(zip(*_fingerprints(root, counts), strict=True))
+        complete = {**record, "complete": True, "files": files}
+        write_text(root / "tfds.json", json.dumps(complete, indent=1))
     _write_classes(root / "classes.json", label_space)
     return root, label_space
 
@@ -242,11 +250,40 @@ def _is_complete(root: Path, record: Mapping[str, Any], counts: Mapping[str, int
         recorded = json.loads((root / "tfds.json").read_text())
     except (OSError, ValueError):
         return False
-    return recorded == {**record, "complete": True} and all(
+    files = recorded.pop("files", None)  # a folder from before there was this is looked through
+    whole = recorded == {**record, "complete": True} and all(
         {path.stem for path in (root / kind / part).glob("*")} == {f"{i:06d}" for i in range(count)}
         for part, count in counts.items()
         for kind in ("images", "labels")
     )
+    if not whole or files is None:
+        return False
+    names, fingerprints = _fingerprints(root, counts)
+    if changed := changed_names(files, dict(zip(names, fingerprints, strict=True))):
+        raise DataError(
+            f"{root}: files are no longer as TFDS has them: {changed}. Remove them to write them "
+            "again, or move the folder to keep it"
+        )
+    return True
+
+
+def _fingerprints(root: Path, parts: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the names of all images and labels, and their fingerprints.
+
+    What was read is kept beside the folder, so that files are read again only if they changed.
+    """
+    paths = sorted(
+        path
+        for part in parts
+        for kind in ("images", "labels")
+        for path in (root / kind / part).glob("*")
+    )
+    of = FileFingerprints(root.with_name(f".{root.name}.fingerprints.json"))
+    before = dict(of.known)
+    fingerprints = of.of(paths)
+    if of.known != before:
+        of.save()
+    return [path.relative_to(root).as_posix() for path in paths], fingerprints
 
 
 def _read(name: str, builder: Any, expression: str, features: Mapping[str, str], tfds: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from alignseg_tf.data.readers import DataError
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.environment import machine, versions
+from alignseg_tf.evaluation import samples_fingerprints
 from alignseg_tf.export.agreement import Agreement
 from alignseg_tf.fingerprints import names_hash
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
@@ -110,7 +111,7 @@ def trained_on_validation(run: Mapping[str, Any]) -> bool:
 def warn_if_trained_on(model: Path, data: DataSource, split: str) -> None:
     """Say on the standard error stream if a model is known to be trained on a split's pictures.
 
-    They are known by the names of the pictures that it was trained on.
+    They are known by the content of the files, in runs from before it was recorded by their names.
 
     Args:
         model: as in `known_facts`.
@@ -126,10 +127,15 @@ def warn_if_trained_on(model: Path, data: DataSource, split: str) -> None:
     if split not in splits:
         return
     try:
-        names = [sample.image.name for part in splits for sample in data.samples(part)]
+        samples = [sample for part in splits for sample in data.samples(part)]
+        if "training_images" in run:
+            same = run["training_images"] == samples_fingerprints(samples)[0]
+        else:
+            names = names_hash(sample.image.name for sample in samples)
+            same = run.get("training_picture_names") == names
     except DataError:  # without such a part they are other data
         return
-    if names_hash(names) == run.get("training_picture_names"):
+    if same:
         print(
             f"Warning: {model} was trained on these pictures: what is measured on them says "
             "nothing of new ones",
