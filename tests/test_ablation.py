@@ -22,7 +22,13 @@ from training.ablation import (
     result_file,
     write_result,
 )
-from training.ablation_report import GridScores, ablation_tables, draw_ablation, t_quantile
+from training.ablation_report import (
+    GridScores,
+    ablation_csv,
+    ablation_tables,
+    draw_ablation,
+    t_quantile,
+)
 from training.recipe import Recipe, RecipeError
 from training.train import describe_run
 
@@ -121,6 +127,28 @@ def test_results_of_other_data_are_refused(results):
     write_result(result_file(results, Cell("align_fine", "align"), 0), other)
     with pytest.raises(RecipeError, match="align_fine.* has training_pictures 7, .* has 6: give"):
         read_results(results)
+
+
+def test_results_of_data_with_another_content_are_refused(results):
+    """Old results do not say what the content was, and go with all others."""
+    data = {"training_pictures": 6}
+    for cell, labels in (("align_coarse", "one"), ("align_fine", "two")):
+        with_content = data | {"training_labels": labels}
+        other = result_of(Recipe(aggregation=cell), 0.2) | {"data": with_content}
+        if labels == "two":
+            assert "align_coarse-align" in read_results(results)
+        write_result(result_file(results, Cell(cell, "align"), 0), other)
+    with pytest.raises(RecipeError, match="align_fine.* has training_labels 'two', .* has 'one'"):
+        read_results(results)
+
+
+def test_a_class_may_be_called_as_another_column(results, tmp_path):
+    found = read_results(results)
+    for result in (one for of_cell in found.values() for one in of_cell):
+        result["classes"] = ["seed", *CLASSES[1:]]
+    head = ablation_csv(found).splitlines()[0].split(",")
+    assert len(set(head)) == len(head)
+    assert head[-3:] == ["seed (class)", *CLASSES[1:]]
 
 
 def test_results_of_other_pictures_are_refused(results):

@@ -532,6 +532,15 @@ def test_sound_data_are_described_in_numbers(tmp_path, capsys):
         assert sizes == [list(label.shape) for label in labels]
 
 
+def test_a_class_called_void_has_its_own_column(folder, tmp_path):
+    (folder / "classes.json").write_text(json.dumps({"classes": ["void", "box", "disc"]}))
+    assert main(["inspect", str(folder), "--output", str(tmp_path / "out")]) == 0
+    head = (tmp_path / "out" / "pictures.csv").read_text().splitlines()[0].split(",")
+    assert head[-5:] == [
+        "pixels_void (class)", "pixels_box", "pixels_disc", "pixels_void", "problem",
+    ]  # fmt: skip
+
+
 def test_several_problems_are_all_reported(folder, tmp_path, capsys):
     DAMAGES["A file is empty"](folder)
     (folder / "labels/train/005.png").unlink()

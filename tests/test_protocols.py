@@ -57,6 +57,8 @@ def test_gaussian_weights_prefer_the_middle_of_a_window():
         ({"blending": "linear"}, "`blending` must be one of"),
         ({"scales": ()}, "`scales` must be positive"),
         ({"scales": (1.0, 0.0)}, "`scales` must be positive"),
+        ({"scales": (1.0, float("nan"))}, "`scales` must be positive and finite"),
+        ({"scales": (float("inf"),)}, "`scales` must be positive and finite"),
         ({"height": 31}, "`height` must be at least 32 pixels. Received: height=31"),
         ({"average": "votes"}, "`average` must be one of"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),

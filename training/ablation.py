@@ -187,9 +187,9 @@ def read_results(folder: Path, block: int = BLOCK) -> dict[str, list[dict[str, A
         for path in sorted(folder.glob(f"{cell.name}-[0-9]*.json.gz")):
             result = read_result(path, block)
             alike = what_is_alike(result)
-            if first is None:
+            check_alike(path, alike, *(first or (path, alike)))
+            if first is None or alike.keys() & CONTENT:  # which old results lack
                 first = path, alike
-            check_alike(path, alike, *first)
             found.setdefault(cell.name, []).append(result)
     return found
 
