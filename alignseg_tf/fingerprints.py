@@ -51,11 +51,11 @@ class FileFingerprints:
         """
         path = Path(path).absolute()
         key = str(path)
+        if (known := self.known.get(key)) is not None and known[0] == _state(path.stat()):
+            return known[1]
         started = time.time()
         with path.open("rb") as file:
             state = _state(os.fstat(file.fileno()))
-            if (known := self.known.get(key)) is not None and known[0] == state:
-                return known[1]
             sha = hashlib.file_digest(file, "sha256").hexdigest()
             after = _state(os.fstat(file.fileno()))
         settled = max(state[1:3]) < (started - TIME_STEP) * 1e9

@@ -57,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RecipeError: another training has it.
     """
-    path = folder / LOCK_FILE
+    path, is_new = folder / LOCK_FILE, not folder.exists()
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("a+") as file:
@@ -83,8 +83,9 @@ def locked(folder: Path) -> Iterator[None]:
                 yield
             finally:
                 path.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    folder.rmdir()  # where nothing was written
+                if is_new:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()  # where nothing was written
             return
 
 
