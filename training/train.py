@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -118,7 +119,7 @@ def describe_content(recipe: Recipe, data: DataSource, training: Sequence[Sample
     Raises:
         DataError: a file cannot be read.
     """
-    content = {"label_encoding": label_encoding(data.label_space)}
+    content: dict[str, Any] = {"label_encoding": label_encoding(data.label_space)}
     for part, samples in (("training", training), ("validation", data.samples("val"))):
         images, labels = samples_fingerprints(samples)
         content |= {f"{part}_images": images, f"{part}_labels": labels}
