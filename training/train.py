@@ -124,7 +124,7 @@ def describe_content(recipe: Recipe, data: DataSource, training: Sequence[Sample
         images, labels = samples_fingerprints(samples)
         content |= {f"{part}_images": images, f"{part}_labels": labels}
     start = Path(recipe.start_from or recipe.backbone_weights)
-    if start.exists():
+    if start.is_file():  # not a folder that is called imagenet
         content["initial_weights"] = fingerprint(start)
     return json.loads(json.dumps(content))
 
