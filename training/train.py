@@ -157,10 +157,10 @@ def check_run_folder(output: Path, run: dict, files: dict[str, str] | None = Non
             str(error).replace("another name, or --overwrite", "another --output")
         ) from error
     if not (output / RUN_FILE).is_file():
-        if there := [name for name in RUN_FILES if (output / name).exists()]:
+        if found := [name for name in RUN_FILES if (output / name).exists()]:
             raise RecipeError(
                 f"{output}: expected a new folder, or that of a run. Received: one with "
-                f"{', '.join(there)}, but without {RUN_FILE}; give another --output"
+                f"{', '.join(found)}, but without {RUN_FILE}; give another --output"
             )
         return
     try:
