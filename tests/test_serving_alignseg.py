@@ -1,7 +1,5 @@
 """The server on a SavedModel that `export` wrote."""
 
-import base64
-
 import numpy as np
 import pytest
 from conftest import CLASSES, random_images, tiny_model
@@ -34,17 +32,6 @@ def test_answers_are_those_of_the_model(exported):
         requests = [("POST", "/v1/segment", {"content": encoded(image)}) for image in images]
         for response, class_map in zip(client.together(*requests), truth, strict=True):
             assert (decoded(response.content) == class_map).mean() > 0.999
-        content = {
-            "signature_name": "serve_bytes",
-            "instances": [{"b64": base64.b64encode(encoded(image)).decode()} for image in images],
-        }
-        url = "/v1/models/street:predict"
-        made = client.together(("POST", url, {"json": content}))[0].json()["predictions"]
-        for entry, class_map in zip(made, truth, strict=True):
-            assert (decoded(base64.b64decode(entry["b64"])) == class_map).mean() > 0.999
-        content = {"instances": np.stack(images[:3]).tolist()}
-        made = client.together(("POST", url, {"json": content}))[0].json()["predictions"]
-        assert (np.array(made) == np.stack(truth[:3])).mean() > 0.999
         if "offsets" in described["signatures"]:
             fields = client.post("/v1/offsets", encoded(images[0])).json()["fields"]
             assert fields

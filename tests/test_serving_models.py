@@ -78,15 +78,12 @@ def test_a_new_version_takes_over_and_the_old_one_goes_when_its_work_is_done(
     assert models.active.number == 2
     assert "version 2 serves instead of 1" in caplog.text
     assert models.states() == {1: "unloading", 2: "active"}
-    assert models.loaded(1) is at_work
     models.update()
     assert "unloaded" not in caplog.text
     del at_work
     models.update()
     assert "version 1 is unloaded" in caplog.text
-    assert models.loaded(1) is None
     assert models.states() == {1: "idle", 2: "active"}
-    assert models.loaded(2) is models.active
 
 
 def test_a_broken_version_is_told_once_and_the_old_one_goes_on(folder, models, caplog):

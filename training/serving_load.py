@@ -35,12 +35,12 @@ OPTIONS = ("--read-seconds", "2", "--header-seconds", "2", "--poll-seconds", "1"
 # Share of each kind of request.
 WEIGHTS = {
     "good": 70, "truncated": 8, "huge picture": 5, "huge body": 2, "no picture": 5,
-    "hostile JSON": 3, "broken HTTP": 3, "slow": 2, "silent": 1, "gone": 1,
+    "broken HTTP": 3, "slow": 2, "silent": 1, "gone": 1,
 }  # fmt: skip
 # What each kind may be answered; None is a connection that the server closes.
 EXPECTED: dict[str, set[int | None]] = {
     "good": {200}, "truncated": {422}, "huge picture": {413}, "huge body": {413},
-    "no picture": {415}, "hostile JSON": {400}, "broken HTTP": {400}, "slow": {408},
+    "no picture": {415}, "broken HTTP": {400}, "slow": {408},
     "silent": {None}, "gone": {None},
 }  # fmt: skip
 # What a busy server says, and a client repeats.
@@ -100,7 +100,6 @@ class Clients:
     ):
         parts = urlsplit(url)
         self._host, self._port = str(parts.hostname), int(parts.port or 80)
-        self._model = model
         self._pictures = pictures
         self.outcomes: list[Outcome] = []
         self.waiting: dict[int, float] = {}  # since when good requests wait, by client
@@ -127,7 +126,6 @@ class Clients:
             "huge picture": lambda: self._post(_huge_png()),
             "huge body": lambda: self._post(bytes(17 * 2**20)),
             "no picture": lambda: self._post(rng.randbytes(5000)),
-            "hostile JSON": lambda: self._post(b"[" * 10**5, f"/v1/models/{self._model}:predict"),
             "broken HTTP": lambda: self._raw(b"\0\1\2 nothing\r\n\r\n"),
             "slow": self._slow,
             "silent": lambda: self._raw(b"POST /v1/segment HTTP/1.1\r\nhost: x\r\n"),

@@ -5,7 +5,6 @@ settings     limits and times, and the command line
 connections  slow and silent connections
 app          the application: what every request passes, and the files of pages
 routes       what can be asked for
-tf_serving   the REST form of TensorFlow Serving
 service      what all requests share: the way of a request's body, picture and answer
 batching     the queue in front of TensorFlow
 models       versions of the model, and the switch to a new one

@@ -28,7 +28,6 @@ from alignseg_tf.serving.routes import (
     picture_routes,
 )
 from alignseg_tf.serving.service import Service
-from alignseg_tf.serving.tf_serving import tf_serving_routes
 from alignseg_tf.version import __version__
 
 log = logging.getLogger("alignseg_tf.serving")
@@ -239,7 +238,6 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(health_routes(service))
     app.include_router(picture_routes(service))
     app.include_router(model_routes(service))
-    app.include_router(tf_serving_routes(service))
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:

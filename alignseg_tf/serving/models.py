@@ -138,12 +138,6 @@ class Models:
             states[self._active.number] = "active"
         return dict(sorted(states.items()))
 
-    def loaded(self, number: int) -> Version | None:
-        """Return a version that is in memory, also one that is on its way out."""
-        if self._active is not None and self._active.number == number:
-            return self._active
-        return next((held() for old, held in self._old if old == number), None)
-
     def tflite_files(self) -> dict[str, Path]:
         """Return the `.tflite` files in the model's folder, by name; links are none."""
         return {

@@ -14,8 +14,6 @@ from alignseg_tf.serving.refusals import RefusedError
 
 # What Pillow may take a file for.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
-# What TensorFlow's `decode_image` reads as well.
-TENSORFLOW_FORMATS = ("JPEG", "PNG", "BMP")
 MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp", "image/bmp", "image/tiff")
 BYTES, FORM = "application/octet-stream", "multipart/form-data"
 # A progressive JPEG has about ten scans, and its previews have some. Thousands of empty ones take
@@ -25,15 +23,12 @@ MAX_SCANS = 100
 MAX_PARTS = 16
 
 
-def check_picture(
-    data: bytes, max_pixels: int, formats: tuple[str, ...] = FORMATS
-) -> tuple[int, int]:
+def check_picture(data: bytes, max_pixels: int) -> tuple[int, int]:
     """Look at the head of an encoded picture, without decoding it.
 
     Args:
         data: the file.
         max_pixels: most pixels.
-        formats: names that Pillow has for what is taken.
 
     Returns:
         Width and height, in pixels, as they are stored.
@@ -42,7 +37,7 @@ def check_picture(
         RefusedError: it is empty, of another format, too large, too small, or holds several
             pictures.
     """
-    with _opened(data, max_pixels, formats) as picture:
+    with _opened(data, max_pixels) as picture:
         width, height = picture.size
         _check_size(width, height, max_pixels)
         # A JPEG with previews behind it is an MPO to Pillow.
@@ -65,17 +60,17 @@ def decode_picture(data: bytes, max_pixels: int) -> np.ndarray:
     Raises:
         RefusedError: it is truncated or damaged, or has other than 8 or 16 bits a channel.
     """
-    with _opened(data, max_pixels, FORMATS) as picture:
+    with _opened(data, max_pixels) as picture:
         return np.ascontiguousarray(rgb_pixels(picture))
 
 
 @contextmanager
-def _opened(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+def _opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
     """Open a picture; whatever Pillow raises, here or in the body, becomes a `RefusedError`."""
     if not data:
         raise RefusedError(422, "damaged", "Expected a picture. Received: an empty body")
     try:
-        with Image.open(io.BytesIO(data), formats=formats) as picture:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             yield picture
     except RefusedError:
         raise
@@ -84,7 +79,7 @@ def _opened(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Iterator[
         message = f"Expected a picture of {max_pixels} pixels at most. Received: many more"
         raise RefusedError(413, "pixels", message) from error
     except UnidentifiedImageError as error:
-        message = f"Expected {', '.join(formats)}. Received: bytes that start with {data[:12]!r}"
+        message = f"Expected {', '.join(FORMATS)}. Received: bytes that start with {data[:12]!r}"
         raise RefusedError(415, "format", message) from error
     except DataError as error:
         raise RefusedError(422, "damaged", str(error)) from error

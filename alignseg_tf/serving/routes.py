@@ -248,5 +248,5 @@ def check_name(service: Service, name: str) -> None:
 
 
 def json_error(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    """Return an error in the form that all routes share, which is that of TensorFlow Serving."""
+    """Return an error in the form that all routes share."""
     return JSONResponse({"error": message}, status, headers)

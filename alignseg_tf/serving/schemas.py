@@ -119,49 +119,6 @@ class Models(BaseModel):
     models: list[Model]
 
 
-class ServingStatus(BaseModel):
-    """As TensorFlow Serving has it."""
-
-    error_code: str
-    error_message: str
-
-
-class VersionStatus(BaseModel):
-    """As TensorFlow Serving has it."""
-
-    version: str
-    state: str
-    status: ServingStatus
-
-
-class ModelVersionStatus(BaseModel):
-    """The status form of TensorFlow Serving."""
-
-    model_version_status: list[VersionStatus]
-
-
-class ModelMetadata(BaseModel):
-    """The metadata form of TensorFlow Serving."""
-
-    model_spec: dict[str, str]
-    metadata: dict[str, Any]
-
-
-class PredictRequest(BaseModel):
-    """The REST form of TensorFlow Serving; `instances` are rows, `inputs` columns."""
-
-    signature_name: str = "serving_default"
-    instances: list[Any] | None = None
-    inputs: Any | None = None
-
-
-class PredictResponse(BaseModel):
-    """`predictions` for `instances`, `outputs` for `inputs`."""
-
-    predictions: list[Any] | None = None
-    outputs: Any | None = None
-
-
 _FILE = {"type": "string", "format": "binary"}
 
 # FastAPI is not asked to read pictures: bodies are read by hand, within limits.
@@ -180,13 +137,6 @@ PICTURE_BODY: dict[str, Any] = {
         },
     }
 }
-PREDICT_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": PredictRequest.model_json_schema()}},
-    }
-}
-
 _WORDS = {
     400: "The request is not readable.",
     401: "The token is missing or wrong.",
