@@ -8,45 +8,15 @@ from serving_fixtures import SPACE, decoded
 from alignseg_tf import visualization
 from alignseg_tf.serving.answers import (
     MAX_VECTORS,
-    OFFSET_FORMS,
-    SEGMENT_FORMS,
-    chosen_form,
     fewer_vectors,
     offsets_answer,
     segment_answer,
 )
-from alignseg_tf.serving.refusals import RefusedError
 
 coco = pytest.importorskip("pycocotools.mask")
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (9, 7, 3)).astype(np.uint8)
 CLASS_MAP = RNG.choice(np.array([0, 3], np.uint8), (9, 7))
-
-
-@pytest.mark.parametrize(
-    ("asked", "accept", "form"),
-    [
-        (None, "", "classes"),
-        (None, "*/*", "classes"),
-        (None, "image/*", "classes"),
-        (None, "application/json", "json"),
-        (None, "Application/JSON; charset=utf-8", "json"),
-        (None, "image/png;q=0.5, application/json", "json"),
-        (None, "application/json;q=0.5, image/png", "classes"),
-        (None, "application/json, */*", "json"),
-        (None, "text/html, */*;q=0.1", "classes"),
-        ("overlay", "application/json", "overlay"),
-    ],
-)
-def test_the_form_is_what_the_client_takes(asked, accept, form):
-    assert chosen_form(SEGMENT_FORMS, asked, accept) == form
-
-
-@pytest.mark.parametrize("accept", ["text/html", "image/png;q=0", "image/png;q=much"])
-def test_forms_that_there_are_not(accept):
-    with pytest.raises(RefusedError, match="Expected Accept: application/json, image/png. Rec"):
-        chosen_form(SEGMENT_FORMS, None, accept)
-    assert chosen_form(OFFSET_FORMS, None, "application/octet-stream") == "binary"
 
 
 def test_pictures():

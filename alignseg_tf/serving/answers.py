@@ -12,7 +12,6 @@ from PIL import Image
 from alignseg_tf import visualization
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.prediction_files import run_lengths
-from alignseg_tf.serving.refusals import RefusedError
 
 # Most vectors of an offset field along a side; more are not seen in a picture.
 MAX_VECTORS = 64
@@ -21,57 +20,6 @@ PNG_LEVEL = 3
 
 SEGMENT_FORMS = {"classes": "image/png", "overlay": "image/png", "json": "application/json"}
 OFFSET_FORMS = {"json": "application/json", "binary": "application/octet-stream"}
-
-
-def chosen_form(forms: Mapping[str, str], asked: str | None, accept: str) -> str:
-    """Return which form of an answer a request asks for.
-
-    Args:
-        forms: media types by name; the first is the default.
-        asked: the name that the query gives, which goes before `accept`.
-        accept: the header.
-
-    Raises:
-        RefusedError: the client takes none of them.
-
-    Example:
-        >>> chosen_form(SEGMENT_FORMS, None, "application/json, image/*;q=0.5")
-        'json'
-    """
-    if asked is not None:
-        return asked
-    wanted = dict(_accepted(accept)) or {"*/*": 1.0}
-    scores = {
-        name: max(
-            wanted.get(kind, 0.0),
-            wanted.get(f"{kind.partition('/')[0]}/*", 0.0),
-            wanted.get("*/*", 0.0),
-        )
-        for name, kind in forms.items()
-    }
-    best = max(scores, key=lambda name: scores[name])
-    if scores[best] <= 0:
-        expected = ", ".join(sorted(set(forms.values())))
-        raise RefusedError(406, "accept", f"Expected Accept: {expected}. Received: {accept[:80]}")
-    # What is named goes before what a star stands for.
-    named = [name for name, kind in forms.items() if wanted.get(kind, -1.0) >= scores[best]]
-    return named[0] if named else best
-
-
-def _accepted(header: str) -> list[tuple[str, float]]:
-    accepted = []
-    for part in header.split(","):
-        kind, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = 1.0
-        for parameter in parameters:
-            if parameter.startswith("q="):
-                try:
-                    quality = float(parameter[2:])
-                except ValueError:
-                    quality = 0.0
-        if kind:
-            accepted.append((kind, quality))
-    return accepted
 
 
 def png(pixels: np.ndarray) -> bytes:

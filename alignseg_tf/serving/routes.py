@@ -1,9 +1,9 @@
 """What can be asked for; see `docs/serving.md`."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 
 from alignseg_tf.data.readers import MIN_SIDE
@@ -11,7 +11,6 @@ from alignseg_tf.serving import schemas
 from alignseg_tf.serving.answers import (
     OFFSET_FORMS,
     SEGMENT_FORMS,
-    chosen_form,
     fewer_vectors,
     offsets_answer,
     segment_answer,
@@ -26,7 +25,7 @@ from alignseg_tf.serving.service import Service
 Responses = dict[int | str, dict[str, Any]]
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-_WORK_ERRORS = (401, 406, 408, 413, 415, 422, 429, 500, 503, 504)
+_WORK_ERRORS = (401, 408, 413, 415, 422, 429, 500, 503, 504)
 _RANGES: Responses = {
     206: {
         "description": "A part of the file.",
@@ -93,28 +92,24 @@ def picture_routes(service: Service) -> APIRouter:
     )
     async def segment(
         request: Request,
-        format: Annotated[
-            Literal["classes", "overlay", "json"] | None,
-            Query(description="goes before the header Accept"),
-        ] = None,
+        format: Literal["classes", "overlay", "json"] = "classes",
     ) -> Response:
         """Segment a picture.
 
         The answer is a PNG file whose grey values are class ids, one of the classes painted over
         the picture, or JSON with a run-length code a class.
         """
-        form = chosen_form(SEGMENT_FORMS, format, request.headers.get("accept", ""))
         async with service.time_limit(), service.picture(request) as image:
             made = await service.result(request, service.batcher.segment(image))
             version = made.version
             content = await service.in_pool(
-                segment_answer, form, image, made.class_map, version.label_space,
+                segment_answer, format, image, made.class_map, version.label_space,
                 service.models.name, version.number,
             )  # fmt: skip
         return Response(
             content,
-            media_type=SEGMENT_FORMS[form],
-            headers={"X-Model-Version": str(version.number), "Vary": "Accept"},
+            media_type=SEGMENT_FORMS[format],
+            headers={"X-Model-Version": str(version.number)},
         )
 
     @router.post(
@@ -129,17 +124,13 @@ def picture_routes(service: Service) -> APIRouter:
     )
     async def offsets(
         request: Request,
-        format: Annotated[
-            Literal["json", "binary"] | None,
-            Query(description="goes before the header Accept"),
-        ] = None,
+        format: Literal["json", "binary"] = "json",
     ) -> Response:
         """Return where the alignment layers of the model look, in pixels of the picture.
 
         `binary` is a little-endian uint32, the length of the JSON that follows; that JSON; then,
         field by field, float32 x, y of each vector, row by row.
         """
-        form = chosen_form(OFFSET_FORMS, format, request.headers.get("accept", ""))
         if "offsets" not in service.models.active.signatures:
             raise _no_offsets(service.models.active)
 
@@ -157,12 +148,12 @@ def picture_routes(service: Service) -> APIRouter:
             )
             height, width = image.shape[:2]
             content = await service.in_pool(
-                offsets_answer, form, fields, width, height, service.models.name, version.number
+                offsets_answer, format, fields, width, height, service.models.name, version.number
             )
         return Response(
             content,
-            media_type=OFFSET_FORMS[form],
-            headers={"X-Model-Version": str(version.number), "Vary": "Accept"},
+            media_type=OFFSET_FORMS[format],
+            headers={"X-Model-Version": str(version.number)},
         )
 
     return router

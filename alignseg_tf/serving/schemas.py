@@ -142,7 +142,6 @@ _WORDS = {
     401: "The token is missing or wrong.",
     404: "There is no such thing.",
     405: "The path is there, but not for this method.",
-    406: "No form of the answer is one that the client takes.",
     408: "The body came too slowly.",
     413: "The body, or the picture in it, is too large.",
     415: "This is no picture of a known format.",
