@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-for package in ("fastapi", "httpx", "prometheus_client", "python_multipart", "uvicorn"):
+for package in ("fastapi", "httpx", "hypercorn", "prometheus_client", "python_multipart"):
     pytest.importorskip(package, reason="needs the server: pip install 'alignseg_tf[serve]' httpx")
 
 import httpx
@@ -27,6 +27,8 @@ from alignseg_tf.serving.settings import Settings
 SPACE = LabelSpace(("ground", "box", "disc", "sky"))
 # A picture whose first pixel is this is refused by the model: what fails, fails inside TensorFlow.
 POISON = (255, 254, 253)
+# The model gives this red value the class of 255 // 64, and NaN as logits.
+NOT_FINITE = 252
 PICTURES = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
 
 
@@ -58,7 +60,10 @@ class Quarters(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, "images")])
     def logits(self, images):
-        return {"logits": images[:, ::4, ::4] / 256}
+        """Not finite where red is `NOT_FINITE`; one channel for each class."""
+        small = images[:, ::4, ::4] / 256
+        bad = tf.reduce_all(images[:, ::4, ::4, :1] == NOT_FINITE, -1, keepdims=True)
+        return {"logits": tf.where(bad, np.nan, tf.concat([small, small[..., :1]], -1))}
 
     @tf.function(input_signature=[PICTURES])
     def offsets(self, images):
@@ -111,8 +116,8 @@ def decoded(content: bytes) -> np.ndarray:
 class Client:
     """Asks an application without connections."""
 
-    def __init__(self, app, runner: asyncio.Runner):
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    def __init__(self, app, runner: asyncio.Runner, address: tuple[str, int] = ("127.0.0.1", 1)):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=address)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://here", timeout=30)
         self._runner = runner
 
@@ -135,14 +140,15 @@ class Client:
 
 @contextmanager
 def running(
-    folder: Path, settings: Settings | None = None, **kwargs
+    folder: Path, settings: Settings | None = None, hosts: Sequence[str] = ("*",), **kwargs
 ) -> Iterator[tuple[Client, Service]]:
     """A server's application on a folder, without connections."""
     models = Models(folder)
     models.update()
     service = Service(models, settings or Settings(), **kwargs)
+    service.decoders.start()
     try:
         with asyncio.Runner() as runner:
-            yield Client(create_app(service), runner), service
+            yield Client(create_app(service, hosts), runner), service
     finally:
         assert service.stop(10)

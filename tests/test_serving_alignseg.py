@@ -39,3 +39,26 @@ def test_answers_are_those_of_the_model(exported):
                 shape = (field["height"], field["width"], 2)
                 assert np.shape(field["vectors"]) == shape
                 assert max(shape[:2]) <= 64
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"image_size": (64, 96)}, {"image_size": (64, 96), "operations": "fused"}],
+    ids=["any size", "one size", "fused"],
+)
+def test_every_form_that_export_writes_is_served(tmp_path, options):
+    model = tiny_model(label_space=LabelSpace(CLASSES).to_dict())
+    export_saved_model(model, tmp_path / "street" / "1", **options)
+    image, predictor = random_images(1, 64, 96)[0], Predictor(model)
+    with running(tmp_path / "street") as (client, _):
+        answer = client.post("/v1/segment", encoded(image))
+        assert (decoded(answer.content) == predictor.class_map(image)).mean() > 0.999
+        (described,) = client.get("/v1/models").json()["models"]
+        other = client.post("/v1/segment", encoded(random_images(1, 64, 97)[0]))
+        if "image_size" in options:
+            assert described["input"]["size"] == [64, 96]
+            assert other.status_code == 422
+            assert "Expected an image of 96 x 64 pixels" in other.json()["error"]
+        else:
+            assert described["input"]["size"] is None
+            assert other.status_code == 200

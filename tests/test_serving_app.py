@@ -12,8 +12,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from serving_fixtures import (
+    NOT_FINITE,
     POISON,
     SPACE,
+    Client,
     decoded,
     encoded,
     expected,
@@ -23,12 +25,13 @@ from serving_fixtures import (
 )
 
 from alignseg_tf import visualization
-from alignseg_tf.serving import connections
+from alignseg_tf.serving import server as serving_server
 from alignseg_tf.serving.app import create_app
+from alignseg_tf.serving.service import address_of
 from alignseg_tf.serving.settings import Settings
 
 httpx = pytest.importorskip("httpx")
-uvicorn = pytest.importorskip("uvicorn")
+hypercorn = pytest.importorskip("hypercorn.asyncio")
 
 PNG = {"content-type": "image/png"}
 
@@ -113,31 +116,36 @@ def test_segment_says_what_was_wrong(client):
         client.post("/v1/segment", b"{}", headers={"content-type": "application/json"}),
         415, "Expected the Content-Type image/jpeg",
     )  # fmt: skip
-    check_error(client.post("/v1/segment", encoded(picture(20, 90))), 422, "sides of 32", "90 x 20")
+    check_error(client.post("/v1/segment", encoded(picture(20, 90))), 422, "least 32", "90 x 20")
     before = number(client, 'alignseg_rejected_total{reason="damaged"}')
     client.post("/v1/segment", data[:200])
     assert number(client, 'alignseg_rejected_total{reason="damaged"}') == before + 1
 
 
-def test_pictures_that_come_together_are_segmented_together_and_only_the_guilty_fail(folder):
-    with running(folder, Settings(max_wait_ms=2000, max_batch=4)) as (client, _):
+def test_only_the_image_that_the_model_refuses_fails(folder):
+    with running(folder) as (client, _):
         images = [picture(seed=seed) for seed in range(3)]
         poisoned = picture(seed=9)
         poisoned[0, 0] = POISON
         requests = [
-            ("POST", "/v1/segment", {"content": encoded(image)}) for image in [*images, poisoned]
+            ("POST", "/v1/segment", {"content": encoded(image)}) for image in [poisoned, *images]
         ]
-        *good, bad = client.together(*requests)
+        bad, *good = client.together(*requests)
         for response, image in zip(good, images, strict=True):
             assert (decoded(response.content) == expected(image)).all()
         check_error(bad, 422, "The model refuses this", "poison")
-        # The batch of four failed, then each went alone.
-        assert number(client, "alignseg_pictures_total") == 3
-        good = client.together(*requests[:3], requests[0])
-        assert [response.status_code for response in good] == [200] * 4
-        assert number(client, 'alignseg_batch_pictures_bucket{le="4.0"}') == 4
-        assert number(client, 'alignseg_batch_pictures_bucket{le="3.0"}') == 3
-        assert number(client, "alignseg_pictures_total") == 7
+        assert number(client, "alignseg_images_total") == 3
+        assert number(client, "alignseg_inference_seconds_count") == 3
+
+
+def test_logits_that_are_not_finite_are_an_error_with_model_and_image(folder, caplog):
+    with running(folder) as (client, _):
+        uniform = np.full((40, 56, 3), 200, np.uint8)
+        response = client.post("/v1/segment", encoded(uniform))
+        assert (decoded(response.content) == 3).all()
+        response = client.post("/v1/segment", encoded(np.full((40, 56, 3), NOT_FINITE, np.uint8)))
+        check_error(response, 500, "street, version 1", "finite outputs", "56 x 40 pixels")
+        assert "street, version 1: expected finite outputs" in caplog.text
 
 
 def test_offsets(client):
@@ -224,7 +232,7 @@ def test_bodies_are_limited_while_they_come(folder):
     with running(folder, Settings(max_bytes=1000)) as (client, service):
         check_error(
             client.post("/v1/segment", bytes(1001)), 413,
-            "Expected a body of 1000 bytes at most. Received: Content-Length: 1001",
+            "Expected a body of at most 1000 bytes. Received: Content-Length: 1001",
         )  # fmt: skip
         sent = []
 
@@ -235,7 +243,7 @@ def test_bodies_are_limited_while_they_come(folder):
 
         # The rest is read for a while, so that the client gets to read the answer.
         response = client.post("/v1/segment", endless())
-        check_error(response, 413, "1000 bytes at most. Received: more")
+        check_error(response, 413, "at most 1000 bytes. Received: more")
         assert response.headers["connection"] == "close"
         assert 100 < len(sent) < 300_000
         assert service._bodies.used == 0
@@ -273,22 +281,22 @@ def test_memory_of_bodies_is_limited_over_all_requests(folder):
 def hold(service):
     """Keep the thread of TensorFlow busy until the event that is returned is set."""
     go = threading.Event()
-    service.batcher.call(lambda: go.wait(20))
+    service.run(lambda: go.wait(20))
     return go
 
 
 def test_a_full_queue_asks_to_come_again(folder):
     data = encoded(picture())
-    settings = Settings(max_queue=2, request_seconds=1)
+    settings = Settings(max_queue=2, request_seconds=1, address_share=1)
     with running(folder, settings) as (client, service):
         go = hold(service)
         responses = client.together(*[("POST", "/v1/segment", {"content": data})] * 3)
         go.set()
         assert sorted(response.status_code for response in responses) == [429, 504, 504]
         full = next(response for response in responses if response.status_code == 429)
-        check_error(full, 429, "The queue is full: 2 pictures are there")
+        check_error(full, 429, "The queue is full: 2 images are there")
         assert full.headers["retry-after"] == "1"
-        assert service._pictures.used == service._pixels.used == 0
+        assert service._images.used == service._pixels.used == 0
         assert client.post("/v1/segment", data).status_code == 200
         assert number(client, 'alignseg_rejected_total{reason="time"}') == 2
 
@@ -296,19 +304,147 @@ def test_a_full_queue_asks_to_come_again(folder):
 def test_pixels_of_the_queue_are_limited(folder):
     data = encoded(picture(40, 56))
     pixels = 40 * 56
-    settings = Settings(max_pixels=pixels, max_queue_pixels=2 * pixels + 1, request_seconds=1)
+    settings = Settings(
+        max_pixels=pixels, max_queue_pixels=2 * pixels + 1, request_seconds=1, address_share=1
+    )
     with running(folder, settings) as (client, service):
         go = hold(service)
         responses = client.together(*[("POST", "/v1/segment", {"content": data})] * 3)
         go.set()
         assert sorted(response.status_code for response in responses) == [429, 504, 504]
-        assert service._pictures.used == service._pixels.used == 0
+        assert service._images.used == service._pixels.used == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"origin": "http://elsewhere.example"}, {"origin": "null"},
+        {"origin": "http://here:8081"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site", "origin": "http://here"},
+    ],
+)  # fmt: skip
+def test_pages_of_other_sites_do_not_use_the_server(client, headers):
+    form = {"files": {"image": ("a.png", encoded(picture()))}}
+    response = client.together(("POST", "/v1/segment", {"headers": headers, **form}))[0]
+    check_error(response, 403, "this server's own pages")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"origin": "http://here"}, {"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}],
+)
+def test_own_pages_and_other_clients_use_the_server(client, headers):
+    response = client.post("/v1/segment", encoded(picture()), headers=headers)
+    assert response.status_code == 200
+    assert response.headers["cross-origin-resource-policy"] == "same-origin"
+
+
+def test_other_hosts_are_refused(folder):
+    with running(folder, hosts=["here", "127.0.0.1", "[::1]"]) as (client, _):
+        for host in ("here", "here:8080", "127.0.0.1:80", "[::1]:8080"):
+            assert client.get("/v1/models", headers={"host": host}).status_code == 200, host
+        for host in ("rebound.example", "rebound.example:8080", "here.example", "x@here", ""):
+            for path in ("/v1/models", "/metrics", "/", "/v1/models/street/files/street.tflite"):
+                response = client.get(path, headers={"host": host})
+                assert response.status_code == 400, (host, path)
+
+
+def test_one_address_leaves_room_for_others(folder):
+    """Each limit has a part that one address cannot use; probes need no place."""
+    settings = Settings(max_requests=4, max_body_memory=4000, max_bytes=2000, read_seconds=5)
+    with running(folder, settings) as (client, service):
+        app = create_app(service)
+
+        def asked(address: str) -> Client:
+            return Client(app, client._runner, (address, 1))
+
+        held = threading.Event()
+
+        async def slow(size: int):
+            yield bytes(size)
+            while not held.is_set():
+                await asyncio.sleep(0.01)
+
+        async def many():
+            first, second = asked("192.0.2.1")._client, asked("192.0.2.2")._client
+            tasks = [
+                asyncio.ensure_future(first.post("/v1/segment", content=slow(900)))
+                for _ in range(2)
+            ]
+            await asyncio.sleep(0.2)
+            codes = [
+                (await first.get("/v1/models")).status_code,
+                (await first.get("/healthz")).status_code,
+                (await second.get("/v1/models")).status_code,
+                (await second.post("/v1/segment", content=bytes(1900))).status_code,
+            ]
+            held.set()
+            return codes, [(await task).status_code for task in tasks]
+
+        codes, slow_codes = client._runner.run(many())
+        assert codes == [503, 200, 200, 415]
+        assert slow_codes == [415, 415]
+        assert service.requests.used == service._bodies.used == 0
+
+
+def test_addresses_of_one_network_count_as_one():
+    assert address_of(("192.0.2.7", 1)) == "192.0.2.7"
+    assert address_of(("::ffff:192.0.2.7", 1)) == "192.0.2.7"
+    one, two = address_of(("2001:db8::1", 1)), address_of(("2001:db8::2:1", 1))
+    assert one == two
+    assert address_of(("2001:db8:0:1::1", 1)) != one
+    assert address_of(("fe80::1%eth0", 1)) == "fe80::/64"
+    assert address_of(None) == address_of(("", 0)) == ""
+
+
+def test_forms_that_are_refused(client):
+    data = encoded(picture())
+    one = ("image", ("a.png", data))
+    for options, message in (
+        ({"files": [one, one]}, "Too many files"),
+        ({"files": [("a", (None, "no file"))]}, "0 files"),
+        ({"files": [one], "data": {str(n): "x" for n in range(20)}}, "Too many fields"),
+        ({"content": b"", "headers": {"content-type": "multipart/form-data"}}, "boundary"),
+        (
+            {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=y"}},
+            "Expected a form with one file",
+        ),
+    ):
+        check_error(client.together(("POST", "/v1/segment", options))[0], 422, message)
+    whole = client._client.build_request("POST", "/v1/segment", files=[one])
+    truncated = client.post(
+        "/v1/segment", whole.read()[:200], headers={"content-type": whole.headers["content-type"]}
+    )
+    check_error(truncated, 422, "Expected a form with one file")
+
+
+def test_names_in_addresses_are_quoted(folder, tmp_path):
+    odd = tmp_path / "a street?"
+    shutil.copytree(folder, odd)
+    (odd / "50% #1.tflite").write_bytes(b"odd")
+    with running(odd) as (client, _):
+        files = {f["name"]: f["url"] for f in client.get("/v1/models").json()["models"][0]["files"]}
+        assert files["50% #1.tflite"] == "/v1/models/a%20street%3F/files/50%25%20%231.tflite"
+        assert client.get(files["50% #1.tflite"]).content == b"odd"
+
+
+def test_a_folder_that_is_away_leaves_the_loaded_version(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "street")
+    with running(tmp_path / "street") as (client, service):
+        (tmp_path / "street").rename(tmp_path / "away")
+        service.models.update()
+        service.models.update()
+        (model,) = client.get("/v1/models").json()["models"]
+        assert model["versions"] == [{"version": "1", "state": "active"}]
+        assert model["files"] == []
+        assert client.post("/v1/segment", encoded(picture())).status_code == 200
 
 
 def test_clients_that_go_away_are_not_served(server, monkeypatch):
     client, service = server
     go = hold(service)
-    before = number(client, "alignseg_pictures_total")
+    before = number(client, "alignseg_images_total")
     gone = number(client, 'alignseg_requests_total{route="/v1/segment",status="499"}')
 
     async def leave():
@@ -326,8 +462,8 @@ def test_clients_that_go_away_are_not_served(server, monkeypatch):
 
         scope = {
             "type": "http", "method": "POST", "path": "/v1/segment", "raw_path": b"/v1/segment",
-            "query_string": b"", "headers": [], "scheme": "http", "http_version": "1.1",
-            "asgi": {"version": "3.0"}, "root_path": "",
+            "query_string": b"", "headers": [(b"host", b"here")], "scheme": "http",
+            "http_version": "1.1", "asgi": {"version": "3.0"}, "root_path": "",
         }  # fmt: skip
         await create_app(service)(scope, receive, send)
         return sent
@@ -335,7 +471,7 @@ def test_clients_that_go_away_are_not_served(server, monkeypatch):
     assert client._runner.run(leave()) == []
     go.set()
     assert client.post("/v1/segment", encoded(picture())).status_code == 200
-    assert number(client, "alignseg_pictures_total") == before + 1
+    assert number(client, "alignseg_images_total") == before + 1
     name = 'alignseg_requests_total{route="/v1/segment",status="499"}'
     assert number(client, name) == gone + 1
 
@@ -344,7 +480,7 @@ def test_failures_of_the_server_are_logged_under_the_id_that_the_client_gets(
     server, monkeypatch, caplog
 ):
     client, service = server
-    monkeypatch.setattr(type(service.models.active), "class_maps", lambda *_: 1 / 0)
+    monkeypatch.setattr(type(service.models.active), "class_map", lambda *_: 1 / 0)
     response = client.post("/v1/segment", encoded(picture()))
     check_error(response, 500, response.headers["x-request-id"])
     assert response.headers["x-request-id"] in caplog.text
@@ -357,8 +493,8 @@ def test_full_memory_of_the_accelerator_is_told(server, monkeypatch):
     def full(*_):
         raise MemoryError
 
-    monkeypatch.setattr(type(service.models.active), "class_maps", full)
-    check_error(client.post("/v1/segment", encoded(picture())), 503, "No memory for this picture")
+    monkeypatch.setattr(type(service.models.active), "class_map", full)
+    check_error(client.post("/v1/segment", encoded(picture())), 503, "No memory for this image")
 
 
 def test_the_token(folder):
@@ -394,7 +530,7 @@ def test_a_server_that_is_about_to_stop(folder):
 
 def test_a_new_version_serves_without_a_lost_request(tmp_path, folder):
     shutil.copytree(folder, tmp_path / "street")
-    with running(tmp_path / "street") as (client, service):
+    with running(tmp_path / "street", Settings(address_share=1)) as (client, service):
         image = picture()
         write_model(tmp_path / "street" / "2", shift=1)
         requests = [("POST", "/v1/segment", {"content": encoded(image)})] * 60
@@ -444,18 +580,25 @@ def test_the_description_is_complete(client):
 @contextmanager
 def listening(service):
     """The same with connections, in a thread; yields the address."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()  # or who comes before the thread has begun is turned away
-        server = uvicorn.Server(connections.config(create_app(service), service.settings))
-        thread = threading.Thread(target=server.run, args=[[taken]])
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{taken.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(30)
-            assert not thread.is_alive()
+    taken = serving_server.listening_socket("127.0.0.1", 0, service.settings.send_seconds)
+    port = taken.getsockname()[1]
+    config = serving_server.configuration(taken, service.settings)
+    stop = threading.Event()
+
+    async def until_stop():
+        while not stop.is_set():
+            await asyncio.sleep(0.02)
+
+    app = create_app(service)
+    run = hypercorn.serve(app, config, shutdown_trigger=until_stop)
+    thread = threading.Thread(target=asyncio.run, args=[run])
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        stop.set()
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_clients_that_do_not_read_their_answer_are_cut_off(tmp_path):

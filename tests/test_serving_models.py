@@ -1,14 +1,25 @@
 import gc
+import json
 import logging
+import os
 import shutil
 import time
 
 import numpy as np
 import pytest
-from serving_fixtures import SPACE, expected, picture, write_model
+import tensorflow as tf
+from serving_fixtures import NOT_FINITE, SPACE, expected, picture, write_model
 
+from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.networks import LABEL_SPACE_FILE
-from alignseg_tf.serving.models import Models, Version, load_version
+from alignseg_tf.serving.models import (
+    ImageSizeError,
+    Models,
+    NonFiniteError,
+    Version,
+    folder_signature,
+    load_version,
+)
 
 
 def load(path):
@@ -20,8 +31,7 @@ def load(path):
 
 def add(folder, name, broken=False):
     (folder / f".{name}").mkdir()
-    if broken:
-        (folder / f".{name}" / "broken").touch()
+    (folder / f".{name}" / ("broken" if broken else "whole")).touch()
     return (folder / f".{name}").rename(folder / name)
 
 
@@ -95,23 +105,68 @@ def test_a_broken_version_is_told_once_and_the_old_one_goes_on(folder, models, c
     assert broken == [2]
     assert caplog.text.count("version 2 does not load, version 1 goes on: 2 is broken") == 1
     assert models.states() == {1: "active", 2: "broken"}
-    shutil.rmtree(folder / "2")
-    # A file system may give the number of a folder that is gone to the next one.
-    (folder / "other").mkdir()
-    add(folder, "2")
+    # A broken version that is mended is read again, when it has been the same for two looks.
+    (folder / "2" / "broken").unlink()
     models.update()
-    assert models.active.number == 2
+    assert models.states() == {1: "active", 2: "idle"}
+    models.update()
+    assert models.states() == {1: "idle", 2: "active"}
 
 
-def test_a_version_that_is_written_again_is_loaded_again(folder, models):
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_version_that_is_written_again_is_loaded_again(folder, models, in_place):
     first = models.active
     models.update()
     assert models.active is first
-    (folder / "1").rename(folder / ".old")
-    add(folder, "1")
+    if in_place:
+        (folder / "1" / "whole").write_text("other")
+    else:  # a file system may give the inode of a folder that is gone to the next one
+        shutil.rmtree(folder / "1")
+        add(folder, "1")
+    models.update()
+    assert models.active is first  # it may be about to change more
     models.update()
     assert models.active is not first
     assert models.active.number == 1
+    second = models.active
+    models.update()
+    assert models.active is second
+
+
+def test_a_version_that_is_written_again_and_broken_leaves_the_loaded_one(folder, models, caplog):
+    add(folder, "2")
+    models.update()
+    active = models.active
+    (folder / "2" / "broken").touch()
+    for _ in range(4):
+        models.update()
+    assert models.active is active
+    assert caplog.text.count("version 2 does not load, version 2 goes on") == 1
+    (folder / "2" / "broken").unlink()
+    models.update()
+    models.update()
+    assert models.active is active  # its files are those that were loaded
+    (folder / "2" / "whole").write_text("mended")
+    models.update()
+    models.update()
+    assert models.active is not active
+    assert models.active.number == 2
+
+
+def test_other_content_has_another_signature(folder, tmp_path):
+    before = folder_signature(folder / "1")
+    file = folder / "1" / "whole"
+    times = file.stat()
+    file.write_bytes(b"other")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert folder_signature(folder / "1") != before
+    before = folder_signature(folder / "1")
+    file.write_bytes(b"again")  # of the same size
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert folder_signature(folder / "1") != before
+    before = folder_signature(folder / "1")
+    (folder / "1").rename(folder / "7")
+    assert folder_signature(folder / "7") == before
 
 
 def test_an_older_version_takes_over_when_the_newest_is_taken_away(folder, models):
@@ -170,8 +225,9 @@ def test_a_savedmodel_is_loaded_and_has_to_segment(tmp_path):
     assert version.number == 7
     assert version.label_space == SPACE
     assert set(version.signatures) == {"serving_default", "serve_bytes", "logits", "offsets"}
-    images = np.stack([picture(), picture(seed=1)])
-    assert (version.class_maps(images) == expected(images, shift=1)).all()
+    image = picture()
+    assert (version.class_map(image) == expected(image, shift=1)).all()
+    assert (version.call("offsets", image)["fine"][5, 7] == (7, 5)).all()
     del version
     gc.collect()
     (path / LABEL_SPACE_FILE).unlink()
@@ -184,6 +240,39 @@ def test_a_savedmodel_is_loaded_and_has_to_segment(tmp_path):
 
 def test_a_version_whose_class_maps_are_none_is_broken(tmp_path, monkeypatch):
     path = write_model(tmp_path / "7")
-    monkeypatch.setattr(Version, "class_maps", lambda self, images: images[..., 0].astype(int))
-    with pytest.raises(ValueError, match=r"expected class maps uint8 \[1, 64, 96\]. Received: int"):
+    monkeypatch.setattr(Version, "class_map", lambda self, image: image[..., 0].astype(int))
+    with pytest.raises(ValueError, match=r"expected class maps uint8 \[64, 96\]. Received: int"):
         load_version(path)
+
+
+def test_a_version_with_other_than_its_names_of_classes_is_broken(tmp_path):
+    path = write_model(tmp_path / "7")
+    space = LabelSpace(SPACE.classes[:3])
+    (path / LABEL_SPACE_FILE).write_text(json.dumps(space.to_dict()))
+    with pytest.raises(ValueError, match="7: expected the names of 4 classes. Received: 3 names"):
+        load_version(path)
+    version = Version(7, space, load_version(write_model(tmp_path / "8")).signatures)
+    with pytest.raises(RuntimeError, match="class id 3 and has the names of 3 classes"):
+        version.class_map(np.full((32, 32, 3), 200, np.uint8))
+
+
+def test_a_version_of_one_size_takes_no_other():
+    version = Version(7, SPACE, {"serving_default": None}, (32, 48))
+    with pytest.raises(ImageSizeError, match="Expected an image of 48 x 32 pixels.* 48 x 33"):
+        version.class_map(picture(33, 48))
+
+
+def test_a_version_without_finite_logits_is_broken(tmp_path, monkeypatch):
+    version = load_version(write_model(tmp_path / "7"))
+    bad = picture()
+    bad[4, 8, 0] = NOT_FINITE
+    with pytest.raises(NonFiniteError, match=r"version 7: .* for an image of 56 x 40 pixels"):
+        version.call("logits", bad)
+    assert version.call("logits", picture())["logits"].shape == (10, 14, 4)
+
+    def checked(**inputs):
+        tf.debugging.check_numerics(tf.constant([1.0, np.nan]), "logits")
+
+    version.signatures["serving_default"] = checked  # as an export that checks its own logits
+    with pytest.raises(NonFiniteError, match="version 7"):
+        version.class_map(picture())

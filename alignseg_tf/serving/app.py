@@ -4,11 +4,13 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import math
 import secrets
 import time
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 from fastapi import FastAPI, Request
@@ -17,17 +19,18 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alignseg_tf.serving.refusals import RefusedError
 from alignseg_tf.serving.routes import (
     health_routes,
+    image_routes,
     json_error,
     model_routes,
-    picture_routes,
 )
-from alignseg_tf.serving.service import Service
+from alignseg_tf.serving.service import Service, address_of
 from alignseg_tf.version import __version__
 
 log = logging.getLogger("alignseg_tf.serving")
@@ -36,27 +39,35 @@ STATIC = Path(__file__).parent / "static"
 # A browser shows these without a token; they hold nothing of the model.
 OPEN_PATHS = {"/", "/healthz", "/readyz"}
 OPEN_FOLDERS = ("/static/", "/litert/")
-# Pages show pictures that they made themselves, and LiteRT.js compiles WebAssembly.
+# They hold nothing for long, and who watches the server needs them most when it is full.
+PROBES = {"/healthz", "/readyz"}
+# Pages show images that they made themselves, and LiteRT.js compiles WebAssembly.
 HEADERS = {
     "content-security-policy": (
         "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; img-src 'self' blob: data:; "
         "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
+    "cross-origin-resource-policy": "same-origin",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
-# So long and so much is read of a body that is refused, for the client to read why: it would get
-# no answer from a connection that is closed while it sends.
+# How long and how much is read of the body of a refused request, so that the client reads why: it
+# would get no answer from a connection that is closed while it sends.
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 * 2**20
-# No status that is ever sent: the client went away.
+# What TrustedHostMiddleware answers, in the OpenAPI document.
+OTHER_HOST = {
+    "description": "The header Host names another server.",
+    "content": {"text/plain": {"schema": {"type": "string"}}},
+}
+# A status that is counted and never sent: the client went away.
 GONE = 499
 
 
 class Gate:
-    """What every request passes: token, end of the server, headers, numbers, log.
+    """Check the token, the origin and the number of requests; add headers, numbers, log lines.
 
     Args:
-        app: what is behind it.
+        app: the application behind it.
         service: of the server.
     """
 
@@ -67,23 +78,52 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        await _Exchange(self._app, self._service, self._refusal(scope)).run(scope, receive, send)
+        requests, address = self._service.requests, address_of(scope.get("client"))
+        is_probe = scope["path"] in PROBES
+        has_place = is_probe or requests.take(1, address)
+        try:
+            refusal = self._refusal(scope) if has_place else _TOO_MANY
+            await _Exchange(self._app, self._service, refusal).run(scope, receive, send)
+        finally:
+            if has_place and not is_probe:
+                requests.give_back(1, address)
 
     def _refusal(self, scope: Scope) -> RefusedError | None:
-        path = scope["path"]
+        path, headers = scope["path"], Headers(scope=scope)
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return None
         if self._token:
-            scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+            scheme, _, given = headers.get("authorization", "").partition(" ")
             digest = hashlib.sha256(given.strip().encode("latin-1", "replace")).digest()
             if not hmac.compare_digest(digest, self._token) or scheme.lower() != "bearer":
                 return RefusedError(401, "token", "Expected the header Authorization: Bearer TOKEN")
-        if self._service.draining and scope["method"] == "POST":
-            return RefusedError(503, "draining", "The server is about to stop", 1)
+        if scope["method"] == "POST":
+            if not is_same_origin(headers):
+                return RefusedError(403, "origin", "Expected a request of this server's own pages")
+            if self._service.draining:
+                return RefusedError(503, "draining", "The server is about to stop", 1)
         return None
+
+
+_TOO_MANY = RefusedError(503, "requests", "Too many requests at once, the server is busy", 1)
+
+
+def is_same_origin(headers: Headers) -> bool:
+    """Return whether a request comes from a page of this server, or from no page.
+
+    Browsers send `Sec-Fetch-Site`, older ones only `Origin`; other clients send neither.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = headers.get("origin")
+    return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
 
 
 class _Exchange:
@@ -95,7 +135,7 @@ class _Exchange:
         self._refusal = refusal
         self._id = secrets.token_hex(8)
         self._status = GONE
-        self._started = self._reading = False
+        self._started = False
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
@@ -104,7 +144,6 @@ class _Exchange:
         self._body_left = (
             headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         )
-        self._awaits_continue = headers.get("expect", "").lower() == "100-continue"
         try:
             if self._refusal is not None:
                 response = refused(self._service, self._refusal)
@@ -113,7 +152,7 @@ class _Exchange:
                 await self._app(scope, self._receive, self._send)
         except ClientDisconnect:
             self._status = GONE
-        except asyncio.CancelledError:  # by uvicorn, when the time to end is over
+        except asyncio.CancelledError:  # by the server, when the time to end is over
             self._service.cut_off += 1
             self._body_left = False
             if not self._started:
@@ -129,9 +168,8 @@ class _Exchange:
             self._note(scope, time.monotonic() - began)
 
     async def _receive(self) -> Message:
-        self._reading = True
         message = await self._receive_next()
-        if message["type"] == "http.request" and not message.get("more_body", False):
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._body_left = False
         return message
 
@@ -142,22 +180,25 @@ class _Exchange:
             headers = MutableHeaders(raw=message["headers"])
             headers.update({**HEADERS, "x-request-id": self._id})
             if self._body_left:
-                await self._read_on()
+                with anyio.move_on_after(LINGER_SECONDS):
+                    await self._read_on(LINGER_BYTES)
             if self._body_left or self._service.draining:
                 headers["connection"] = "close"
-        await self._send_next(message)
-
-    async def _read_on(self) -> None:
-        """Read what is left of a body that nobody wants, for a while."""
-        if self._awaits_continue and not self._reading:
+        if not self._body_left:
+            await self._send_next(message)
             return
-        left = LINGER_BYTES
-        with anyio.move_on_after(LINGER_SECONDS):
-            while self._body_left and left > 0:
-                message = await self._receive()
-                if message["type"] == "http.disconnect":
-                    return
-                left -= len(message.get("body", b""))
+        # Hypercorn waits for room in the queue of `receive` before it closes a connection whose
+        # body was not read.
+        async with anyio.create_task_group() as reading:
+            reading.start_soon(self._read_on, math.inf)
+            await self._send_next(message)
+            reading.cancel_scope.cancel()
+
+    async def _read_on(self, most: float) -> None:
+        """Read and drop the rest of a body, up to a number of bytes."""
+        while self._body_left and most > 0:
+            most -= len((await self._receive()).get("body", b""))
+            await asyncio.sleep(0)  # what is there already does not wait
 
     def _note(self, scope: MutableMapping[str, Any], seconds: float) -> None:
         route = getattr(scope.get("route"), "path", None) or _unrouted(scope["path"])
@@ -165,9 +206,10 @@ class _Exchange:
         monitoring.requests.labels(route, str(self._status)).inc()
         monitoring.seconds.labels(route).observe(seconds)
         if self._service.verbose:
+            milliseconds = 1000 * seconds
             log.info(
-                "%s %s %r %d %.0f ms", self._id, scope["method"], scope["path"], self._status,
-                1000 * seconds,
+                "%s %s %r %d %.0f ms",
+                self._id, scope["method"], scope["path"], self._status, milliseconds,
             )  # fmt: skip
 
 
@@ -197,6 +239,7 @@ def description(app: FastAPI, with_token: bool) -> dict[str, Any]:
         for operation in path.values():
             if "HTTPValidationError" in str(operation["responses"].get("422")):
                 del operation["responses"]["422"]
+            operation["responses"].setdefault("400", OTHER_HOST)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     if with_token:
@@ -207,8 +250,13 @@ def description(app: FastAPI, with_token: bool) -> dict[str, Any]:
     return document
 
 
-def create_app(service: Service) -> FastAPI:
-    """Return the application of a server."""
+def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
+    """Return the application of a server.
+
+    Args:
+        service: what its routes share.
+        hosts: the names in the header `Host` that are answered.
+    """
     # The pages of documentation that FastAPI has load scripts from other hosts.
     app = FastAPI(
         title="alignseg_tf",
@@ -219,6 +267,7 @@ def create_app(service: Service) -> FastAPI:
         openapi_url=None,
         redirect_slashes=False,
     )
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.add_middleware(Gate, service=service)
 
     @app.exception_handler(RefusedError)
@@ -236,7 +285,7 @@ def create_app(service: Service) -> FastAPI:
         return json_error(str(error.detail), error.status_code, dict(error.headers or {}))
 
     app.include_router(health_routes(service))
-    app.include_router(picture_routes(service))
+    app.include_router(image_routes(service))
     app.include_router(model_routes(service))
 
     @app.get("/openapi.json", include_in_schema=False)

@@ -1,5 +1,6 @@
 """Versions of the model: which one serves, and the switch to a new one."""
 
+import contextlib
 import gc
 import logging
 import threading
@@ -15,8 +16,18 @@ from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.networks import SavedModelNetwork
 
 log = logging.getLogger("alignseg_tf.serving")
-# Of the picture that a new version has to segment before it serves.
+# Size of the image that a new version has to segment before it serves, if it takes any size.
 WARM_UP_SIZE = (64, 96)
+# How TensorFlow's check of numbers in an exported graph words what it found.
+NON_FINITE_WORDS = ("had NaN", "had Inf", "had -Inf", "had +Inf", "not finite", "non-finite")
+
+
+class ImageSizeError(ValueError):
+    """An image of another size than the only one that a version takes."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A model gives NaN or infinite numbers, which have no class."""
 
 
 class Version:
@@ -24,54 +35,133 @@ class Version:
 
     It is unloaded when nobody holds it any more: whoever works with it keeps it until then.
 
-    Attributes:
+    Args:
         number: the name of its folder.
         label_space: names and colours of the classes.
         signatures: what TensorFlow runs, by name.
+        size: (height, width) of the images, None where any size is taken.
     """
 
-    def __init__(self, number: int, label_space: LabelSpace, signatures: Mapping[str, Any]):
+    def __init__(
+        self,
+        number: int,
+        label_space: LabelSpace,
+        signatures: Mapping[str, Any],
+        size: tuple[int, int] | None = None,
+    ):
         self.number = number
         self.label_space = label_space
         self.signatures = dict(signatures)
+        self.size = size
 
-    def call(self, signature: str, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Run a signature on arrays; return arrays."""
-        tensors = {name: tf.convert_to_tensor(value) for name, value in inputs.items()}
-        return {name: out.numpy() for name, out in self.signatures[signature](**tensors).items()}
+    def call(self, signature: str, image: np.ndarray) -> dict[str, np.ndarray]:
+        """Run a signature on an image, uint8 RGB [H, W, 3]; return its outputs without the batch.
 
-    def class_maps(self, images: np.ndarray) -> np.ndarray:
-        """Return the class ids, uint8 [B, H, W], of pictures, uint8 RGB [B, H, W, 3]."""
-        return self.call("serving_default", {"images": images})["class_map"]
+        Raises:
+            ImageSizeError: the version takes images of one other size.
+            NonFiniteError: outputs are not finite, or the exported graph found its logits so.
+        """
+        if self.size is not None and image.shape[:2] != self.size:
+            raise ImageSizeError(
+                f"Expected an image of {self.size[1]} x {self.size[0]} pixels, the only size of "
+                f"version {self.number}. Received: {image.shape[1]} x {image.shape[0]}"
+            )
+        run = self.signatures[signature]
+        dtype = tf.float32 if signature == "logits" else tf.uint8
+        try:
+            outputs = run(images=tf.cast(tf.convert_to_tensor(image[None]), dtype))
+        except tf.errors.InvalidArgumentError as error:
+            if any(word in error.message for word in NON_FINITE_WORDS):
+                raise self._non_finite(image) from error
+            raise
+        arrays = {name: output.numpy()[0] for name, output in outputs.items()}
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise self._non_finite(image)
+        return arrays
+
+    def class_map(self, image: np.ndarray) -> np.ndarray:
+        """Return the class ids, uint8 [H, W], of an image, uint8 RGB [H, W, 3].
+
+        Raises:
+            ImageSizeError: the version takes images of one other size.
+            NonFiniteError: logits of the image are not finite.
+            RuntimeError: an id has no class.
+        """
+        class_map = self.call("serving_default", image)["class_map"]
+        if class_map.max() >= self.label_space.num_classes:
+            raise RuntimeError(
+                f"version {self.number} gives the class id {class_map.max()} and has the names of "
+                f"{self.label_space.num_classes} classes"
+            )
+        # Older exports do not check their logits, and where one is NaN, nearly all are: argmax
+        # gives one class everywhere.
+        may_be_nan = self.label_space.num_classes > 1 and class_map.min() == class_map.max()
+        if may_be_nan and "logits" in self.signatures:
+            self.call("logits", image)
+        return class_map
+
+    def _non_finite(self, image: np.ndarray) -> NonFiniteError:
+        return NonFiniteError(
+            f"version {self.number}: expected finite outputs. Received: NaN or infinite ones for "
+            f"an image of {image.shape[1]} x {image.shape[0]} pixels"
+        )
 
 
 def load_version(path: Path) -> Version:
-    """Load the folder of a version, and let it segment a picture.
+    """Load the folder of a version, and let it segment an image.
 
     Raises:
-        ValueError: it is no SavedModel of this library, or its class maps are none.
+        ValueError: it is no SavedModel of this library, its class maps are none, or the number of
+            its classes differs from that of their names.
+        NonFiniteError: its logits are not finite.
     """
     network = SavedModelNetwork(path)
-    version = Version(int(path.name), network.label_space, network.signatures)
-    class_maps = version.class_maps(np.zeros((1, *WARM_UP_SIZE, 3), np.uint8))
-    if class_maps.dtype != np.uint8 or class_maps.shape != (1, *WARM_UP_SIZE):
+    version = Version(int(path.name), network.label_space, network.signatures, network.input_size)
+    _check_class_count(path, version)
+    size = network.input_size or WARM_UP_SIZE
+    image = np.zeros((*size, 3), np.uint8)
+    class_map = version.class_map(image)
+    if class_map.dtype != np.uint8 or class_map.shape != size:
         raise ValueError(
-            f"{path}: expected class maps uint8 {[1, *WARM_UP_SIZE]}. Received: "
-            f"{class_maps.dtype} {list(class_maps.shape)}"
+            f"{path}: expected class maps uint8 {list(size)}. Received: {class_map.dtype} "
+            f"{list(class_map.shape)}"
         )
     return version
 
 
-# A folder's number, and what tells it from another of that name.
-_Key = tuple[int, int, int]
+def _check_class_count(path: Path, version: Version) -> None:
+    if "logits" not in version.signatures:
+        return
+    count = version.signatures["logits"].structured_outputs["logits"].shape[-1]
+    names = version.label_space.num_classes
+    if count is not None and count != names:
+        raise ValueError(f"{path}: expected the names of {count} classes. Received: {names} names")
+
+
+# What tells the content of a version's folder from another: name, size, times and number of each
+# file. The time of the last change of an inode cannot be set by a copy.
+_Signature = tuple[tuple[str, int, int, int, int], ...]
+
+
+def folder_signature(path: Path) -> _Signature:
+    """Describe the files of a folder so that other content has another signature."""
+    found = []
+    for file in sorted(path.rglob("*")):
+        status = file.stat()
+        if not file.is_dir():
+            name = str(file.relative_to(path))
+            times = (status.st_mtime_ns, status.st_ctime_ns)
+            found.append((name, status.st_size, *times, status.st_ino))
+    return tuple(found)
 
 
 class Models:
     """The versions of one model on disk; the newest that loads serves.
 
     Args:
-        folder: holds a folder a version, whose name is its number; others are not looked at. New
-            ones must come by being renamed, as `export` does it.
+        folder: holds a numbered folder per version; others are ignored. New ones must come by being
+            renamed, as `export` does it. One that changes in place is read when it has been the
+            same for two looks.
         load: reads a version's folder.
 
     Attributes:
@@ -92,9 +182,9 @@ class Models:
         self.on_switch: Callable[[int], None] = lambda number: None
         self.on_broken: Callable[[int], None] = lambda number: None
         self._active: Version | None = None
-        self._active_key: _Key | None = None
-        self._missing = False
-        self._broken: dict[_Key, str] = {}
+        self._active_signature: _Signature | None = None
+        self._seen: dict[int, _Signature] = {}
+        self._broken: dict[int, _Signature] = {}
         self._old: list[tuple[int, weakref.ref[Version]]] = []
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -122,62 +212,80 @@ class Models:
         return self._active is not None
 
     def on_disk(self) -> dict[int, Path]:
-        """Return the folders of all versions by number."""
-        return {
-            int(path.name): path
-            for path in self.folder.iterdir()
-            if path.name.isascii() and path.name.isdecimal() and path.is_dir()
-        }
+        """Return the folders of all versions by number; none while the folder is away."""
+        try:
+            return {
+                int(path.name): path
+                for path in self.folder.iterdir()
+                if path.name.isascii() and path.name.isdecimal() and path.is_dir()
+            }
+        except OSError:
+            return {}
 
     def states(self) -> dict[int, str]:
         """Return `active`, `unloading`, `broken` or `idle` for each version that is known."""
         states = dict.fromkeys(self.on_disk(), "idle")
-        states |= {number: "broken" for (number, *_) in self._broken if number in states}
+        states |= {number: "broken" for number in self._broken if number in states}
         states |= {number: "unloading" for number, held in self._old if held() is not None}
         if self._active is not None:
             states[self._active.number] = "active"
         return dict(sorted(states.items()))
 
     def tflite_files(self) -> dict[str, Path]:
-        """Return the `.tflite` files in the model's folder, by name; links are none."""
+        """Return the `.tflite` files in the model's folder, by name, without links."""
         return {
             path.name: path
             for path in sorted(self.folder.glob("[!.]*.tflite"))
             if path.is_file() and not path.is_symlink()
         }
 
+    def tflite_sizes(self) -> dict[str, int]:
+        """Return the number of bytes of each of them."""
+        sizes = {}
+        for name, path in self.tflite_files().items():
+            with contextlib.suppress(OSError):  # removed a moment ago
+                sizes[name] = path.stat().st_size
+        return sizes
+
     def update(self) -> None:
         """Load the newest version that is not known to be broken, and let it serve.
 
-        A version that does not load is logged and left alone until its folder is another one. If
-        the version that serves is gone from the disk, an older one that is there takes over.
+        A version that does not load is logged and left alone until its content changes. If the
+        version that serves is gone for two looks, the newest that is there takes over.
         """
         self._forget_old()
-        there = {self._key(number, path): path for number, path in self.on_disk().items()}
-        self._broken = {key: why for key, why in self._broken.items() if key in there}
-        if self._active_key not in there and self._active is not None and not self._missing:
-            self._missing = True  # it may be just being replaced
-            there = {key: path for key, path in there.items() if key[0] >= self._active.number}
-        else:
-            self._missing = False
-        for key in sorted(there, reverse=True):
-            if key == self._active_key:
+        folders = self.on_disk()
+        found = {number: self._signature(path) for number, path in folders.items()}
+        # What was there before and is another now may be just being written or removed.
+        changed = {
+            number for number, signature in self._seen.items() if found.get(number) != signature
+        }
+        self._seen = found
+        self._broken = {n: seen for n, seen in self._broken.items() if found.get(n) == seen}
+        serving = None if self._active is None else self._active.number
+        for number in sorted(found, reverse=True):
+            if serving in changed and number < serving:
                 return
-            if key not in self._broken and self._try(key, there[key]):
+            signature = found[number]
+            if number == serving and signature == self._active_signature:
+                return
+            is_due = number not in changed and number not in self._broken
+            if (is_due and self._try(number, folders[number], signature)) or number == serving:
                 return
 
     @staticmethod
-    def _key(number: int, path: Path) -> _Key:
-        status = path.stat()
-        return number, status.st_dev, status.st_ino
+    def _signature(path: Path) -> _Signature:
+        try:
+            return folder_signature(path)
+        except OSError:  # it is being removed
+            return ()
 
-    def _try(self, key: _Key, path: Path) -> bool:
+    def _try(self, number: int, path: Path, signature: _Signature) -> bool:
         """Load a version and let it serve; return whether that went well."""
-        number = key[0]
         try:
             version = self._load(path)
         except Exception as error:  # TensorFlow raises many kinds on broken folders
-            self._broken[key] = str(error)
+            self._broken[number] = signature
             serving = f"version {self._active.number} goes on" if self._active else "it is left out"
             log.error("version %d does not load, %s: %s", number, serving, error)
             self.on_broken(number)
@@ -185,7 +293,7 @@ class Models:
         if self._active is not None:
             self._old.append((self._active.number, weakref.ref(self._active)))
             log.info("version %d serves instead of %d", number, self._active.number)
-        self._active, self._active_key, self._missing = version, key, False
+        self._active, self._active_signature = version, signature
         self.on_switch(number)
         return True
 
@@ -203,14 +311,11 @@ class Models:
 
         def run() -> None:
             while not self._stop.wait(seconds):
-                try:
-                    self.update()
-                except OSError as error:  # the folder itself may be away for a moment
-                    log.error("no look for new versions: %s", error)
+                self.update()
 
         self._watcher = threading.Thread(target=run, name="versions", daemon=True)
         self._watcher.start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop watching the folder."""
         self._stop.set()

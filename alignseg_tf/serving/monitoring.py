@@ -20,10 +20,9 @@ class Monitoring:
 
     Args:
         model: name of the model.
-        max_batch: most pictures in a batch.
     """
 
-    def __init__(self, model: str, max_batch: int):
+    def __init__(self, model: str):
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter(
@@ -37,13 +36,9 @@ class Monitoring:
         self.rejected = Counter(
             "alignseg_rejected", "Refused requests by reason", ["reason"], registry=registry
         )
-        self.pictures = Counter("alignseg_pictures", "Segmented pictures", registry=registry)
-        self.batches = Histogram(
-            "alignseg_batch_pictures", "Pictures in a batch", registry=registry,
-            buckets=tuple(range(1, max_batch + 1)),
-        )  # fmt: skip
-        self.batch_seconds = Histogram(
-            "alignseg_batch_seconds", "TensorFlow's time for a batch", registry=registry,
+        self._images = Counter("alignseg_images", "Segmented images", registry=registry)
+        self._inference_seconds = Histogram(
+            "alignseg_inference_seconds", "TensorFlow's time for an image", registry=registry,
             buckets=SECONDS,
         )  # fmt: skip
         self._queue = Gauge("alignseg_queue_length", "Waiting for TensorFlow", registry=registry)
@@ -63,11 +58,10 @@ class Monitoring:
         """Note which version serves."""
         self._version.labels(self._model).set(number)
 
-    def batch(self, pictures: int, seconds: float) -> None:
-        """Note a batch."""
-        self.pictures.inc(pictures)
-        self.batches.observe(pictures)
-        self.batch_seconds.observe(seconds)
+    def segmented(self, seconds: float) -> None:
+        """Note a segmented image."""
+        self._images.inc()
+        self._inference_seconds.observe(seconds)
 
     def text(self) -> bytes:
         """Return all numbers in the text format of Prometheus."""

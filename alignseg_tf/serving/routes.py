@@ -1,6 +1,7 @@
 """What can be asked for; see `docs/serving.md`."""
 
 from typing import Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import APIRouter, Request
@@ -15,9 +16,9 @@ from alignseg_tf.serving.answers import (
     offsets_answer,
     segment_answer,
 )
+from alignseg_tf.serving.images import MEDIA_TYPES
 from alignseg_tf.serving.models import Version
 from alignseg_tf.serving.monitoring import MEDIA_TYPE
-from alignseg_tf.serving.pictures import MEDIA_TYPES
 from alignseg_tf.serving.refusals import RefusedError
 from alignseg_tf.serving.schemas import errors
 from alignseg_tf.serving.service import Service
@@ -25,7 +26,7 @@ from alignseg_tf.serving.service import Service
 Responses = dict[int | str, dict[str, Any]]
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
-_WORK_ERRORS = (401, 408, 413, 415, 422, 429, 500, 503, 504)
+_WORK_ERRORS = (401, 403, 408, 413, 415, 422, 429, 500, 503, 504)
 _RANGES: Responses = {
     206: {
         "description": "A part of the file.",
@@ -69,7 +70,7 @@ def health_routes(service: Service) -> APIRouter:
     @router.get(
         "/metrics",
         response_class=Response,
-        responses=_answers(_PLAIN, 401, 500),
+        responses=_answers(_PLAIN, 401, 500, 503),
     )
     async def metrics() -> Response:
         """Numbers for Prometheus."""
@@ -78,9 +79,9 @@ def health_routes(service: Service) -> APIRouter:
     return router
 
 
-def picture_routes(service: Service) -> APIRouter:
-    """Return the routes that take a picture."""
-    router = APIRouter(prefix="/v1", tags=["pictures"])
+def image_routes(service: Service) -> APIRouter:
+    """Return the routes that take an image."""
+    router = APIRouter(prefix="/v1", tags=["images"])
 
     @router.post(
         "/segment",
@@ -88,21 +89,21 @@ def picture_routes(service: Service) -> APIRouter:
         responses=_answers(
             {"model": schemas.Segmentation, "content": {"image/png": _BINARY}}, *_WORK_ERRORS
         ),
-        openapi_extra=schemas.PICTURE_BODY,
+        openapi_extra=schemas.IMAGE_BODY,
     )
     async def segment(
         request: Request,
         format: Literal["classes", "overlay", "json"] = "classes",
     ) -> Response:
-        """Segment a picture.
+        """Segment an image.
 
         The answer is a PNG file whose grey values are class ids, one of the classes painted over
-        the picture, or JSON with a run-length code a class.
+        the image, or JSON with a run-length code a class.
         """
-        async with service.time_limit(), service.picture(request) as image:
-            made = await service.result(request, service.batcher.segment(image))
+        async with service.time_limit(), service.image(request) as image:
+            made = await service.result(request, service.run(lambda: service.segment(image)))
             version = made.version
-            content = await service.in_pool(
+            content = await service.encode(
                 segment_answer, format, image, made.class_map, version.label_space,
                 service.models.name, version.number,
             )  # fmt: skip
@@ -120,13 +121,13 @@ def picture_routes(service: Service) -> APIRouter:
             404,
             *_WORK_ERRORS,
         ),
-        openapi_extra=schemas.PICTURE_BODY,
+        openapi_extra=schemas.IMAGE_BODY,
     )
     async def offsets(
         request: Request,
         format: Literal["json", "binary"] = "json",
     ) -> Response:
-        """Return where the alignment layers of the model look, in pixels of the picture.
+        """Return where the alignment layers of the model look, in pixels of the image.
 
         `binary` is a little-endian uint32, the length of the JSON that follows; that JSON; then,
         field by field, float32 x, y of each vector, row by row.
@@ -138,16 +139,14 @@ def picture_routes(service: Service) -> APIRouter:
             version = service.models.active
             if "offsets" not in version.signatures:  # there has been a switch meanwhile
                 raise _no_offsets(version)
-            fields = version.call("offsets", {"images": image[None]})
+            fields = version.call("offsets", image)
             # TensorFlow gives the outputs of a signature in any order.
-            return {name: fewer_vectors(fields[name][0]) for name in sorted(fields)}, version
+            return {name: fewer_vectors(fields[name]) for name in sorted(fields)}, version
 
-        async with service.time_limit(), service.picture(request) as image:
-            fields, version = await service.result(
-                request, service.batcher.call(lambda: run(image))
-            )
+        async with service.time_limit(), service.image(request) as image:
+            fields, version = await service.result(request, service.run(lambda: run(image)))
             height, width = image.shape[:2]
-            content = await service.in_pool(
+            content = await service.encode(
                 offsets_answer, format, fields, width, height, service.models.name, version.number
             )
         return Response(
@@ -172,7 +171,7 @@ def model_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/v1/models", tags=["models"])
     models, settings = service.models, service.settings
 
-    @router.get("", response_model=schemas.Models, responses=errors(401, 500))
+    @router.get("", response_model=schemas.Models, responses=errors(401, 500, 503))
     async def list_models() -> dict[str, Any]:
         """Describe the model, its versions, classes and files."""
         version = models.active
@@ -195,6 +194,7 @@ def model_routes(service: Service) -> APIRouter:
                     "input": {
                         "media_types": list(MEDIA_TYPES),
                         "min_side": MIN_SIDE,
+                        "size": version.size,
                         "max_pixels": settings.max_pixels,
                         "max_bytes": settings.max_bytes,
                     },
@@ -202,10 +202,10 @@ def model_routes(service: Service) -> APIRouter:
                     "files": [
                         {
                             "name": name,
-                            "bytes": path.stat().st_size,
-                            "url": f"/v1/models/{models.name}/files/{name}",
+                            "bytes": size,
+                            "url": f"/v1/models/{quote(models.name, '')}/files/{quote(name, '')}",
                         }
-                        for name, path in models.tflite_files().items()
+                        for name, size in models.tflite_sizes().items()
                     ],
                 }
             ]
@@ -214,7 +214,7 @@ def model_routes(service: Service) -> APIRouter:
     @router.get(
         "/{name}/files/{file}",
         response_class=FileResponse,
-        responses=_answers({"content": {"application/octet-stream": _BINARY}}, 401, 404, 500)
+        responses=_answers({"content": {"application/octet-stream": _BINARY}}, 401, 404, 500, 503)
         | _RANGES,
     )
     async def model_file(name: str, file: str) -> Response:

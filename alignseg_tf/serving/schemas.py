@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from alignseg_tf.serving.pictures import BYTES, FORM, MEDIA_TYPES
+from alignseg_tf.serving.images import BYTES, FORM, MEDIA_TYPES
 
 Color = tuple[int, int, int]
 
@@ -29,17 +29,17 @@ class RunLengths(BaseModel):
 
 
 class SegmentClass(BaseModel):
-    """A class that occurs in the picture."""
+    """A class that occurs in the image."""
 
     id: int
     name: str
     color: Color
-    share: float = Field(description="of the picture's pixels, 0..1")
+    share: float = Field(description="of the image's pixels, 0..1")
     segmentation: RunLengths
 
 
 class Segmentation(BaseModel):
-    """What the model sees in a picture."""
+    """The classes that a model gives an image."""
 
     model_config = ConfigDict(title="Segmentation")
 
@@ -51,16 +51,16 @@ class Segmentation(BaseModel):
 
 
 class OffsetField(BaseModel):
-    """A field of vectors; the outer ones lie on the picture's outer pixels."""
+    """A field of vectors; the outer ones lie on the image's outer pixels."""
 
     name: str
     height: int
     width: int
-    vectors: list[list[tuple[float, float]]] = Field(description="(x, y), pixels of the picture")
+    vectors: list[list[tuple[float, float]]] = Field(description="(x, y), pixels of the image")
 
 
 class Offsets(BaseModel):
-    """What the alignment layers of a model do in a picture."""
+    """The offset fields of a model for an image."""
 
     model: str
     version: str
@@ -85,10 +85,11 @@ class ModelClass(BaseModel):
 
 
 class InputContract(BaseModel):
-    """Which pictures are taken."""
+    """The images that are taken."""
 
     media_types: list[str]
     min_side: int
+    size: tuple[int, int] | None = Field(description="height, width; null for any size")
     max_pixels: int
     max_bytes: int
 
@@ -121,8 +122,8 @@ class Models(BaseModel):
 
 _FILE = {"type": "string", "format": "binary"}
 
-# FastAPI is not asked to read pictures: bodies are read by hand, within limits.
-PICTURE_BODY: dict[str, Any] = {
+# FastAPI does not read these bodies: the service does, within limits.
+IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -140,13 +141,14 @@ PICTURE_BODY: dict[str, Any] = {
 _WORDS = {
     400: "The request is not readable.",
     401: "The token is missing or wrong.",
+    403: "A page of another site sent this.",
     404: "There is no such thing.",
     405: "The path is there, but not for this method.",
     408: "The body came too slowly.",
-    413: "The body, or the picture in it, is too large.",
-    415: "This is no picture of a known format.",
+    413: "The body, or the image in it, is too large.",
+    415: "This is no image of a known format.",
     416: "The file does not reach there.",
-    422: "The picture is damaged, truncated, animated or too small, or a parameter is unknown.",
+    422: "The image is damaged, truncated, animated or of another size, or a parameter is unknown.",
     429: "The queue is full; try again after `Retry-After` seconds.",
     500: "The server failed; its log has more under the answer's X-Request-Id.",
     503: "No memory just now, no model yet, or the server is about to stop.",

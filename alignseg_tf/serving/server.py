@@ -5,57 +5,91 @@ import contextlib
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
-import warnings
+import threading
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Sequence
 
-import uvicorn
-from PIL import Image
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
 
-from alignseg_tf.serving import connections
 from alignseg_tf.serving.app import create_app
 from alignseg_tf.serving.models import Models
 from alignseg_tf.serving.service import Service
-from alignseg_tf.serving.settings import litert_folder, settings_from_arguments, token_from
+from alignseg_tf.serving.settings import (
+    Settings,
+    litert_folder,
+    settings_from_arguments,
+    token_from,
+)
 
 log = logging.getLogger("alignseg_tf.serving")
 # For TensorFlow to end what it is at, after the last answer.
 STOP_SECONDS = 5.0
+LOOPBACK_NAMES = {"localhost", "127.0.0.1", "::1"}
+# Connections that wait to be accepted.
+BACKLOG = 512
+# Open files, and so connections, at most; an idle connection takes some 50 KiB.
+MOST_FILES = 8192
 
 
-class Server(uvicorn.Server):
-    """Uvicorn, with what SIGTERM means here.
+def configuration(taken: socket.socket, settings: Settings) -> Config:
+    """Return Hypercorn's configuration of a server; the socket is Hypercorn's from then on."""
+    config = Config()
+    config.bind = [f"fd://{taken.detach()}"]
+    config.backlog = BACKLOG
+    # From the start of a connection, or the end of an answer, to the end of the next head.
+    config.keep_alive_timeout = settings.header_seconds
+    config.graceful_timeout = settings.drain_seconds
+    config.include_server_header = False
+    config.accesslog = None
+    errors = logging.getLogger("hypercorn.error")
+    errors.setLevel(logging.ERROR)
+    config.errorlog = errors
+    return config
 
-    The first signal makes the server not ready, refuses new requests and closes the listener;
-    what was accepted is answered. A second one ends without that.
+
+async def run(service: Service, taken: socket.socket, hosts: Sequence[str]) -> None:
+    """Serve until a signal comes, and then until what was accepted is answered.
+
+    The first signal makes the server not ready, refuses new requests and closes the listener. A
+    second one, or the end of `drain_seconds`, ends without waiting.
     """
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    app = create_app(service, hosts)
+    serving = asyncio.ensure_future(
+        serve(app, configuration(taken, service.settings), shutdown_trigger=stopping.wait)
+    )
 
-    def __init__(self, config: uvicorn.Config, service: Service):
-        super().__init__(config)
-        self._service = service
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle signals by the event loop, and end with the status 0 after them."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
-        yield
-
-    def _on_signal(self, number: int) -> None:
-        if self.should_exit:
-            self.force_exit = True
+    def on_signal(number: int) -> None:
+        if stopping.is_set():
+            serving.cancel()
             return
         log.info("%s: no new requests are taken", signal.Signals(number).name)
-        self._service.draining = True
-        self.should_exit = True
+        service.draining = True
+        # Connections that are cut off are counted; asyncio would print a traceback for each.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        stopping.set()
+        # From Python 3.12 on, Hypercorn waits for connections without its time limit.
+        loop.call_later(service.settings.drain_seconds + 1, serving.cancel)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
+def listening_socket(host: str, port: int, send_seconds: float) -> socket.socket:
     """Take a port.
+
+    Args:
+        host: the address to listen at.
+        port: 0 for a free one.
+        send_seconds: longest time that a client may stop reading; the system then cuts the
+            connection, where it can.
 
     Raises:
         ValueError: it is taken, or the address is none of this machine.
@@ -69,8 +103,12 @@ def listening_socket(host: str, port: int) -> socket.socket:
             )[0]
             taken = on_error.enter_context(socket.socket(family, kind, protocol))
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # accepted connections inherit it
+                taken.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * send_seconds)
+                )
             taken.bind(address)
-            taken.listen()
+            taken.listen(BACKLOG)
         except OSError as error:
             reason = error.strerror or str(error)
             raise ValueError(f"cannot listen at {host}, port {port}: {reason}") from error
@@ -84,6 +122,44 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def allowed_hosts(host: str, taken: socket.socket, more: Sequence[str]) -> list[str]:
+    """Return the names in the header `Host` that are answered, so that no other site's name is.
+
+    Args:
+        host: the address to listen at, as it was asked for.
+        taken: the socket that listens.
+        more: other names, `*` for any.
+    """
+    address = taken.getsockname()[0]
+    names = {host, address, *more}
+    if is_loopback(host):
+        names |= LOOPBACK_NAMES
+    elif ipaddress.ip_address(address).is_unspecified:
+        names |= {*LOOPBACK_NAMES, socket.gethostname(), socket.getfqdn(), *own_addresses()}
+    return sorted(f"[{name}]" if ":" in name and name[0] != "[" else name for name in names)
+
+
+def own_addresses() -> set[str]:
+    """Return the addresses of this machine, as its own name and its way out tell them."""
+    found = set()
+    with contextlib.suppress(OSError):
+        found |= {str(each[4][0]) for each in socket.getaddrinfo(socket.gethostname(), None)}
+    for family, elsewhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        # Nothing is sent: this only asks which address would be used.
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as way_out:
+            way_out.connect((elsewhere, 9))
+            found.add(str(way_out.getsockname()[0]))
+    return found
+
+
+def allow_many_files() -> None:
+    """Raise the limit of open files, so that silent connections do not use them up."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def serve_from_arguments(arguments: Namespace) -> int:
@@ -100,22 +176,23 @@ def serve_from_arguments(arguments: Namespace) -> int:
     )
     log.setLevel(logging.INFO)
     # What clients send wrong is no warning of ours, and is told to them.
-    for name in ("uvicorn.error", "python_multipart"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
     settings = settings_from_arguments(arguments)
     token = token_from(arguments.token_file)
     litert = litert_folder(arguments.litert)
     models = Models(arguments.folder)
-    with listening_socket(arguments.host, arguments.port) as taken:
+    allow_many_files()
+    with listening_socket(arguments.host, arguments.port, settings.send_seconds) as taken:
         for number in (signal.SIGTERM, signal.SIGINT):  # until the event loop handles them
             signal.signal(number, lambda *_: sys.exit(0))
+        service = Service(models, settings, token, litert, arguments.verbose)
+        starting = threading.Thread(target=service.decoders.start, daemon=True)
+        starting.start()
         models.update()
         if not models.ready:
             raise ValueError(f"{arguments.folder}: none of its versions loads")
-        service = Service(models, settings, token, litert, arguments.verbose)
+        starting.join()
         if token is None and not is_loopback(arguments.host):
             log.warning(
                 "%s is open to other machines and no token is asked for; see --token-file",
@@ -124,15 +201,17 @@ def serve_from_arguments(arguments: Namespace) -> int:
         models.watch(settings.poll_seconds)
         print(greeting(taken, service), flush=True)
         log.info("started")
-        configuration = connections.config(create_app(service), settings)
-        asyncio.run(Server(configuration, service).serve(sockets=[taken]))
+        hosts = allowed_hosts(arguments.host, taken, arguments.allowed_host)
+        log.info("answers to the hosts %s", ", ".join(hosts))
+        asyncio.run(run(service, taken, hosts))
     done = service.stop(STOP_SECONDS)
     log.info("stopped%s", f"; {service.cut_off} requests were cut off" if service.cut_off else "")
-    if not done:  # a thread inside TensorFlow would be torn down under it
+    if service.cut_off or not done:
+        # Python would wait for threads, and one inside TensorFlow would be torn down under it.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
-    return 1 if service.cut_off else 0
+    return 0
 
 
 def greeting(taken: socket.socket, service: Service) -> str:

@@ -1,7 +1,12 @@
-"""What all requests share, and the way of a request: body, picture, queue, answer."""
+"""What all requests share, and the way of a request: body, image, model, answer."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import ipaddress
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -10,48 +15,79 @@ from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow as tf
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
 
-from alignseg_tf.serving.batching import Batcher
-from alignseg_tf.serving.models import Models, Version
+from alignseg_tf.serving.decoders import Decoders
+from alignseg_tf.serving.images import is_form
+from alignseg_tf.serving.models import ImageSizeError, Models, NonFiniteError, Version
 from alignseg_tf.serving.monitoring import Monitoring
-from alignseg_tf.serving.pictures import (
-    check_media_type,
-    check_picture,
-    decode_picture,
-    picture_in_form,
-)
 from alignseg_tf.serving.refusals import RefusedError
 from alignseg_tf.serving.settings import Settings
+
+log = logging.getLogger("alignseg_tf.serving")
 
 Result = TypeVar("Result")
 
 # Told to clients that come when there is no room.
 RETRY_SECONDS = 1
+# Fields of a form beside its file.
+MAX_FIELDS = 16
 
 
 class Budget:
-    """So much of something may be in use at once. For one thread, that of the event loop."""
+    """Limit how much of something is in use, in total and by one address.
 
-    def __init__(self, limit: int):
+    For one thread, that of the event loop.
+    """
+
+    def __init__(self, limit: int, limit_per_address: int):
         self._limit = limit
+        self._limit_per_address = limit_per_address
+        self._used: Counter[str] = Counter()
         self.used = 0
 
-    def take(self, amount: int) -> bool:
-        """Take a part if it is there, and say whether it was."""
-        if self.used + amount > self._limit:
+    def take(self, amount: int, address: str) -> bool:
+        """Take a part if there is room for it, and return whether there was."""
+        of_address = self._used[address] + amount
+        if self.used + amount > self._limit or of_address > self._limit_per_address:
             return False
         self.used += amount
+        self._used[address] = of_address
         return True
 
-    def give_back(self, amount: int) -> None:
+    def give_back(self, amount: int, address: str) -> None:
         """Give back what was taken."""
         self.used -= amount
+        self._used[address] -= amount
+        if not self._used[address]:
+            del self._used[address]
+
+
+def address_of(client: tuple[str, int] | None) -> str:
+    """Return whom limits per address count: an IPv4 address, or the /64 network of an IPv6 one.
+
+    Example:
+        >>> address_of(("2001:db8::1:2:3:4", 40000))
+        '2001:db8::/64'
+    """
+    host = client[0] if client else ""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if address.version == 4:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """The class ids of a picture, uint8 [H, W], and the version that gave them."""
+    """The class ids of an image, uint8 [H, W], and the version that gave them."""
 
     class_map: np.ndarray
     version: Version
@@ -69,7 +105,7 @@ class Service:
 
     Attributes:
         draining: whether the server is about to stop, and takes no new requests.
-        cut_off: how many requests were not done when the time to stop was over.
+        cut_off: number of requests that were not done when the time to stop was over.
     """
 
     def __init__(
@@ -87,37 +123,65 @@ class Service:
         self.verbose = verbose
         self.draining = False
         self.cut_off = 0
-        self.monitoring = Monitoring(models.name, settings.max_batch)
-        self.batcher = Batcher(
-            self._segment,
-            settings.max_batch,
-            settings.max_pixels,
-            settings.max_wait_ms / 1000,
-            self.monitoring.batch,
-        )
+        self.monitoring = Monitoring(models.name)
         models.on_switch = self.monitoring.switched
         models.on_broken = lambda number: self.monitoring.broken.inc()
         if models.ready:
             self.monitoring.switched(models.active.number)
-        self.monitoring.show_queue(lambda: self.batcher.length)
-        self._bodies = Budget(settings.max_body_memory)
-        self._pictures = Budget(settings.max_queue)
-        self._pixels = Budget(settings.max_queue_pixels)
-        self._pool = ThreadPoolExecutor(settings.decoders, thread_name_prefix="pictures")
 
-    def _segment(self, images: np.ndarray) -> Sequence[Segmentation]:
-        version = self.models.active
-        return [Segmentation(class_map, version) for class_map in version.class_maps(images)]
+        def budget(limit: int, largest: int = 1) -> Budget:
+            return Budget(limit, max(largest, int(limit * settings.address_share)))
+
+        self.requests = budget(settings.max_requests)
+        self._bodies = budget(settings.max_body_memory, settings.max_bytes)
+        self._images = budget(settings.max_queue)
+        self._pixels = budget(settings.max_queue_pixels, settings.max_pixels)
+        self.decoders = Decoders(settings.decoders, settings.decode_seconds, settings.max_pixels)
+        self._decoding = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decoding")
+        self._encoding = ThreadPoolExecutor(settings.decoders, thread_name_prefix="encoding")
+        self._tensorflow = ThreadPoolExecutor(1, thread_name_prefix="tensorflow")
+        self._waiting = 0
+        self._waiting_lock = threading.Lock()
+        self.monitoring.show_queue(lambda: self._waiting)
 
     def stop(self, seconds: float) -> bool:
-        """End the threads; say whether TensorFlow was done in time."""
+        """End the threads and the decoders; return whether TensorFlow was done in time."""
         self.models.close()
-        self._pool.shutdown(wait=False)
-        return self.batcher.stop(seconds)
+        self.decoders.stop()
+        self._decoding.shutdown(wait=False, cancel_futures=True)
+        self._encoding.shutdown(wait=False, cancel_futures=True)
+        self._tensorflow.shutdown(wait=False, cancel_futures=True)
+        until = time.monotonic() + seconds
+        while self._waiting and time.monotonic() < until:
+            time.sleep(0.01)
+        return not self._waiting
 
-    async def in_pool(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Run something that takes a while beside the event loop, some at a time."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+    def run(self, function: Callable[[], Result]) -> "Future[Result]":
+        """Run something in the one thread that TensorFlow has."""
+
+        def done(_: Future) -> None:
+            with self._waiting_lock:
+                self._waiting -= 1
+
+        future = self._tensorflow.submit(function)
+        with self._waiting_lock:
+            self._waiting += 1
+        future.add_done_callback(done)
+        return future
+
+    def segment(self, image: np.ndarray) -> Segmentation:
+        """Segment an image, uint8 [H, W, 3], with the version that serves; in that thread."""
+        started = time.monotonic()
+        version = self.models.active
+        made = Segmentation(version.class_map(image), version)
+        self.monitoring.segmented(time.monotonic() - started)
+        return made
+
+    async def encode(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Make an answer beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._encoding, function, *arguments
+        )
 
     @asynccontextmanager
     async def time_limit(self) -> AsyncIterator[None]:
@@ -134,57 +198,59 @@ class Service:
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """Read the body of a request; its memory is taken until the end of the context.
+        """Read the image file of a request, from its body or form; hold memory for the body.
 
         Raises:
-            RefusedError: it is too large, comes too slowly, or there is no memory for it.
+            RefusedError: the body is too large or too slow, there is no memory for it, or it is a
+                form without one file.
         """
-        limit, content = self.settings.max_bytes, bytearray()
+        in_form = is_form(request.headers.get("content-type", ""))
+        limit, address, taken = self.settings.max_bytes, address_of(request.client), 0
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             raise _too_large(limit, f"Content-Length: {announced[:20]}")
+
+        async def receive() -> Message:
+            nonlocal taken
+            message = await request.receive()
+            size = len(message.get("body", b""))
+            if taken + size > limit:
+                raise _too_large(limit, "more")
+            if not self._bodies.take(size, address):
+                busy = "No memory for another body just now, the server is busy"
+                raise RefusedError(503, "memory", busy, RETRY_SECONDS)
+            taken += size
+            return message
+
+        limited = Request(request.scope, receive)
         try:
             try:
                 async with asyncio.timeout(self.settings.read_seconds):
-                    async for chunk in request.stream():
-                        if len(content) + len(chunk) > limit:
-                            raise _too_large(limit, "more")
-                        if not self._bodies.take(len(chunk)):
-                            message = "No memory for another body just now, the server is busy"
-                            raise RefusedError(503, "memory", message, RETRY_SECONDS)
-                        content += chunk
+                    content = await (_file_of_form(limited) if in_form else limited.body())
             except TimeoutError as error:
                 raise RefusedError(
                     408, "slow",
                     f"Expected the whole body within {self.settings.read_seconds:g} s. Received: "
-                    f"{len(content)} bytes",
+                    f"{taken} bytes",
                 ) from error  # fmt: skip
-            yield bytes(content)
+            yield content
         finally:
-            self._bodies.give_back(len(content))
+            self._bodies.give_back(taken, address)
 
     @contextmanager
-    def room(self, pixels: int) -> Iterator[None]:
-        """Take a place among the pictures that are worked on, or refuse.
-
-        Raises:
-            RefusedError: there are too many.
-        """
-        if not self._pictures.take(1):
-            raise _full(f"{self.settings.max_queue} pictures")
+    def _room(self, budget: Budget, amount: int, address: str, what: str) -> Iterator[None]:
+        """Hold a part of a budget of the queue, or refuse the request."""
+        if not budget.take(amount, address):
+            message = f"The queue is full: {budget.used} {what} are there"
+            raise RefusedError(429, "queue", message, RETRY_SECONDS)
         try:
-            if not self._pixels.take(pixels):
-                raise _full(f"pictures of {self._pixels.used} pixels")
-            try:
-                yield
-            finally:
-                self._pixels.give_back(pixels)
+            yield
         finally:
-            self._pictures.give_back(1)
+            budget.give_back(amount, address)
 
     @asynccontextmanager
-    async def picture(self, request: Request) -> AsyncIterator[np.ndarray]:
-        """Read and decode the picture of a request; its place is taken until the end.
+    async def image(self, request: Request) -> AsyncIterator[np.ndarray]:
+        """Read and decode the image of a request; its place is taken until the end.
 
         Yields:
             uint8 RGB [H, W, 3].
@@ -192,15 +258,14 @@ class Service:
         Raises:
             RefusedError: it is not one that this server takes, or there is no room for it.
         """
-        content_type = request.headers.get("content-type", "")
-        in_form, most = check_media_type(content_type), self.settings.max_pixels
+        address, loop = address_of(request.client), asyncio.get_running_loop()
         with ExitStack() as place:
             async with self.body(request) as data:
-                if in_form:
-                    data = await self.in_pool(picture_in_form, data, content_type)
-                width, height = await self.in_pool(check_picture, data, most)
-                place.enter_context(self.room(width * height))
-                image = await self.in_pool(decode_picture, data, most)
+                place.enter_context(self._room(self._images, 1, address, "images"))
+                image = await loop.run_in_executor(self._decoding, self.decoders.decode, data)
+                del data
+                pixels = image.shape[0] * image.shape[1]
+                place.enter_context(self._room(self._pixels, pixels, address, "pixels"))
             yield image
 
     async def result(self, request: Request, future: Future) -> Any:
@@ -208,7 +273,7 @@ class Service:
 
         Raises:
             ClientDisconnect: it did.
-            RefusedError: the memory is full, or the model does not take this picture.
+            RefusedError: the memory is full, or the model does not take this image.
         """
         waiting = asyncio.wrap_future(future)
         gone = asyncio.ensure_future(_disconnected(request))
@@ -217,14 +282,40 @@ class Service:
             if not waiting.done():
                 raise ClientDisconnect
             return waiting.result()
+        except ImageSizeError as error:
+            raise RefusedError(422, "size", str(error)) from error
+        except NonFiniteError as error:
+            message = f"{self.models.name}, {error}"
+            log.error("%s", message)
+            raise RefusedError(500, "nonfinite", message) from error
         except tf.errors.InvalidArgumentError as error:
             raise RefusedError(422, "model", f"The model refuses this: {error.message}") from error
         except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-            message = "No memory for this picture just now"
+            message = "No memory for this image just now"
             raise RefusedError(503, "memory", message, RETRY_SECONDS) from error
         finally:
             waiting.cancel()
             gone.cancel()
+
+
+async def _file_of_form(request: Request) -> bytes:
+    """Return the content of the only file of a form.
+
+    Raises:
+        RefusedError: there is none, or several, or the form is damaged.
+    """
+    try:
+        async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
+            files = [value for value in form.values() if isinstance(value, UploadFile)]
+            if len(files) != 1:
+                raise _bad_form(f"{len(files)} files")
+            return await files[0].read()
+    except HTTPException as error:
+        raise _bad_form(error.detail) from error
+
+
+def _bad_form(received: str) -> RefusedError:
+    return RefusedError(422, "form", f"Expected a form with one file. Received: {received}")
 
 
 async def _disconnected(request: Request) -> None:
@@ -234,9 +325,5 @@ async def _disconnected(request: Request) -> None:
 
 def _too_large(limit: int, received: str) -> RefusedError:
     return RefusedError(
-        413, "bytes", f"Expected a body of {limit} bytes at most. Received: {received}"
+        413, "bytes", f"Expected a body of at most {limit} bytes. Received: {received}"
     )
-
-
-def _full(what: str) -> RefusedError:
-    return RefusedError(429, "queue", f"The queue is full: {what} are there", RETRY_SECONDS)

@@ -24,18 +24,18 @@ class Settings:
     """
 
     max_bytes: int = _setting(16 * 2**20, "largest body of a request, bytes")
-    max_pixels: int = _setting(2048 * 2048, "most pixels of a request, and of a batch")
-    max_batch: int = _setting(8, "most pictures in a batch")
-    max_wait_ms: float = _setting(5.0, "longest that a picture waits for others of its size, ms")
-    max_queue: int = _setting(64, "most pictures that are decoded or waited for at once")
+    max_pixels: int = _setting(2048 * 2048, "most pixels of an image")
+    max_queue: int = _setting(64, "most images that are decoded or wait for the model at once")
     max_queue_pixels: int = _setting(32 * 2**20, "most pixels of those together")
     max_body_memory: int = _setting(128 * 2**20, "most bytes of bodies in memory at once")
-    max_connections: int = _setting(128, "most open connections")
-    decoders: int = _setting(2, "threads that decode pictures and encode answers")
+    max_requests: int = _setting(512, "most requests at once")
+    address_share: float = _setting(0.5, "share of the limits that one address may use")
+    decoders: int = _setting(2, "processes that decode images")
+    decode_seconds: float = _setting(5.0, "longest that an image may take to decode")
     request_seconds: float = _setting(60.0, "longest that a request may take")
     read_seconds: float = _setting(30.0, "longest that the body of a request may take to come")
     header_seconds: float = _setting(10.0, "longest that the head of a request may take to come")
-    send_seconds: float = _setting(30.0, "longest that a client may take to read its answer")
+    send_seconds: float = _setting(30.0, "longest that a client may stop reading its answer")
     drain_seconds: float = _setting(30.0, "longest that the end may take after SIGTERM")
     poll_seconds: float = _setting(2.0, "time between two looks for a new version")
 
@@ -44,6 +44,8 @@ class Settings:
             value = getattr(self, each.name)
             if not value > 0:
                 raise ValueError(f"`{each.name}` must be positive. Received: {value}")
+        if self.address_share > 1:
+            raise ValueError(f"`address_share` must be at most 1. Received: {self.address_share}")
         for all_together, one in (
             ("max_queue_pixels", "max_pixels"),
             ("max_body_memory", "max_bytes"),
@@ -64,6 +66,10 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine alone)"
     )
+    parser.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME",
+        help="another name by which clients reach the server, such as that of a proxy; * for any",
+    )  # fmt: skip
     parser.add_argument("--port", type=int, default=8080, help="0 for a free one (%(default)s)")
     parser.add_argument(
         "--token-file", type=Path,
