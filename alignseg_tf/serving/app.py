@@ -185,14 +185,21 @@ class _Exchange:
             if self._body_left or self._service.draining:
                 headers["connection"] = "close"
         if not self._body_left:
-            await self._send_next(message)
+            await self._pass_on(message)
             return
         # Hypercorn waits for room in the queue of `receive` before it closes a connection whose
         # body was not read.
-        async with anyio.create_task_group() as reading:
-            reading.start_soon(self._read_on, math.inf)
+        reading = asyncio.ensure_future(self._read_on(math.inf))
+        try:
+            await self._pass_on(message)
+        finally:
+            reading.cancel()
+
+    async def _pass_on(self, message: Message) -> None:
+        try:
             await self._send_next(message)
-            reading.cancel_scope.cancel()
+        except OSError as error:  # the connection was cut
+            raise ClientDisconnect from error
 
     async def _read_on(self, most: float) -> None:
         """Read and drop the rest of a body, up to a number of bytes."""

@@ -70,8 +70,6 @@ async def run(service: Service, taken: socket.socket, hosts: Sequence[str]) -> N
             return
         log.info("%s: no new requests are taken", signal.Signals(number).name)
         service.draining = True
-        # Connections that are cut off are counted; asyncio would print a traceback for each.
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         stopping.set()
         # From Python 3.12 on, Hypercorn waits for connections without its time limit.
         loop.call_later(service.settings.drain_seconds + 1, serving.cancel)
@@ -177,6 +175,8 @@ def serve_from_arguments(arguments: Namespace) -> int:
     log.setLevel(logging.INFO)
     # What clients send wrong is no warning of ours, and is told to them.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    # It would print a traceback for each connection that is cut.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
     settings = settings_from_arguments(arguments)
     token = token_from(arguments.token_file)
