@@ -111,7 +111,7 @@ def run_serving(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     network = SavedModelNetwork(max(Models(parsed.folder).on_disk().items())[1])
     images = []
     for seed in range(8):
-        image, file = noise_image(*parsed.size, seed), io.BytesIO()
+        image, file = noise_image(parsed.size[0], parsed.size[1], seed), io.BytesIO()
         Image.fromarray(image).save(file, "PNG")
         images.append((file.getvalue(), network.class_map(image)))
     command = [sys.executable, "-m", "alignseg_tf", "serve", parsed.folder, "--port", "0", *OPTIONS]

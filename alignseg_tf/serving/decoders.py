@@ -130,4 +130,4 @@ def _work(pipe: Connection) -> None:
                 pipe.send_bytes(json.dumps(answer | {"message": refusal.message}).encode())
             else:
                 pipe.send_bytes(json.dumps({"shape": image.shape}).encode())
-                pipe.send_bytes(memoryview(image).cast("B"))
+                pipe.send_bytes(image.tobytes())

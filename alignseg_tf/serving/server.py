@@ -12,6 +12,7 @@ import sys
 import threading
 from argparse import Namespace
 from collections.abc import Sequence
+from typing import Any
 
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
@@ -59,7 +60,7 @@ async def run(service: Service, taken: socket.socket, hosts: Sequence[str]) -> N
     second one, or the end of `drain_seconds`, ends without waiting.
     """
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
-    app = create_app(service, hosts)
+    app: Any = create_app(service, hosts)  # Hypercorn types messages more narrowly
     serving = asyncio.ensure_future(
         serve(app, configuration(taken, service.settings), shutdown_trigger=stopping.wait)
     )
