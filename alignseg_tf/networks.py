@@ -3,10 +3,7 @@
 import importlib
 import json
 import threading
-import time
-import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +13,6 @@ import tensorflow as tf
 
 from alignseg_tf.data.catalog import MAX_CLASSES, LabelSpace
 from alignseg_tf.environment import cores
-from alignseg_tf.freezing import freeze
 from alignseg_tf.model import AlignSeg
 from alignseg_tf.pretrained import model_path, pretrained_names
 from alignseg_tf.quiet import silent_stderr
@@ -27,12 +23,6 @@ LABEL_SPACE_FILE = Path("assets.extra") / "classes.json"
 TFLITE_LABEL_SPACE_FILE, TFLITE_LABELS_FILE = "classes.json", "labels.txt"
 # The same in the metadata of an ONNX file.
 ONNX_LABEL_SPACE_KEY = "classes"
-
-# A graph of its own for a size of pictures takes seconds to make and saves a tenth of the time
-# that pictures of the size take: it is made when they have taken so many seconds.
-SECONDS_BEFORE_FUSING = 30.0
-# Each of these graphs holds the weights.
-MOST_FUSED_SIZES = 2
 
 
 class Network:
@@ -75,22 +65,23 @@ def logits_model(model: keras.Model) -> keras.Model:
 
 
 class KerasNetwork(Network):
-    """An `AlignSeg` in memory, with its variables: it may be trained on.
+    """A Keras model in memory. It may be trained on: the graph reads its variables at each call.
 
     Args:
-        model: the model; it is not changed.
+        model: an `AlignSeg`, or an `inference_model` of one; it is not changed.
         device: TensorFlow device to run on, such as `GPU:1`; None leaves that to TensorFlow.
     """
 
-    def __init__(self, model: AlignSeg, device: str | None = None):
+    def __init__(self, model: keras.Model, device: str | None = None):
         self.label_space = label_space_of(model)
-        self._run = _of_pictures(self._head(model))
-        self._device = device
-
-    def _head(self, model: AlignSeg) -> Callable[[Any], Any]:
-        """Return a function from float32 pictures to logits."""
         head = logits_model(model)
-        return lambda images: head(images, training=False)
+
+        @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
+        def run(images: Any) -> Any:
+            return tf.cast(head(tf.cast(images, tf.float32), training=False), tf.float32)
+
+        self._run = run
+        self._device = device
 
     def logits(self, images: np.ndarray) -> Any:
         """Return the head's logits, which have stride 4."""
@@ -98,88 +89,16 @@ class KerasNetwork(Network):
             return self._run(tf.convert_to_tensor(images))
 
 
-def _of_pictures(
-    head: Callable[[Any], Any], size: tuple[int | None, int | None] = (None, None)
-) -> Callable[[Any], Any]:
-    """Return a function from uint8 pictures to float32 logits, from one of float32 pictures."""
+def inference_network(model: AlignSeg, device: str | None = None) -> KerasNetwork:
+    """Return a trained model as it runs in prediction: as `inference_model` rewrites it.
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *size, 3), tf.uint8)])
-    def run(images: Any) -> Any:
-        return tf.cast(head(tf.cast(images, tf.float32)), tf.float32)
-
-    return run
-
-
-class FrozenNetwork(KerasNetwork):
-    """An `AlignSeg` as it is now: its inference graph, with the weights as constants.
-
-    It equals `KerasNetwork` but for rounding, is faster, and takes some seconds to make. On a CPU,
-    a size of pictures that has taken half a minute gets a graph of its own, whose operations are
-    `fused` (see `inference_model`); at most two sizes do. From then on results differ from those
-    before by rounding.
-
-    Args:
-        model: it must not change from then on.
-        device: as in `KerasNetwork`.
+    Results equal those of the model except for rounding. Later changes of the model do not reach
+    the network.
     """
+    from alignseg_tf.export.inference_graph import inference_model
 
-    def __init__(self, model: AlignSeg, device: str | None = None):
-        super().__init__(model, device)
-        self._model = model
-        self._lock = threading.Lock()
-        self._seconds: dict[tuple[int, int], float] = {}
-        self._fused: dict[tuple[int, int], Callable[[Any], Any]] = {}
-        # Where there is a GPU, calls return before it is done, so time says nothing.
-        self._may_fuse = not tf.config.list_logical_devices("GPU")
-
-    def _head(
-        self,
-        model: AlignSeg,
-        operations: str | None = None,
-        size: tuple[int | None, int | None] = (None, None),
-    ) -> Callable[[Any], Any]:
-        from alignseg_tf.export.inference_graph import inference_model
-
-        return freeze(logits_model(inference_model(model, operations)), size)
-
-    def logits(self, images: np.ndarray) -> Any:
-        """Return the head's logits, which have stride 4."""
-        size = (int(images.shape[1]), int(images.shape[2]))
-        if (fused := self._fused.get(size)) is not None:
-            with tf.device(self._device):
-                return fused(tf.convert_to_tensor(images))
-        started = time.perf_counter()
-        logits = super().logits(images)
-        if self._may_fuse and self._is_due(size, time.perf_counter() - started):
-            self._fuse(images)
-        return logits
-
-    def _is_due(self, size: tuple[int, int], seconds: float) -> bool:
-        """Add to the time of a size; say, to one thread alone, that a graph for it is worth it."""
-        with self._lock:
-            before = self._seconds.get(size, 0.0)
-            self._seconds[size] = before + seconds
-            due = before < SECONDS_BEFORE_FUSING <= self._seconds[size]
-            if due and sum(x >= SECONDS_BEFORE_FUSING for x in self._seconds.values()) >= (
-                MOST_FUSED_SIZES
-            ):
-                self._may_fuse = False
-            return due
-
-    def _fuse(self, images: np.ndarray) -> None:
-        """Make a graph for pictures of one size, and use it from now on if it runs."""
-        size = (int(images.shape[1]), int(images.shape[2]))
-        with tf.device(self._device):
-            run = _of_pictures(self._head(self._model, "fused", size), size)
-            try:
-                run(tf.convert_to_tensor(images))
-            except tf.errors.OpError as error:  # a TensorFlow without XLA, for instance
-                warnings.warn(
-                    f"pictures of {size[0]} x {size[1]} stay with the slower graph: {error}",
-                    stacklevel=2,
-                )
-                return
-        self._fused[size] = run
+    with tf.device(device):
+        return KerasNetwork(inference_model(model), device)
 
 
 class SavedModelNetwork(Network):
@@ -459,8 +378,7 @@ def load_network(model_or_path: Any, device: str | None = None) -> Network:
             if not path.is_file():
                 raise ValueError(f"{path}: no such file; expected a {path.suffix} model")
             return formats[path.suffix](path)
-        with tf.device(device):
-            return FrozenNetwork(load_model(path), device)
+        return inference_network(load_model(path), device)
     return KerasNetwork(model_or_path, device)
 
 

@@ -15,7 +15,7 @@ def prepare_processor() -> None:
     package. What the environment says stays as it is.
 
     oneDNN is TensorFlow's default on processors with AVX-512 only. On others too it multiplies
-    faster where weights are constants, as in `FrozenNetwork` and exported SavedModels. TensorFlow
+    faster where weights are constants, as in exported SavedModels. TensorFlow
     reads that as it is imported, which importing this package does: in a program of your own, set
     `TF_ENABLE_ONEDNN_OPTS=1` in the environment.
 

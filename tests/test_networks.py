@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from conftest import CLASSES, random_images, tiny_model
 
-from alignseg_tf import Predictor, networks
+from alignseg_tf import Predictor
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.networks import FrozenNetwork, TfliteNetwork, load_network, logits_model
+from alignseg_tf.networks import TfliteNetwork, load_network, logits_model
 from alignseg_tf.protocols import Protocol
 
 SPACE = LabelSpace(CLASSES)
@@ -82,46 +82,20 @@ def test_logits_have_stride_4(upsample):
     assert logits.std() > 0.1
 
 
-def test_a_size_that_takes_long_gets_a_graph_of_its_own(model, monkeypatch):
-    monkeypatch.setattr(networks, "MOST_FUSED_SIZES", 1)
-    network = FrozenNetwork(model)
-    pictures = random_images(3, *SIZE)
-    before = network.logits(pictures).numpy()
-    assert not network._fused  # half a minute has not gone by
-    network._seconds[SIZE] = networks.SECONDS_BEFORE_FUSING - 1e-9
-    network.logits(pictures)
-    assert list(network._fused) == [SIZE]
-    graph = network._fused[SIZE].get_concrete_function().graph.as_graph_def()
-    assert any(function.attr["_XlaMustCompile"].b for function in graph.library.function)
-    after = network.logits(pictures).numpy()
-    assert np.abs(after - before).max() < 5e-3 * np.abs(before).max()
-    assert (after != before).any()  # summed in another order
-    assert network.logits(pictures[:1]).shape == (1, *before.shape[1:])
-    network._seconds[64, 64] = networks.SECONDS_BEFORE_FUSING - 1e-9
-    network.logits(random_images(1, 64, 64))
-    assert list(network._fused) == [SIZE]
-
-
-def test_a_graph_that_does_not_run_is_left_alone(model, monkeypatch):
-    def refuse(images):
-        raise tf.errors.UnimplementedError(None, None, "no XLA here")
-
-    network = FrozenNetwork(model)
-    before = network.logits(random_images(1, *SIZE)).numpy()
-    monkeypatch.setattr(networks, "SECONDS_BEFORE_FUSING", 1e3)
-    network._seconds[SIZE] = 999.9999999
-    monkeypatch.setattr(network, "_head", lambda *args: refuse)
-    with pytest.warns(UserWarning, match="(?s)64 x 96 stay with the slower graph.*no XLA here"):
-        np.testing.assert_array_equal(network.logits(random_images(1, *SIZE)), before)
-    np.testing.assert_array_equal(network.logits(random_images(1, *SIZE)), before)
-
-
-def test_time_is_not_told_by_calls_on_a_gpu(model, monkeypatch):
-    monkeypatch.setattr(networks, "SECONDS_BEFORE_FUSING", 1e-9)
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
-    network = FrozenNetwork(model)
-    network.logits(random_images(1, *SIZE))
-    assert not network._fused
+def test_a_file_runs_one_inference_graph_with_variables(model, tmp_path):
+    model.save(tmp_path / "m.keras")
+    network, images = load_network(tmp_path / "m.keras"), random_images(2, *SIZE)
+    first = network.logits(images).numpy()
+    expected = load_network(model).logits(images).numpy()
+    np.testing.assert_allclose(first, expected, atol=5e-3 * abs(expected).max())
+    network.logits(random_images(1, 40, 50))
+    np.testing.assert_array_equal(network.logits(images), first)
+    assert network._run.experimental_get_tracing_count() == 1
+    operations = network._run.get_concrete_function().graph.get_operations()
+    kinds = [operation.type for operation in operations]
+    assert not any(kind.startswith("FusedBatchNorm") for kind in kinds)  # folded
+    constants = [op.outputs[0].shape.num_elements() for op in operations if op.type == "Const"]
+    assert max(filter(None, constants)) < 1000
 
 
 def test_mixed_precision_gives_float32_logits():

@@ -4,10 +4,10 @@ eager             the Keras model, layer by layer
 function          the model within `tf.function`
 xla               the same, compiled
 mixed_bfloat16    the same as `function`, under that dtype policy
-inference_graph   `inference_model` within `tf.function`, with variables
-frozen            the same with constants: what prediction runs
-fused             `frozen` for one size, with parts compiled by XLA: what prediction runs after half
-                  a minute of pictures of that size
+inference_graph   `inference_model` within `tf.function`, with variables: what prediction of a
+                  `.keras` file runs
+frozen            the same with constants: a SavedModel
+fused             `frozen` for one size, with parts compiled by XLA: a SavedModel of `--fused`
 bfloat16          `frozen` in bfloat16: a SavedModel of that quantization
 fused_bfloat16    both
 saved_model       `serving_default` of an exported SavedModel, which gives class maps

@@ -200,12 +200,12 @@ def _table(
     """Return a line for the model and one for each export."""
     from alignseg_tf.bands import resized
     from alignseg_tf.export.agreement import median_latency, noise_picture
-    from alignseg_tf.networks import FrozenNetwork
+    from alignseg_tf.networks import inference_network
     from alignseg_tf.prediction import Predictor
 
     first = next(iter(written.values()))
     picture = noise_picture(first.size) if pictures is None else resized(pictures[0], first.size)
-    latency = median_latency(Predictor(FrozenNetwork(model)).class_map, picture)
+    latency = median_latency(Predictor(inference_network(model)).class_map, picture)
     width = max(len(str(path)) for path in (source, *written))
     header = f"{'':{width}}  {'size':>8}  {'latency':>8}  {'same class':>10}  {'logits':>8}"
     lines = [
