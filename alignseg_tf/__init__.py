@@ -6,17 +6,11 @@ registers them, so that a saved model loads after `import alignseg_tf`. What nee
 """
 
 import importlib
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignseg_tf.processor import prepare_processor
-from alignseg_tf.quiet import import_tensorflow_quietly
+from alignseg_tf.quiet import import_tensorflow_quietly, is_own_command
 
-# While `python -m` looks for its module, the first argument is "-m": this is a command. So is
-# the installed script.
-if sys.argv[:1] == ["-m"] or Path(*sys.argv[:1]).name == "alignseg":
-    prepare_processor()
+if is_own_command():
     import_tensorflow_quietly()
 
 from alignseg_tf import backbones, checkpoints, layers, losses, metrics, optimizers

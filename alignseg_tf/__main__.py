@@ -30,6 +30,7 @@ from alignseg_tf.files import (
 )
 from alignseg_tf.layers import SAMPLING_CONVENTIONS
 from alignseg_tf.pretrained import model_path
+from alignseg_tf.processor import prepare_processor
 from alignseg_tf.protocols import add_block_argument, add_protocol_arguments
 from alignseg_tf.serving.settings import add_serve_arguments
 from alignseg_tf.version import __version__
@@ -236,6 +237,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status: 0, 1 if files were skipped, 2 for bad input."""
     parsed = build_parser().parse_args(arguments)
+    prepare_processor()
     try:
         return parsed.run(parsed)
     except (ValueError, ImportError, OSError) as error:

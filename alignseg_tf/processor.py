@@ -1,4 +1,4 @@
-"""What makes a CPU faster and is for the whole process to decide."""
+"""What makes a CPU faster and changes the whole process."""
 
 import ctypes
 import os
@@ -9,20 +9,15 @@ _LARGEST_INT = 2**31 - 1
 
 
 def prepare_processor() -> None:
-    """Let TensorFlow use oneDNN's kernels, and let memory that was freed be used again.
+    """Let memory that was freed be used again. Commands of this package call it as they start.
 
-    Both are for programs, not for libraries, and `python -m` has them for every command of this
-    package. What the environment says stays as it is.
+    glibc returns large blocks to the system as they are freed, and the next layer waits until the
+    system has cleared new ones. Where the environment sets `MALLOC_...`, nothing changes.
 
-    oneDNN is TensorFlow's default on processors with AVX-512 only. On others too it multiplies
-    faster where weights are constants, as in exported SavedModels. TensorFlow
-    reads that as it is imported, which importing this package does: in a program of your own, set
-    `TF_ENABLE_ONEDNN_OPTS=1` in the environment.
-
-    glibc gives large blocks back to the system as they are freed, and the next layer waits until
-    the system has cleared new ones.
+    In a program of your own, also set `TF_ENABLE_ONEDNN_OPTS=1` in the environment before
+    TensorFlow is imported: oneDNN is its default only on processors with AVX-512, and multiplies
+    faster on others too.
     """
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
     try:

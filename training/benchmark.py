@@ -35,6 +35,7 @@ from alignseg_tf.files import add_overwrite_argument, check_file, has_keys, writ
 from alignseg_tf.networks import numbered_classes
 from alignseg_tf.precision import global_dtype_policy
 from alignseg_tf.prediction import Predictor
+from alignseg_tf.processor import prepare_processor
 from alignseg_tf.progress import counter
 from alignseg_tf.protocols import Protocol, add_protocol_arguments, protocol_from_arguments
 from alignseg_tf.scores import score_picture
@@ -311,6 +312,7 @@ def _is_result(path: Path) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
+    prepare_processor()
     load = os.getloadavg()[0]
     try:
         if parsed.json is not None:

@@ -30,6 +30,7 @@ from alignseg_tf.files import (
 )
 from alignseg_tf.prediction import predictors_on_all_gpus
 from alignseg_tf.pretrained import model_path
+from alignseg_tf.processor import prepare_processor
 from alignseg_tf.progress import counter
 from alignseg_tf.protocols import (
     Protocol,
@@ -114,6 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
+    prepare_processor()
     try:
         protocol = protocol_from_arguments(parsed)
         data = data_from_arguments(parsed, counter("making the data set"))

@@ -15,7 +15,7 @@ tflite            an exported float32 `.tflite` file, run by LiteRT; it gives cl
 tflite_int8       the same in 8 bits, with ranges of the task's own pictures
 bilinear          `frozen`, with plain resizing and a global context in place of alignment
 bilinear_fused    the same of `fused`
-default_kernels   `frozen`, without `prepare_processor`: as in a program that only imports us
+default_kernels   `frozen`, with TensorFlow's own settings: as in a program that only imports us
 
 For training there are `function`, `xla`, `mixed_bfloat16`, `bilinear` and `default_kernels`: a step
 of `fit`, whose losses are cross-entropy of both heads, and `upsampled`, the same as `function` with

@@ -35,6 +35,7 @@ from alignseg_tf.export.model_card import RUN_FILE, read_run
 from alignseg_tf.files import DiskFullError, ForeignFileError, check_replaceable, write_text
 from alignseg_tf.fingerprints import differences, fingerprint, named_fingerprints, names_hash
 from alignseg_tf.precision import global_dtype_policy
+from alignseg_tf.processor import prepare_processor
 from alignseg_tf.progress import counter
 from training import multi_worker
 from training.averaging import ValidateAveraged
@@ -455,6 +456,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
+    prepare_processor()
     try:
         recipe = recipe_from_arguments(parsed)
         data = data_from_arguments(parsed, counter("making the data set"))
