@@ -15,6 +15,7 @@ from alignseg_tf.layers import (
     ResizeLike,
     SegmentationHead,
 )
+from alignseg_tf.layers.nested import nested_layers
 
 Tensor = Any
 
@@ -203,9 +204,7 @@ class AlignSeg(keras.Model):
             "trainable": self.trainable,
             # The decoder's layers are made anew and would forget it.
             "frozen_layers": [
-                layer.path
-                for layer in self._flatten_layers(include_self=False)
-                if layer.weights and not layer.trainable
+                layer.path for layer in nested_layers(self) if layer.weights and not layer.trainable
             ],
         }
 
@@ -243,7 +242,7 @@ class AlignSeg(keras.Model):
                     config[key], custom_objects=custom_objects
                 )
         model = cls(**config)
-        for layer in model._flatten_layers(include_self=False):
+        for layer in nested_layers(model):
             if layer.path in frozen_layers:
                 layer.trainable = False
         return model
@@ -255,6 +254,6 @@ def freeze_batch_norm(model: keras.Model) -> None:
     Neither these nor gamma and beta change any more. To be called before `compile`; a saved
     AlignSeg remembers it. `layer.trainable = True` for each of them undoes it.
     """
-    for layer in model._flatten_layers(include_self=False):
+    for layer in nested_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False

@@ -19,6 +19,7 @@ from alignseg_tf.layers import (
     SegmentationHead,
 )
 from alignseg_tf.layers.conv_blocks import narrow_convolutions
+from alignseg_tf.layers.nested import nested_layers
 
 MAP = (2, 9, 13, 8)
 FINE, COARSE = (2, 9, 13, 8), (2, 5, 7, 8)
@@ -204,3 +205,11 @@ def test_narrow_convolutions_are_convolutions(groups):
         part = ops.convert_to_tensor(x[..., 4 * number : 4 * number + 4])
         expected = ops.convert_to_numpy(ops.conv(part, kernel, padding="same"))
         np.testing.assert_allclose(ops.convert_to_numpy(result), expected, atol=1e-5)
+
+
+def test_nested_layers_are_those_at_any_depth():
+    inner = ConvNormAct(4)
+    outer = keras.Sequential([keras.Sequential([inner])])
+    assert nested_layers(outer)[0] is outer.layers[0]
+    assert {inner, inner.conv, inner.norm} <= set(nested_layers(outer))
+    assert outer not in nested_layers(outer)

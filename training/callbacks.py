@@ -23,6 +23,7 @@ import tensorflow as tf
 from alignseg_tf import AlignSeg
 from alignseg_tf.data.catalog import class_columns
 from alignseg_tf.files import atomic_path, remove_leftovers, write_text
+from alignseg_tf.layers.nested import nested_layers
 from alignseg_tf.optimizers import averaged_weights
 from alignseg_tf.precision import with_dtype_policy
 from training.logs import VALIDATION_METRIC, Logs, class_iou, learning_rate, short_names
@@ -91,7 +92,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def set_synchronized_batch_norm(model: keras.Model, synchronized: bool) -> None:
     """Say whether batch norms average over all replicas; before the first step."""
-    for layer in model._flatten_layers():
+    for layer in nested_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = synchronized
 
@@ -104,7 +105,7 @@ def for_inference(model: AlignSeg) -> AlignSeg:
     the same.
     """
     copy = with_dtype_policy(model, "float32", upsample_logits=True)
-    for layer in copy._flatten_layers():
+    for layer in (copy, *nested_layers(copy)):
         layer.trainable = True
     average = averaged_weights(model)
     if average is not None:
@@ -122,7 +123,7 @@ class SeedDropout(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Reset the state of every generator."""
-        for number, layer in enumerate(self.model._flatten_layers()):
+        for number, layer in enumerate(nested_layers(self.model), start=1):
             generator = getattr(layer, "seed_generator", None)
             if generator is not None:
                 state = np.random.SeedSequence([self.seed, epoch, number]).generate_state(2)

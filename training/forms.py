@@ -47,6 +47,7 @@ def build(task: Task, dtype_policy: str = "float32", **kwargs: Any) -> Any:
     import numpy as np
 
     from alignseg_tf import AlignSeg, backbones
+    from alignseg_tf.layers.nested import nested_layers
     from alignseg_tf.precision import global_dtype_policy
 
     keras.utils.set_random_seed(task.seed)
@@ -58,7 +59,7 @@ def build(task: Task, dtype_policy: str = "float32", **kwargs: Any) -> Any:
     for variable in model.trainable_variables:
         if "field_" in variable.path:
             variable.assign(0.01 * rng.standard_normal(variable.shape))
-    for layer in model._flatten_layers(include_self=False):
+    for layer in nested_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):  # zeros would be optimised away
             layer.beta.assign(0.1 * rng.standard_normal(layer.beta.shape))
     # Else rounding would be amplified layer by layer.
@@ -70,9 +71,11 @@ def calibrate_batch_norms(model: Any, images: Any) -> None:
     """Set the statistics of a model's batch norms to those of pictures [B, H, W, 3]."""
     import keras
 
+    from alignseg_tf.layers.nested import nested_layers
+
     norms = [
         layer
-        for layer in model._flatten_layers()
+        for layer in nested_layers(model)
         if isinstance(layer, keras.layers.BatchNormalization)
     ]
     momenta = [norm.momentum for norm in norms]

@@ -1,0 +1,16 @@
+"""All layers of a model, also those within other layers."""
+
+import keras
+
+
+def nested_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Return the layers within a layer or model, at any depth, without itself.
+
+    Keras has no public way to list the layers that a layer holds as attributes.
+
+    Example:
+        >>> from alignseg_tf.layers import ConvNormAct
+        >>> [type(x).__name__ for x in nested_layers(ConvNormAct(8))]
+        ['Conv2D', 'BatchNormalization']
+    """
+    return list(layer._flatten_layers(include_self=False))
