@@ -65,4 +65,4 @@ def import_tensorflow_quietly() -> None:
             import tensorflow  # noqa: F401
     finally:
         for name in added:
-            del os.environ[name]
+            os.environ.pop(name, None)
