@@ -27,12 +27,16 @@ STEP_MAPS = {
     "aggregation_p5": ("P2..P4", "P5 (stride 32)"),
     "aggregation_context": ("P2..P5", "context (stride 32)"),
 }
-# Figures: inches, points, and dots an inch.
-PANEL_WIDTH, PANEL_HEIGHT = (1.9, 3.2), (0.9, 3.0)
-GAP, MARGIN, LINE = 0.08, 0.15, 0.17
-FONT, SMALL_FONT, DPI = 8.0, 7.0, 200
-LEGEND_WIDTH, LEGEND_HEIGHT, WHEEL, KEY = 1.85, 1.9, 1.1, 1.0
+# Sizes of panels and legends in inches, of fonts in points, and dots an inch.
+PANEL_WIDTH, PANEL_HEIGHT, LEGEND_WIDTH, LEGEND_HEIGHT = (1.9, 3.2), (0.9, 3.0), 1.9, 1.35
+LINE, FONT, SMALL_FONT, DPI = 0.17, 8.0, 7.0, 200
 ARROW_SPACING, MOST_POSITIONS = 0.13, 18
+OFFSET_HEADINGS = ("offsets of the {} map", "where the {} map is read")
+CONTEXT_HEADINGS = (
+    "cell of the context that is read",
+    "regular cell, without offsets",
+    "from regular cell to what is read",
+)
 INK, FAINT_INK = "#222222", "#666666"
 # The cells of the context in reading order: around the middle the hues of `offset_field`.
 CELL_COLORS = (
@@ -42,116 +46,84 @@ CELL_COLORS = (
 )  # fmt: skip
 
 
-class _Sheet:
-    """A figure of rows and columns of panels for a picture, laid out in inches.
+def _panel_size(image: np.ndarray, area: float) -> tuple[float, float]:
+    """Return width and height of a panel in inches, for its area in square inches."""
+    aspect = image.shape[0] / image.shape[1]
+    width = float(np.clip((area / aspect) ** 0.5, *PANEL_WIDTH))
+    return width, float(np.clip(width * aspect, *PANEL_HEIGHT))
 
-    The panels have the picture's shape as far as `PANEL_WIDTH` and `PANEL_HEIGHT` let them. Above
-    the first row are a title and a line of headings; every row has a line for a title of its own
-    above it and, if wanted, one for captions below it. At the right is a column for legends.
+
+def _sheet(
+    image: np.ndarray,
+    title: str,
+    row_titles: Sequence[str],
+    headings: Sequence[str],
+    legends: Sequence[str],
+    area: float = 4.3,
+) -> tuple[Figure, dict[str, Axes]]:
+    """Lay out panels in the shape of an image, and a column of legends beside them.
 
     Args:
-        rows: rows of panels.
-        columns: panels in a row.
-        image: the picture, uint8 [h, w, 3].
+        image: uint8 [h, w, 3].
         title: of the figure.
+        row_titles: of the rows of panels; empty for none.
+        headings: of the columns of panels.
+        legends: names of the axes in the column of legends, from the top.
         area: of a panel, in square inches.
-        row_titles: whether rows have titles.
-        captions: whether panels have captions.
-        picture: whether the picture is on top of the column of legends.
+
+    Returns:
+        The figure and its axes. Panels are named `ROW,COLUMN`, from 0.
     """
-
-    def __init__(
-        self,
-        rows: int,
-        columns: int,
-        image: np.ndarray,
-        title: str,
-        area: float = 4.3,
-        row_titles: bool = True,
-        captions: bool = True,
-        picture: bool = True,
-    ):
-        self.image_size = image.shape[:2]
-        self.aspect = image.shape[0] / image.shape[1]
-        self.width = float(np.clip((area / self.aspect) ** 0.5, *PANEL_WIDTH))
-        self.height = float(np.clip(self.width * self.aspect, *PANEL_HEIGHT))
-        self.first_top = (3.0 + 1.35 * row_titles) * LINE
-        self.row_height = self.height + (0.5 + 1.35 * row_titles + 0.9 * captions) * LINE
-        self.legend_left = self.left(columns) + 0.5 * MARGIN
-        picture_height = min(self.height, LEGEND_WIDTH * self.aspect)
-        self.legend_top = self.first_top + picture * (picture_height + LINE)
-        self.size = (
-            self.legend_left + LEGEND_WIDTH + MARGIN,
-            max(self.first_top + rows * self.row_height, self.legend_top + LEGEND_HEIGHT),
+    width, height = _panel_size(image, area)
+    rows = len(row_titles)
+    lines = 3 if any(row_titles) else 1
+    panels = [[f"{row},{column}" for column in range(len(headings))] for row in range(rows)]
+    size = (
+        len(headings) * (width + LINE) + LEGEND_WIDTH + LINE,
+        max(rows * (height + lines * LINE), len(legends) * LEGEND_HEIGHT) + 3 * LINE,
+    )
+    figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
+    axes = figure.subplot_mosaic(
+        [[panels, [[name] for name in legends]]],
+        width_ratios=(size[0] - LEGEND_WIDTH - LINE, LEGEND_WIDTH),
+    )
+    figure.suptitle(title, x=0.01, ha="left", fontsize=1.25 * FONT, fontweight="bold", color=INK)
+    for each in axes.values():
+        each.set(xticks=[], yticks=[], anchor="NW")
+        each.spines[:].set(linewidth=0.4, color=FAINT_INK)
+    for row, text in enumerate(row_titles):
+        first = axes[f"{row},0"]
+        first.set_title(text, loc="left", fontsize=FONT, fontweight="bold", color=INK, pad=3)
+    for column, text in enumerate(headings):
+        above = (0, 16 if any(row_titles) else 3)  # points: above the title of the first row
+        axes[f"0,{column}"].annotate(
+            text, (0, 1), above, "axes fraction", "offset points", fontsize=FONT, color=FAINT_INK
         )
-        self.figure = Figure(figsize=self.size, dpi=DPI, facecolor="white")
-        self.text(MARGIN, 1.2 * LINE, title, fontsize=1.25 * FONT, fontweight="bold")
-        if picture:
-            axes = self.axes(self.legend_left, self.first_top, LEGEND_WIDTH, picture_height)
-            axes.imshow(image)
-            axes.set_anchor("NW")
+    return figure, axes
 
-    @property
-    def pixels_per_inch(self) -> float:
-        """Pixels of the picture in an inch of a panel."""
-        return max(self.image_size[1] / self.width, self.image_size[0] / self.height)
 
-    def top(self, row: int) -> float:
-        """Distance of a row's panels from the upper edge, in inches."""
-        return self.first_top + row * self.row_height
+def _show(axes: Axes, painted: np.ndarray, image_size: Sequence[int], caption: str = "") -> None:
+    """Show a painted map or image, uint8 [any, any, 3], in pixels of the image."""
+    height, width = image_size
+    # Cells of a map stand where the model's resizing puts them.
+    rise, run = (
+        (n - 1) / max(1, m - 1) for n, m in zip(image_size, painted.shape[:2], strict=True)
+    )
+    extent = (-run / 2, width - 1 + run / 2, height - 1 + rise / 2, -rise / 2)
+    axes.imshow(painted, extent=extent, interpolation="nearest")
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    axes.set_xlabel(caption, loc="left", fontsize=SMALL_FONT, color=FAINT_INK, labelpad=2)
 
-    def left(self, column: int) -> float:
-        """Distance of a column's panels from the left edge, in inches."""
-        return MARGIN + column * (self.width + GAP)
 
-    def text(self, left: float, top: float, text: str, **kwargs: Any) -> None:
-        """Write a text that stands at a distance from the left and the upper edge, in inches."""
-        kwargs = {"fontsize": FONT, "color": INK, "va": "baseline", **kwargs}
-        self.figure.text(left / self.size[0], 1 - top / self.size[1], text, **kwargs)
-
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Add axes without ticks at a distance from the left and the upper edge, in inches."""
-        total_width, total_height = self.size
-        axes = self.figure.add_axes(
-            (
-                left / total_width,
-                1 - (top + height) / total_height,
-                width / total_width,
-                height / total_height,
-            )
-        )
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set(linewidth=0.4, color=FAINT_INK)
-        return axes
-
-    def panel(self, row: int, column: int, painted: np.ndarray, caption: str = "") -> Axes:
-        """Show a painted map or picture, uint8 [any, any, 3], in pixels of the picture."""
-        axes = self.axes(self.left(column), self.top(row), self.width, self.height)
-        height, width = self.image_size
-        # Cells of a map stand where the model's resizing puts them.
-        rise, run = (
-            (n - 1) / max(1, m - 1) for n, m in zip(self.image_size, painted.shape[:2], strict=True)
-        )
-        extent = (-run / 2, width - 1 + run / 2, height - 1 + rise / 2, -rise / 2)
-        axes.imshow(painted, extent=extent, interpolation="nearest")
-        axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), anchor="NW")
-        below = self.top(row) + self.height + 0.75 * LINE
-        self.text(self.left(column), below, caption, fontsize=SMALL_FONT, color=FAINT_INK)
-        return axes
-
-    def heading(self, column: int, text: str) -> None:
-        """Write above the panels of a column."""
-        self.text(self.left(column), 2.6 * LINE, text, color=FAINT_INK)
-
-    def row_title(self, row: int, text: str) -> None:
-        """Write above the panels of a row."""
-        self.text(MARGIN, self.top(row) - 0.35 * LINE, text, fontweight="bold")
-
-    def notes(self, top: float, *paragraphs: str) -> None:
-        """Write paragraphs into the column of legends."""
-        characters = int(LEGEND_WIDTH * 72 / (0.52 * SMALL_FONT))
-        text = "\n\n".join("\n".join(textwrap.wrap(x, characters)) for x in paragraphs)
-        self.text(self.legend_left, top, text, fontsize=SMALL_FONT, va="top", linespacing=1.35)
+def _write_notes(axes: Axes, *paragraphs: str) -> None:
+    """Write paragraphs into axes of the column of legends."""
+    axes.set_axis_off()
+    characters = int(LEGEND_WIDTH * 72 / (0.6 * SMALL_FONT))
+    text = "\n\n".join("\n".join(textwrap.wrap(x, characters)) for x in paragraphs)
+    axes.text(
+        0, 1, text, transform=axes.transAxes, fontsize=SMALL_FONT, color=INK, va="top",
+        linespacing=1.35,
+    ).set_in_layout(False)  # fmt: skip
 
 
 def _step_title(number: int, name: str) -> str:
@@ -202,13 +174,18 @@ def draw_offsets(trace: AlignmentTrace) -> Figure:
     """
     _check_aligns(trace)
     maps = tuple(trace.steps[0].offsets)
-    title = "Offsets of aligned feature aggregation (AlignFA)"
-    sheet = _Sheet(len(trace.steps), 2 * len(maps), trace.image, title)
-    spacing = ARROW_SPACING * sheet.pixels_per_inch
+    size = trace.image.shape[:2]
+    figure, axes = _sheet(
+        trace.image,
+        "Offsets of aligned feature aggregation (AlignFA)",
+        [_step_title(number, step.name) for number, step in enumerate(trace.steps, start=1)],
+        [text.format(name) for name in maps for text in OFFSET_HEADINGS],
+        ("image", "wheel", "notes"),
+    )
+    axes["image"].imshow(trace.image)
+    spacing = ARROW_SPACING * size[1] / _panel_size(trace.image, 4.3)[0]
     limits, factors = {}, {}
     for place, name in enumerate(maps):
-        sheet.heading(2 * place, f"offsets of the {name} map")
-        sheet.heading(2 * place + 1, f"where the {name} map is read")
         lengths = np.concatenate([_length(step.offsets[name]).ravel() for step in trace.steps])
         limit = float(np.percentile(lengths, 99)) or float(lengths.max()) or 1.0
         limits[name], factors[name] = limit, _round_factor(2.3 * spacing / limit)
@@ -216,19 +193,20 @@ def draw_offsets(trace: AlignmentTrace) -> Figure:
             field = step.offsets[name]
             length = _length(field)
             caption = f"mean {_pixels(length.mean())}, longest {_pixels(length.max())}"
-            sheet.panel(row, 2 * place, visualization.offset_field(field, limit), caption)
-            axes = sheet.panel(row, 2 * place + 1, _dimmed(trace.image))
-            _draw_arrows(axes, field, trace.image.shape[:2], spacing, factors[name])
-    for row, step in enumerate(trace.steps):
-        sheet.row_title(row, _step_title(row + 1, step.name))
+            painted = visualization.offset_field(field, limit)
+            _show(axes[f"{row},{2 * place}"], painted, size, caption)
+            arrows = axes[f"{row},{2 * place + 1}"]
+            _show(arrows, _dimmed(trace.image), size)
+            _draw_arrows(arrows, field, size, spacing, factors[name])
+    _draw_wheel(axes["wheel"], limits)
     scales = " and ".join(f"{factors[name]:g}x ({name})" for name in maps)
-    sheet.notes(
-        _draw_wheel(sheet, limits),
+    _write_notes(
+        axes["notes"],
         "Each cell takes its feature from another place: hue is the direction to it, brightness "
         "the distance in pixels of the picture, full at the 99th percentile of the four steps.",
         f"Arrows point from a cell to that place; they are drawn {scales} as long.",
     )
-    return sheet.figure
+    return figure
 
 
 def _pixels(length: float) -> str:
@@ -262,25 +240,12 @@ def _quiver(
     )  # fmt: skip
 
 
-def _draw_wheel(sheet: _Sheet, limits: Mapping[str, float]) -> float:
-    """Draw the colours of `visualization.offset_field`, and scales from the centre to the rim.
-
-    Returns:
-        Where there is room below it, in inches from the upper edge.
-    """
-    top, left = sheet.legend_top, sheet.legend_left + (LEGEND_WIDTH - WHEEL) / 2
-    axes = sheet.axes(left, top, WHEEL, WHEEL)
+def _draw_wheel(axes: Axes, limits: Mapping[str, float]) -> None:
+    """Draw the colours of `visualization.offset_field`, and what the rim means for each map."""
     axes.imshow(visualization.offset_legend(1.0, 401)[:401])
     axes.spines[:].set_visible(False)
-    bottom = top + WHEEL + 0.08
-    for name, limit in limits.items():
-        axes = sheet.axes(left + WHEEL / 2, bottom, WHEEL / 2, 0.06)
-        axes.spines[["top"]].set_visible(False)
-        beside = {"fontsize": SMALL_FONT, "va": "top"}
-        sheet.text(left + WHEEL / 2 - 0.05, bottom - 0.02, f"{name} 0", ha="right", **beside)
-        sheet.text(left + WHEEL + 0.05, bottom - 0.02, _pixels(limit), **beside)
-        bottom += LINE
-    return bottom + 0.5 * LINE
+    rims = [f"rim: {_pixels(limit)} ({name})" for name, limit in limits.items()]
+    axes.set_xlabel("\n".join(rims), fontsize=SMALL_FONT, color=INK, labelpad=2)
 
 
 def draw_context(trace: AlignmentTrace) -> Figure:
@@ -305,35 +270,36 @@ def draw_context(trace: AlignmentTrace) -> Figure:
         )
     chosen, regular = trace.context.chosen, trace.context.regular
     size = trace.image.shape[:2]
-    title = "Context chosen by aligned context modeling (AlignCM)"
-    sheet = _Sheet(
-        1, 3, trace.image, title, area=5.5, row_titles=False, captions=False, picture=False
+    figure, axes = _sheet(
+        trace.image,
+        "Context chosen by aligned context modeling (AlignCM)",
+        [""],
+        CONTEXT_HEADINGS,
+        ("key", "notes"),
+        area=5.5,
     )
     grey = np.asarray(Image.fromarray(trace.image).convert("L"), np.float32)[..., None]
     for column, cells in enumerate((chosen, regular)):
         colors = np.array([*CELL_COLORS, (0, 0, 0)], np.uint8)[cells]  # OUTSIDE is the last
         painted = np.round(0.45 * grey + 0.55 * _enlarged(colors, size)).astype(np.uint8)
-        sheet.panel(0, column, painted)
-    axes = sheet.panel(0, 2, np.full((1, 1, 3), 40, np.uint8))
-    _draw_positions(axes, trace.context)
-    axes.set_aspect(sheet.aspect)
-    sheet.heading(0, "cell of the context that is read")
-    sheet.heading(1, "regular cell, without offsets")
-    sheet.heading(2, "from regular cell to what is read")
-    axes = sheet.axes(sheet.legend_left, sheet.legend_top, KEY, KEY)
-    _draw_cells(axes)
-    axes.set(xlim=(-0.5, CONTEXT_BINS - 0.5), ylim=(CONTEXT_BINS - 0.5, -0.5))
+        _show(axes[f"0,{column}"], painted, size)
+    positions = axes["0,2"]
+    positions.set(facecolor="#282828", aspect=size[0] / size[1])
+    _draw_positions(positions, trace.context)
+    key = axes["key"]
+    _draw_cells(key)
+    key.set(xlim=(-0.5, CONTEXT_BINS - 0.5), ylim=(CONTEXT_BINS - 0.5, -0.5), aspect="equal")
     for cell in range(CONTEXT_BINS**2):
         row, column = divmod(cell, CONTEXT_BINS)
         share = f"{100 * (chosen == cell).mean():.0f} %"
-        axes.text(column, row, share, ha="center", va="center", fontsize=FONT, color=INK)
-    sheet.notes(
-        sheet.legend_top + KEY + 0.6 * LINE,
+        key.text(column, row, share, ha="center", va="center", fontsize=FONT, color=INK)
+    _write_notes(
+        axes["notes"],
         "The 3x3 cells as they lie over the picture, and the share of the pixels that read each. "
         f"{100 * (chosen != regular).mean():.0f} % read another cell than their own, "
         f"{100 * (chosen == OUTSIDE).mean():.0f} % outside of the map (black: zeros).",
     )
-    return sheet.figure
+    return figure
 
 
 def _draw_cells(axes: Axes) -> None:
@@ -391,26 +357,30 @@ def draw_features(trace: AlignmentTrace) -> Figure:
         else:
             headings += [f"{name} map, not moved"]
     headings += ["sum, unaligned", "sum, aligned"]
-    title = "Feature maps before and after alignment"
-    sheet = _Sheet(len(trace.steps), len(headings), trace.image, title, area=3.4, captions=False)
+    figure, axes = _sheet(
+        trace.image,
+        "Feature maps before and after alignment",
+        [_step_title(number, step.name) for number, step in enumerate(trace.steps, start=1)],
+        headings,
+        ("image", "notes"),
+        area=3.4,
+    )
+    axes["image"].imshow(trace.image)
     for row, step in enumerate(trace.steps):
-        sheet.row_title(row, _step_title(row + 1, step.name))
         groups = [
             [step.before[name]] + [step.after[name]] * (name in moved)
             for name in ("coarse", "fine")
         ]
         groups.append([step.unaligned, step.aligned])
         for column, painted in enumerate(_principal_colors(groups)):
-            sheet.panel(row, column, painted)
-    for column, heading in enumerate(headings):
-        sheet.heading(column, heading)
-    sheet.notes(
-        sheet.legend_top,
+            _show(axes[f"{row},{column}"], painted, trace.image.shape[:2])
+    _write_notes(
+        axes["notes"],
         "Red, green and blue are the first three principal components of the maps of a row. A map "
         "before and after has one origin and scale: equal colours are equal features.",
         "The coarse map is shown resized to the fine one's size, as it is moved.",
     )
-    return sheet.figure
+    return figure
 
 
 def _principal_colors(
