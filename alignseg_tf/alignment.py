@@ -132,7 +132,7 @@ def trace_alignment(model: AlignSeg, image: np.ndarray) -> AlignmentTrace:
         The trace. A model that aligns nothing has one too: without offsets.
 
     Raises:
-        ValueError: the array is no such picture.
+        ValueError: the array is no such picture, or the model gives values that are not finite.
 
     Example:
         >>> from alignseg_tf import backbones
@@ -193,7 +193,7 @@ def offset_fields(model: AlignSeg, image: np.ndarray) -> dict[str, np.ndarray]:
         layer's result. Empty for a model that aligns nothing.
 
     Raises:
-        ValueError: the array is no such picture.
+        ValueError: the array is no such picture, or the model gives values that are not finite.
     """
     fields = {}
     for layer, inputs in _run_up_to(model, image, _is_aligning):
@@ -246,7 +246,18 @@ def _offsets(layer: Any, inputs: Any) -> tuple[dict[str, Tensor], tuple[int, int
 
 
 def _to_numpy(x: Tensor) -> np.ndarray:
-    return ops.convert_to_numpy(ops.cast(x, "float32"))[0]
+    """Return the values of the one image in a batch.
+
+    Raises:
+        ValueError: they are not finite.
+    """
+    values = ops.convert_to_numpy(ops.cast(x, "float32"))[0]
+    if not np.isfinite(values).all():
+        raise ValueError(
+            "expected finite features and offsets from the model's alignment layers. "
+            "Received: NaN or infinity"
+        )
+    return values
 
 
 def _in_pixels(

@@ -29,22 +29,41 @@ class Network:
     """What prediction needs to know of a model.
 
     Attributes:
+        source: the model's path, or what stands for it in messages.
         label_space: names and colours of the classes.
         input_size: height and width of the pictures it takes, or None for any from 32 on.
         gives_logits: whether `logits` works; some files hold class maps as their only output.
         gives_class_maps: whether `class_map` works.
     """
 
+    source = "the model"
     label_space: LabelSpace
     input_size: tuple[int, int] | None = None
     gives_logits = True
     gives_class_maps = False
 
     def logits(self, images: np.ndarray) -> Any:
-        """Return float32 logits [B, l, l, C] of uint8 RGB pictures [B, H, W, 3].
+        """Return float32 logits [B, l, l, C] of uint8 RGB images [B, H, W, 3].
 
         The outer cells of the logits lie on the outer pixels.
+
+        Raises:
+            ValueError: the network gives class maps only, or logits that are not finite.
         """
+        check_gives_logits(self)
+        logits = self._logits(images)
+        # One pass over the logits at stride 4. The argmax of NaN would be class 0.
+        finite = tf.math.is_finite(logits)
+        if not tf.reduce_all(finite):
+            count = int(tf.reduce_sum(tf.cast(~finite, tf.int32)))
+            raise ValueError(
+                f"expected finite logits from {self.source}. Received: NaN or infinity in {count} "
+                f"of {tf.size(logits)} values"
+            )
+        return logits
+
+    def _logits(self, images: np.ndarray) -> Any:
+        """Return the logits, whatever they hold."""
         raise NotImplementedError
 
     def class_map(self, image: np.ndarray) -> np.ndarray:
@@ -70,10 +89,12 @@ class KerasNetwork(Network):
     Args:
         model: an `AlignSeg`, or an `inference_model` of one; it is not changed.
         device: TensorFlow device to run on, such as `GPU:1`; None leaves that to TensorFlow.
+        source: the model's path, for messages.
     """
 
-    def __init__(self, model: keras.Model, device: str | None = None):
-        self.label_space = label_space_of(model)
+    def __init__(self, model: keras.Model, device: str | None = None, source: str = Network.source):
+        self.source = source
+        self.label_space = label_space_of(model, source)
         head = logits_model(model)
 
         @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8)])
@@ -83,13 +104,15 @@ class KerasNetwork(Network):
         self._run = run
         self._device = device
 
-    def logits(self, images: np.ndarray) -> Any:
+    def _logits(self, images: np.ndarray) -> Any:
         """Return the head's logits, which have stride 4."""
         with tf.device(self._device):
             return self._run(tf.convert_to_tensor(images))
 
 
-def inference_network(model: AlignSeg, device: str | None = None) -> KerasNetwork:
+def inference_network(
+    model: AlignSeg, device: str | None = None, source: str = Network.source
+) -> KerasNetwork:
     """Return a trained model as it runs in prediction: as `inference_model` rewrites it.
 
     Results equal those of the model except for rounding. Later changes of the model do not reach
@@ -98,7 +121,7 @@ def inference_network(model: AlignSeg, device: str | None = None) -> KerasNetwor
     from alignseg_tf.export.inference_graph import inference_model
 
     with tf.device(device):
-        return KerasNetwork(inference_model(model), device)
+        return KerasNetwork(inference_model(model), device, source)
 
 
 class SavedModelNetwork(Network):
@@ -112,6 +135,7 @@ class SavedModelNetwork(Network):
     """
 
     def __init__(self, path: Path):
+        self.source = str(path)
         try:
             self._loaded = tf.saved_model.load(str(path))  # signatures do not keep it alive
             self.signatures = signatures = self._loaded.signatures
@@ -128,12 +152,11 @@ class SavedModelNetwork(Network):
         self.input_size = None if shape[1] is None else (shape[1], shape[2])
         if not (path / LABEL_SPACE_FILE).is_file():
             raise ValueError(f"{path}: {LABEL_SPACE_FILE} with the names of the classes is missing")
-        content = json.loads((path / LABEL_SPACE_FILE).read_text(encoding="utf-8"))
-        self.label_space = LabelSpace.from_dict(content, str(path / LABEL_SPACE_FILE))
+        content = (path / LABEL_SPACE_FILE).read_bytes()
+        self.label_space = parse_label_space(content, str(path / LABEL_SPACE_FILE))
 
-    def logits(self, images: np.ndarray) -> Any:
+    def _logits(self, images: np.ndarray) -> Any:
         """Return what the signature `logits` gives."""
-        check_gives_logits(self)
         logits: Any = self._logits
         return logits(images=tf.convert_to_tensor(images.astype(np.float32)))["logits"]
 
@@ -150,7 +173,7 @@ def check_gives_logits(network: Network) -> None:
     """Raise a `ValueError` if a network has class maps as its only output."""
     if not network.gives_logits:
         raise ValueError(
-            "This model's file gives class maps alone, so a picture can go through whole, once, "
+            f"{network.source} gives class maps alone, so a picture can go through whole, once, "
             "and there are no probabilities; expected a model with logits, such as the .keras file"
         )
 
@@ -169,6 +192,7 @@ class TfliteNetwork(Network):
     """
 
     def __init__(self, path: Path):
+        self.source = str(path)
         interpreter = import_litert(path).Interpreter
         try:
             with silent_stderr():
@@ -214,9 +238,8 @@ class TfliteNetwork(Network):
         output = self._interpreter.get_output_details()[0]
         return _dequantized(self._interpreter.get_tensor(output["index"]), output)
 
-    def logits(self, images: np.ndarray) -> Any:
+    def _logits(self, images: np.ndarray) -> Any:
         """Run the pictures one after another."""
-        check_gives_logits(self)
         return tf.convert_to_tensor(np.concatenate([self._run(image) for image in images]))
 
     def class_map(self, image: np.ndarray) -> np.ndarray:
@@ -264,11 +287,12 @@ def _tflite_label_space(path: Path, num_classes: int | None) -> LabelSpace:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if TFLITE_LABEL_SPACE_FILE in names:
-                content = json.loads(archive.read(TFLITE_LABEL_SPACE_FILE))
-                space = LabelSpace.from_dict(content, f"{path}, {TFLITE_LABEL_SPACE_FILE}")
+                content = archive.read(TFLITE_LABEL_SPACE_FILE)
+                space = parse_label_space(content, f"{path}, {TFLITE_LABEL_SPACE_FILE}")
             elif TFLITE_LABELS_FILE in names:
-                lines = archive.read(TFLITE_LABELS_FILE).decode().splitlines()
-                space = LabelSpace(tuple(line for line in lines if line))
+                lines = archive.read(TFLITE_LABELS_FILE).decode(errors="replace").splitlines()
+                classes = {"classes": [line for line in lines if line]}
+                space = LabelSpace.from_dict(classes, f"{path}, {TFLITE_LABELS_FILE}")
     if space is None and num_classes is None:
         raise ValueError(
             f"{path}: the names of the classes are missing; expected {TFLITE_LABEL_SPACE_FILE} or "
@@ -292,6 +316,7 @@ class OnnxNetwork(Network):
     """
 
     def __init__(self, path: Path):
+        self.source = str(path)
         try:
             import onnxruntime
         except ImportError as error:
@@ -315,13 +340,24 @@ class OnnxNetwork(Network):
             )
         height, width = self._session.get_inputs()[0].shape[1:3]
         self.input_size = (height, width) if isinstance(height, int) else None
-        self.label_space = LabelSpace.from_dict(
-            json.loads(classes), f"{path}, {ONNX_LABEL_SPACE_KEY}"
-        )
+        self.label_space = parse_label_space(classes, f"{path}, {ONNX_LABEL_SPACE_KEY}")
 
-    def logits(self, images: np.ndarray) -> Any:
+    def _logits(self, images: np.ndarray) -> Any:
         """Return what the file gives."""
         return tf.convert_to_tensor(self._session.run(None, {"images": images})[0])
+
+
+def parse_label_space(content: str | bytes, source: str) -> LabelSpace:
+    """Read a label space that is stored with a model as JSON.
+
+    Raises:
+        ValueError: it is no JSON, or no label space; the message names `source`.
+    """
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{source}: not readable as JSON ({error})") from error
+    return LabelSpace.from_dict(value, source)
 
 
 def check_class_count(num_classes: int) -> None:
@@ -339,10 +375,16 @@ def load_model(path: str | Path) -> AlignSeg:
         ValueError: the file is missing, unreadable or no AlignSeg.
     """
     path = model_path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(
             f"{path}: no such file; expected a .keras model, or the name of one that comes with "
             f"the package: {', '.join(pretrained_names()) or 'none does'}"
+        )
+    # Of these Keras says "File not found".
+    if path.is_dir() or path.suffix != ".keras" or not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path}: not readable as a Keras model: expected a zip archive whose name "
+            f"ends in .keras. Received: {_what_is_there(path)}"
         )
     try:
         model = keras.saving.load_model(path, compile=False)
@@ -351,6 +393,21 @@ def load_model(path: str | Path) -> AlignSeg:
     if not isinstance(model, AlignSeg):
         raise ValueError(f"{path}: expected an AlignSeg. Received: a {type(model).__name__}")
     return model
+
+
+def _what_is_there(path: Path) -> str:
+    """Say what a path leads to that is no `.keras` file."""
+    if path.is_dir():
+        return "a folder"
+    with path.open("rb") as file:
+        start = file.read(40)
+    if start.startswith(b"\x89HDF"):
+        return "an HDF5 file, such as Keras 2 or `save_weights` writes"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer: git lfs pull fetches the file"
+    if zipfile.is_zipfile(path):
+        return f"a zip archive whose name ends in {path.suffix!r}"
+    return f"{path.stat().st_size} bytes that start with {start!r}"
 
 
 def load_network(model_or_path: Any, device: str | None = None) -> Network:
@@ -378,7 +435,13 @@ def load_network(model_or_path: Any, device: str | None = None) -> Network:
             if not path.is_file():
                 raise ValueError(f"{path}: no such file; expected a {path.suffix} model")
             return formats[path.suffix](path)
-        return inference_network(load_model(path), device)
+        return inference_network(load_model(path), device, str(path))
+    if not isinstance(model_or_path, AlignSeg):
+        raise ValueError(
+            "Expected an AlignSeg, a path, or the name of a trained model. Received: a "
+            f"{type(model_or_path).__name__}; keras.models.clone_model returns a plain Functional "
+            "model, AlignSeg.from_config(model.get_config()) an AlignSeg"
+        )
     return KerasNetwork(model_or_path, device)
 
 
@@ -387,8 +450,8 @@ def numbered_classes(count: int) -> LabelSpace:
     return LabelSpace(tuple(f"class {i}" for i in range(count)))
 
 
-def label_space_of(model: Any) -> LabelSpace:
+def label_space_of(model: Any, source: str = Network.source) -> LabelSpace:
     """Return the label space that a model was saved with, or numbered classes without one."""
     if model.label_space:
-        return LabelSpace.from_dict(model.label_space, "the model's label space")
+        return LabelSpace.from_dict(model.label_space, f"the label space of {source}")
     return numbered_classes(model.num_classes)

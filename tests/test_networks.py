@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from conftest import CLASSES, random_images, tiny_model
 
-from alignseg_tf import Predictor
+from alignseg_tf import AlignSeg, Predictor
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.networks import TfliteNetwork, load_network, logits_model
+from alignseg_tf.networks import TfliteNetwork, load_model, load_network, logits_model
 from alignseg_tf.protocols import Protocol
 
 SPACE = LabelSpace(CLASSES)
@@ -96,6 +96,50 @@ def test_a_file_runs_one_inference_graph_with_variables(model, tmp_path):
     assert not any(kind.startswith("FusedBatchNorm") for kind in kinds)  # folded
     constants = [op.outputs[0].shape.num_elements() for op in operations if op.type == "Const"]
     assert max(filter(None, constants)) < 1000
+
+
+def spoilt(model):
+    """The same model with NaN in its classifier."""
+    copy = AlignSeg.from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    copy.get_layer("segmentation_head").classifier.bias.assign([0.0, np.nan, 0.0])
+    return copy
+
+
+def test_logits_that_are_not_finite_are_an_error_with_the_models_name(model, tmp_path):
+    bad, image = spoilt(model), random_images(1, *SIZE)[0]
+    bad.save(tmp_path / "bad.keras")
+    message = r"expected finite logits from .*{}\. Received: NaN or infinity in 425 of 1275 values"
+    for predictor, name in (
+        (Predictor(bad), "the model"),
+        (Predictor(tmp_path / "bad.keras"), r"bad\.keras"),
+        (Predictor(tmp_path / "bad.keras", Protocol(tile=SIZE)), r"bad\.keras"),
+    ):
+        for run in (predictor, predictor.class_map, predictor.probabilities):
+            with pytest.raises(ValueError, match=message.format(name)):
+                run(image)
+
+
+def test_what_is_no_model_is_named(model, tmp_path):
+    with pytest.raises(ValueError, match=r"Expected an AlignSeg, a path.*Received: a Functional"):
+        Predictor(keras.Model(model.inputs, model.outputs))
+    with pytest.raises(ValueError, match="Received: a NoneType"):
+        Predictor(None)
+    for name, content, there in (
+        ("empty.keras", b"", "0 bytes"),
+        ("old.keras", b"\x89HDF\r\n", "an HDF5 file"),
+        ("lfs.keras", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("text.keras", b"hello", "5 bytes that start with b'hello'"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name}: not readable .*Received: {there}"):
+            load_network(tmp_path / name)
+    model.save(tmp_path / "m.keras")
+    (tmp_path / "m.keras").rename(tmp_path / "m.zip")
+    with pytest.raises(ValueError, match=r"m\.zip: .*a zip archive whose name ends in '\.zip'"):
+        load_network(tmp_path / "m.zip")
+    with pytest.raises(ValueError, match="not readable as a Keras model.*Received: a folder"):
+        load_model(tmp_path)
 
 
 def test_mixed_precision_gives_float32_logits():
@@ -196,6 +240,12 @@ def test_what_cannot_be_read(tmp_path, tflite):
     (tmp_path / "four.tflite").write_bytes(with_archive(content, labels__txt="a\nb\nc\nd"))
     with pytest.raises(ValueError, match="4 classes are named and the output has 3"):
         load_network(tmp_path / "four.tflite")
+    (tmp_path / "json.tflite").write_bytes(with_archive(content, classes__json="{"))
+    with pytest.raises(ValueError, match=r"json\.tflite, classes\.json: not readable as JSON"):
+        load_network(tmp_path / "json.tflite")
+    (tmp_path / "twice.tflite").write_bytes(with_archive(content, labels__txt="a\na\nb"))
+    with pytest.raises(ValueError, match=r"twice\.tflite, labels\.txt"):
+        load_network(tmp_path / "twice.tflite")
 
 
 def test_without_litert_the_package_is_named(tmp_path, monkeypatch):
@@ -227,7 +277,7 @@ def test_a_saved_model_with_class_maps_alone(tmp_path, model):
     found = predictor(image)
     assert (found.class_map == Predictor(model).class_map(image)).mean() > 0.999
     assert found.confidence is None
-    with pytest.raises(ValueError, match="class maps alone"):
+    with pytest.raises(ValueError, match="1 gives class maps alone"):
         predictor.probabilities(image)
     with pytest.raises(ValueError, match="at least 32 x 32 pixels. Received: 96 x 20"):
         predictor(np.zeros((20, 96, 3), np.uint8))
