@@ -15,6 +15,7 @@ from alignseg_tf.data.checking import check_samples
 from alignseg_tf.data.pipeline import (
     RareClassSampling,
     SampleCache,
+    View,
     batch_samples,
     evaluation_dataset,
     read_ahead,
@@ -348,3 +349,30 @@ def test_one_batch_can_be_made_again(folder, rare, shard):
         drawn = batch_samples(samples, epoch=epoch, step=step, **kwargs)
         for one, sample in zip(image.numpy(), drawn, strict=True):
             np.testing.assert_allclose(one, load_sample(sample, SPACE)[0], atol=0.01)
+
+
+def test_views_are_cut_and_each_label_counts_once(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "data", val=2, sizes=((64, 96), (48, 70)))
+    samples = read_folder(folder, "val")
+    read = []
+
+    def counted(sample, label_space):
+        read.append(sample)
+        return load_sample(sample, label_space)
+
+    monkeypatch.setattr("alignseg_tf.data.pipeline.load_sample", counted)
+    rows = slice(0, 64)
+    views = [
+        View(0, (rows, slice(0, 60)), (rows, slice(0, 50))),
+        View(0, (rows, slice(36, 96)), (rows, slice(50, 96))),
+        View(1),
+    ]
+    left, right, whole = evaluation_dataset(samples, SPACE, cache=SampleCache(0), views=views)
+    image, label = load_sample(samples[0], SPACE)
+    np.testing.assert_array_equal(left[0][0], image[:, :60])
+    np.testing.assert_array_equal(right[0][0], image[:, 36:])
+    np.testing.assert_array_equal(left[1][0][:, :50], label[:, :50])
+    np.testing.assert_array_equal(right[1][0][:, 14:], label[:, 50:])
+    assert (left[1][0][:, 50:].numpy() == IGNORE).all()
+    assert (right[1][0][:, :14].numpy() == IGNORE).all()
+    np.testing.assert_array_equal(whole[0][0], load_sample(samples[1], SPACE)[0])

@@ -12,7 +12,7 @@ from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import read_folder
 from training import tensorboard
 from training.logs import weight_norm
-from training.tensorboard import TensorBoard, offset_panel
+from training.tensorboard import TensorBoard, middle, offset_panel
 
 reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 tensor_util = pytest.importorskip("tensorboard.util.tensor_util")
@@ -99,3 +99,12 @@ def test_a_model_that_aligns_nothing_has_no_fields(folder, tmp_path, monkeypatch
     assert "picture, truth, prediction/0" in seen
     assert not [tag for tag in seen if "offset" in tag]
     assert "iou/disc" not in seen
+
+
+def test_offsets_of_a_very_large_image_are_those_of_its_middle():
+    image = np.zeros((3000, 4000, 3), np.uint8)
+    image[1500, 2000] = 9
+    part = middle(image)
+    assert part.shape == (1024, 1024, 3)
+    assert part[512, 512, 0] == 9
+    assert middle(part) is part

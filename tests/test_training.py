@@ -22,12 +22,14 @@ from conftest import ROOT, write_folder
 from PIL import Image
 
 from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.pipeline import View
 from alignseg_tf.data.readers import DataError, read_folder
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.files import RECORD_FILE
 from alignseg_tf.metrics import mean_iou
+from alignseg_tf.protocols import axis_windows
 from training import build, callbacks, demo, evaluate, train
-from training.batches import check_data
+from training.batches import check_data, validation_views
 from training.dry_run import dry_run
 from training.recipe import Recipe, RecipeError, load_recipe, recipe_names
 
@@ -656,3 +658,20 @@ def test_losses_by_name(loss, parts):
     assert [type(part).__name__ for part in getattr(built, "losses", [built])] == parts
     if loss == "cross_entropy+lovasz":
         assert built.weights == [1.0, 0.8]  # the official code's
+
+
+def test_validation_cuts_very_large_images_as_prediction_does():
+    whole, *tiles = validation_views(np.array([[64, 96], [3000, 4000]]))
+    assert whole == View(0)
+    counts = np.zeros((3000, 4000), int)
+    for view in tiles:
+        assert view.index == 1
+        assert [part.stop - part.start for part in view.tile] == [1024, 1024]
+        for part, counted in zip(view.tile, view.counted, strict=True):
+            assert part.start <= counted.start < counted.stop <= part.stop
+        counts[view.counted] += 1
+    assert (counts == 1).all()
+    columns = sorted({view.tile[1].start for view in tiles})
+    assert columns == [window.start for window in axis_windows(4000, 4000, 1024)]
+    second = tiles[1].counted[1]
+    assert second == slice((1024 + 683) // 2, (683 + 1024 + 2 * 683) // 2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +13,7 @@ from alignseg_tf.data.checking import DataSummary, Findings, check_samples
 from alignseg_tf.data.pipeline import (
     RareClassSampling,
     SampleCache,
+    View,
     batch_samples,
     training_dataset,
 )
@@ -19,6 +21,7 @@ from alignseg_tf.data.readers import Sample, describe_skipped
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.fingerprints import file_fingerprint
 from alignseg_tf.progress import counter
+from alignseg_tf.protocols import Protocol, axis_windows
 from training.build import build_augmentation
 from training.multi_worker import Worker
 from training.recipe import Recipe
@@ -38,6 +41,42 @@ class Checked:
     def one_size(self) -> bool:
         """Whether all validation pictures have the same size."""
         return len(np.unique(self.validation_summary.sizes, axis=0)) == 1
+
+
+def validation_views(sizes: np.ndarray) -> list[View]:
+    """Return what validation puts through the network: the images, and tiles of very large ones.
+
+    `Protocol` decides which are too large, as in prediction and evaluation. Where tiles overlap,
+    each pixel counts once: in the tile whose edge is farther away.
+
+    Args:
+        sizes: height and width of each image, [N, 2].
+    """
+    views = []
+    for index, size in enumerate(sizes.tolist()):
+        tile = Protocol().for_picture(*size).tile
+        if tile is None:
+            views.append(View(index))
+            continue
+        rows, columns = (_tiles(side, length) for side, length in zip(size, tile, strict=True))
+        views += [
+            View(index, (row, column), (counted_rows, counted_columns))
+            for row, counted_rows in rows
+            for column, counted_columns in columns
+        ]
+    return views
+
+
+def _tiles(side: int, length: int) -> list[tuple[slice, slice]]:
+    """Return the tiles of an axis, each with the part of it that counts."""
+    length = min(length, side)
+    starts = [window.start for window in axis_windows(side, side, length)]
+    borders = [(first + length + second) // 2 for first, second in pairwise(starts)]
+    counted = pairwise([0, *borders, side])
+    return [
+        (slice(start, start + length), slice(*ends))
+        for start, ends in zip(starts, counted, strict=True)
+    ]
 
 
 def check_data(data: DataSource, training: Sequence[Sample]) -> Checked:

@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.data.pipeline import evaluation_dataset
+from alignseg_tf.data.pipeline import View, evaluation_dataset
 from alignseg_tf.data.readers import Sample
 from training.recipe import RecipeError
 
@@ -302,23 +302,26 @@ def validation_share(
     worker: Worker,
     replicas: int = 1,
     one_size: bool = False,
+    views: Sequence[View] | None = None,
 ) -> tf.data.Dataset:
-    """Return the whole pictures that this worker evaluates: every `worker.count`-th.
+    """Return the views that this worker evaluates: every `worker.count`-th.
 
     Args:
         samples: the pictures of all workers.
         label_space: what the labels mean.
         worker: this process.
         replicas: devices of this worker; they are filled up as in `evaluation_dataset`.
-        one_size: whether all pictures have the same size.
+        one_size: whether all views have the same size.
+        views: of all workers, as in `evaluation_dataset`; None for every sample as a whole.
 
     Returns:
-        Batches of one picture, (float32 [1, H, W, 3] in 0..255, int32 [1, H, W]); those of the
+        Batches of one view, (float32 [1, H, W, 3] in 0..255, int32 [1, H, W]); those of the
         worker's devices follow one another.
     """
-    share = samples[worker.index :: worker.count]
+    views = [View(i) for i in range(len(samples))] if views is None else views
+    share = views[worker.index :: worker.count]
     steps = math.ceil(len(share) / (replicas if one_size else 1))
-    batches = evaluation_dataset(share, label_space, replicas, one_size).rebatch(1)
+    batches = evaluation_dataset(samples, label_space, replicas, one_size, views=share).rebatch(1)
     return batches.apply(tf.data.experimental.assert_cardinality(steps * replicas))
 
 

@@ -11,6 +11,7 @@ from alignseg_tf import alignment, visualization
 from alignseg_tf.data.catalog import IGNORE, LabelSpace
 from alignseg_tf.data.readers import Sample, load_sample
 from alignseg_tf.prediction import Predictor
+from alignseg_tf.protocols import Protocol
 from training.averaging import averaged
 from training.logs import (
     VALIDATION_METRIC,
@@ -68,7 +69,10 @@ class TensorBoard(keras.callbacks.Callback):
             for name, iou in class_iou(self.model).items():
                 if not np.isnan(iou):
                     tf.summary.scalar(f"iou/{name}", iou)
-            self._write_pictures()
+            try:
+                self._write_pictures()
+            except ValueError as error:  # NaN of a precision that overflows, for instance
+                print(f"Warning: no images for TensorBoard: {error}")
         self.validation_writer.flush()
 
     def _write_scalars(self, logs: dict[str, float]) -> None:
@@ -92,14 +96,24 @@ class TensorBoard(keras.callbacks.Callback):
                 shrunk(visualization.colorize(predicted, palette)),
             )
             tf.summary.image(f"picture, truth, prediction/{number}", row[None])
-            fields = alignment.offset_fields(self.model, image)
+            part = middle(image)
+            fields = alignment.offset_fields(self.model, part)
             if fields:
-                tf.summary.image(f"offset fields/{number}", offset_panel(image, fields)[None])
+                tf.summary.image(f"offset fields/{number}", offset_panel(part, fields)[None])
             for name, field in fields.items():
                 length = float(np.hypot(field[..., 0], field[..., 1]).mean())
                 lengths.setdefault(name, []).append(length)
         for name, values in lengths.items():
             tf.summary.scalar(f"mean offset in pixels/{name}", np.mean(values))
+
+
+def middle(image: np.ndarray) -> np.ndarray:
+    """Return the middle tile of an image that is too large for the network, or all of others."""
+    tile = Protocol().for_picture(*image.shape[:2]).tile
+    if tile is None:
+        return image
+    top, left = ((n - min(n, t)) // 2 for n, t in zip(image.shape[:2], tile, strict=True))
+    return image[top : top + tile[0], left : left + tile[1]]
 
 
 def shrunk(image: np.ndarray) -> np.ndarray:

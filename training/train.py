@@ -35,11 +35,19 @@ from alignseg_tf.export.model_card import RUN_FILE, read_run
 from alignseg_tf.files import DiskFullError, ForeignFileError, check_replaceable, write_text
 from alignseg_tf.fingerprints import differences, fingerprint, named_fingerprints, names_hash
 from alignseg_tf.precision import global_dtype_policy
+from alignseg_tf.printable import printable_output
 from alignseg_tf.processor import prepare_processor
 from alignseg_tf.progress import counter
 from training import multi_worker
 from training.averaging import ValidateAveraged
-from training.batches import Checked, TrainingBatches, check_data, for_outputs, stages
+from training.batches import (
+    Checked,
+    TrainingBatches,
+    check_data,
+    for_outputs,
+    stages,
+    validation_views,
+)
 from training.build import build_model, compile_model
 from training.callbacks import (
     RunFolder,
@@ -220,7 +228,7 @@ class Run:
         data: what to do it with.
         model: compiled, new or from the run's last epoch.
         batches: what to train on.
-        validation: batches of whole pictures.
+        validation: batches of images, very large ones in tiles.
         initial_epoch: the epoch to start with.
         strategy: what the model was built under.
         worker: which of several machines this is.
@@ -281,12 +289,16 @@ def prepare(
         f"{recipe.backbone}, {model.count_params() / 1e6:.2f} M parameters, on "
         + (f"{replicas} devices" if replicas > 1 else getattr(devices[0], "name", "the CPU"))
     )
+    views = validation_views(data.validation_summary.sizes)
     if worker.count > 1:
         validation = multi_worker.validation_share(
-            data.validation, data.label_space, worker, replicas // worker.count, data.one_size
-        )
+            data.validation, data.label_space, worker, replicas // worker.count, data.one_size,
+            views,
+        )  # fmt: skip
     else:
-        validation = evaluation_dataset(data.validation, data.label_space, replicas, data.one_size)
+        validation = evaluation_dataset(
+            data.validation, data.label_space, replicas, data.one_size, views=views
+        )
     return Run(
         recipe,
         data,
@@ -453,6 +465,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@printable_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)

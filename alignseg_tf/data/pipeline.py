@@ -48,6 +48,8 @@ class SampleCache:
     def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES):
         self.free_bytes = max_bytes
         self._arrays: dict[tuple[Sample, LabelSpace], Arrays] = {}
+        # Decoded last, also beyond the budget: tiles of one image follow one another.
+        self._latest: tuple[tuple[Sample, LabelSpace], Arrays] | None = None
         self._lock = threading.Lock()
         self._decoding: dict[tuple[Sample, LabelSpace], threading.Lock] = {}
 
@@ -65,7 +67,10 @@ class SampleCache:
         with decoding:  # of this sample alone: threads decode others beside it
             if key in self._arrays:  # by now
                 return self._arrays[key]
+            if (latest := self._latest) is not None and latest[0] == key:
+                return latest[1]
             arrays = load_sample(sample, label_space)
+            self._latest = key, arrays
             size = sum(array.nbytes for array in arrays)
             with self._lock:
                 if size <= self.free_bytes:
@@ -304,40 +309,73 @@ def _loading(
     return load
 
 
+@dataclass(frozen=True)
+class View:
+    """An image, or a tile of one, that goes through the network by itself.
+
+    Attributes:
+        index: of the sample.
+        tile: rows and columns of the tile; None for the whole image.
+        counted: rows and columns of the image whose labels count in this tile; None for all.
+    """
+
+    index: int
+    tile: tuple[slice, slice] | None = None
+    counted: tuple[slice, slice] | None = None
+
+    def cut(self, image: np.ndarray, label: np.ndarray) -> Arrays:
+        """Return the view of a sample; labels that do not count are `IGNORE`."""
+        if self.counted is not None:
+            counted = np.full_like(label, IGNORE)
+            counted[self.counted] = label[self.counted]
+            label = counted
+        if self.tile is None:
+            return image, label
+        return image[self.tile], label[self.tile]
+
+
 def evaluation_dataset(
     samples: Sequence[Sample],
     label_space: LabelSpace,
     replicas: int = 1,
     one_size: bool = False,
     cache: SampleCache | None = None,
+    views: Sequence[View] | None = None,
 ) -> tf.data.Dataset:
-    """Whole pictures in order, each at its own size.
+    """Whole images in order, each at its own size, or given views of them.
 
     Args:
         samples: what to read.
         label_space: what the labels mean.
         replicas: samples in a batch, one for each device. A device without one fails, so a batch
             that lacks samples is filled up with copies whose labels are ignored everywhere.
-        one_size: whether all pictures have the same size; otherwise a batch has one of them and
+        one_size: whether all views have the same size; otherwise a batch has one of them and
             is filled up.
         cache: where decoded files are kept; None for one of its own with the default budget.
+        views: what to put into batches; None for every sample as a whole.
 
     Returns:
         Batches (float32 [B, H, W, 3] in 0..255, int32 [B, H, W]).
     """
-    load = _loading(samples, label_space, SampleCache() if cache is None else cache)
+    views = [View(i) for i in range(len(samples))] if views is None else views
+    cache = SampleCache() if cache is None else cache
     together = replicas if one_size else 1
-    index = np.arange(-(-len(samples) // together) * together).reshape(-1, together)
+    index = np.arange(-(-len(views) // together) * together).reshape(-1, together)
     index = np.pad(index, ((0, 0), (0, replicas - together)), "edge")
-    is_copy = (index >= len(samples)) | (np.arange(replicas) >= together)
-    index = np.minimum(index, len(samples) - 1)
+    is_copy = (index >= len(views)) | (np.arange(replicas) >= together)
+    index = np.minimum(index, len(views) - 1)
+
+    def cut(index: np.ndarray) -> Arrays:
+        view = views[int(index)]
+        return view.cut(*cache.load(samples[view.index], label_space))
 
     def read(index: Any, is_copy: Any) -> tuple[Any, Any]:
-        image, label = load(index)
+        image, label = tf.numpy_function(cut, [index], [tf.uint8, tf.uint8])
+        image, label = tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(label, [None, None])
         label = tf.cast(label, tf.int32)
         return tf.cast(image, tf.float32), tf.where(is_copy, IGNORE, label)
 
     dataset = tf.data.Dataset.from_tensor_slices((index.ravel(), is_copy.ravel()))
-    calls = min(parallel_calls(), MAX_PARALLEL // 4)  # whole pictures are large
+    calls = min(parallel_calls(), MAX_PARALLEL // 4)  # whole images are large
     dataset = dataset.map(read, num_parallel_calls=calls, deterministic=True)
     return dataset.batch(replicas).prefetch(2)
