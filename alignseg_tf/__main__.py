@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from alignseg_tf import checkpoints
@@ -30,6 +31,7 @@ from alignseg_tf.files import (
 )
 from alignseg_tf.layers import SAMPLING_CONVENTIONS
 from alignseg_tf.pretrained import model_path
+from alignseg_tf.printable import printable_output
 from alignseg_tf.processor import prepare_processor
 from alignseg_tf.protocols import add_block_argument, add_protocol_arguments
 from alignseg_tf.serving.settings import add_serve_arguments
@@ -62,7 +64,8 @@ def alignment(arguments: argparse.Namespace) -> int:
             )
         except ValueError as error:
             failed += 1
-            print(f"skipped: {path}: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
+            reason = str(error).removeprefix(f"{path}: ")
+            print(f"skipped: {path}: {reason} (model: {arguments.model})", file=sys.stderr)
             continue
         print(f"[{number}/{len(pictures)}] {path} -> {', '.join(map(str, written))}")
     return 1 if failed else 0
@@ -238,14 +241,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status: 0, 1 if files were skipped, 2 for bad input."""
     parsed = build_parser().parse_args(arguments)
     prepare_processor()
-    try:
-        return parsed.run(parsed)
-    except (ValueError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    # The server's log has colours of its own.
+    with nullcontext() if parsed.run is serve else printable_output():
+        try:
+            return parsed.run(parsed)
+        except (ValueError, ImportError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            return 130
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from alignseg_tf.files import atomic_path, write_text
 from alignseg_tf.fingerprints import differences, fingerprint
 from alignseg_tf.prediction_files import KINDS, check_kinds, paths
 from alignseg_tf.pretrained import model_path
+from alignseg_tf.printable import csv_cell
 from alignseg_tf.progress import counter, duration
 from alignseg_tf.protocols import add_protocol_arguments, protocol_from_arguments
 from alignseg_tf.video import CAMERA, VideoWriter, is_video, opened_video
@@ -224,7 +225,7 @@ def write_outcomes(outcomes: Sequence[Outcome], path: Path) -> None:
         row = [getattr(outcome, field.name) for field in fields(Outcome)]
         writer.writerow(
             "" if value is None else f"{value:.3f}" if isinstance(value, float)
-            else " ".join(value) if isinstance(value, tuple) else value
+            else csv_cell(" ".join(value) if isinstance(value, tuple) else value)
             for value in row
         )  # fmt: skip
     write_text(path, text.getvalue())

@@ -28,6 +28,7 @@ from alignseg_tf.evaluation_report import TABLE_DISTANCE, Interval, Report, inte
 from alignseg_tf.export.model_card import warn_if_trained_on
 from alignseg_tf.files import Output, check_replaceable, has_keys, remove_leftovers, write_files
 from alignseg_tf.prediction import predictors_on_all_gpus
+from alignseg_tf.printable import csv_cell
 from alignseg_tf.progress import counter
 from alignseg_tf.protocols import protocol_from_arguments
 from alignseg_tf.scores import BOUNDARY_DISTANCES
@@ -175,7 +176,9 @@ class Comparison:
         content = self.to_dict()["iou"]
         writer.writerow(["class", *next(iter(content.values()))])
         for name, numbers in content.items():
-            writer.writerow([name, *("" if x is None else f"{x:.6f}" for x in numbers.values())])
+            writer.writerow(
+                [csv_cell(name), *("" if x is None else f"{x:.6f}" for x in numbers.values())]
+            )
         return text.getvalue()
 
 
@@ -219,12 +222,13 @@ def write_comparison(
     Raises:
         ForeignFileError: there is such a file.
     """
-    contents = {
+    numbers = {
         "comparison.json": json.dumps(comparison.to_dict(), indent=1),
         "comparison.csv": comparison.csv(),
-        "comparison.html": _page(comparison, label_space, samples, class_maps),
     }
-    return write_files(folder, COMPARISON, contents, overwrite)
+    written = write_files(folder, COMPARISON, numbers, overwrite)  # before anything is drawn
+    page = {"comparison.html": _page(comparison, label_space, samples, class_maps)}
+    return written + write_files(folder, COMPARISON, page, overwrite)
 
 
 def _page(

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from alignseg_tf import visualization
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import Sample, load_sample
 from alignseg_tf.evaluation_report import Report, percent
-from alignseg_tf.files import Output, check_file, has_keys, write_files
+from alignseg_tf.files import Output, check_file, check_replaceable, has_keys, write_files
+from alignseg_tf.fonts import names_in_figures
 from alignseg_tf.scores import BOUNDARY_DISTANCES, CALIBRATION_BINS
 
 Segmenter = Callable[[np.ndarray], np.ndarray]
@@ -81,22 +83,23 @@ def write_report(
         overwrite: replace files of these names even if no evaluation wrote them.
 
     Returns:
-        The paths.
+        The paths. `confusion.png` is missing if drawing it fails, with a warning.
 
     Raises:
         ForeignFileError: there is such a file.
     """
-    confusion = _png(confusion_figure(report.confusion, report.classes))
     contents = {
         "evaluation.json": json.dumps(report.to_dict(), indent=1).encode(),
         "classes.csv": report.classes_csv().encode(),
         "pictures.csv": report.pictures_csv().encode(),
-        "confusion.png": confusion,
-        "report.html": report_page(
-            report, label_space, samples, class_map, title, confusion
-        ).encode(),
     }
-    return write_files(folder, EVALUATION, contents, overwrite)
+    check_replaceable(folder, EVALUATION, (*contents, "confusion.png", "report.html"), overwrite)
+    written = write_files(folder, EVALUATION, contents, overwrite)  # before anything is drawn
+    confusion = _png(confusion_figure, report.confusion, report.classes)
+    page = report_page(report, label_space, samples, class_map, title, confusion)
+    drawn = {"confusion.png": confusion, "report.html": page.encode()}
+    shown = {name: content for name, content in drawn.items() if content is not None}
+    return written + write_files(folder, EVALUATION, shown, overwrite)
 
 
 def report_page(
@@ -105,7 +108,7 @@ def report_page(
     samples: Sequence[Sample],
     class_map: Segmenter,
     title: str,
-    confusion: bytes,
+    confusion: bytes | None,
 ) -> str:
     """Return the page of a report, HTML that needs no other file; see `write_report`."""
     intervals = report.intervals()
@@ -170,10 +173,10 @@ def report_page(
             {"name": "boundary F %", "cells": [percent(x) for x in report.mean_boundary_f]},
             {"name": "trimap IoU %", "cells": [percent(x) for x in report.mean_trimap_iou]},
         ],
-        confusion=data_url(confusion, "png"),
+        confusion=_png_url(confusion),
         calibration=None
         if report.calibration is None
-        else data_url(_png(calibration_figure(report.calibration)), "png"),
+        else _png_url(_png(calibration_figure, report.calibration)),
         groups=groups,
         legend=legend_url(label_space),
     )
@@ -285,10 +288,23 @@ def calibration_figure(calibration: np.ndarray) -> Figure:
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def _png(
+    draw: Callable[..., Figure], values: np.ndarray, names: Sequence[str] = ()
+) -> bytes | None:
+    """Draw a figure as a PNG file; None, with a warning, if Matplotlib fails."""
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    try:
+        with names_in_figures(names):
+            figure = draw(values, names) if names else draw(values)
+            figure.savefig(content, format="png")
+    except Exception as error:  # of many kinds; numbers and page are written all the same
+        warnings.warn(f"{draw.__name__} failed: {error}", stacklevel=2)
+        return None
     return content.getvalue()
+
+
+def _png_url(content: bytes | None) -> str | None:
+    return None if content is None else data_url(content, "png")
 
 
 def span(low: float, high: float) -> str:

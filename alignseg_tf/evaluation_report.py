@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from alignseg_tf import metrics
+from alignseg_tf.printable import csv_cell
 from alignseg_tf.scores import BOUNDARY_DISTANCES, PictureScores
 
 # Of bootstrap intervals.
@@ -501,7 +502,7 @@ def _csv(columns: dict[str, Any]) -> str:
     for row in zip(*columns.values(), strict=True):
         writer.writerow(
             f"{x:.6f}" if isinstance(x, float) and not np.isnan(x)
-            else "" if isinstance(x, float) else x
+            else "" if isinstance(x, float) else csv_cell(x)
             for x in row
         )  # fmt: skip
     return text.getvalue()

@@ -1,6 +1,15 @@
 """Names of files and classes as text that is safe to print, whatever they hold."""
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TextIO
+
+# A spreadsheet takes a cell that starts with one of these for a formula.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+# Parts of words in Persian, Hindi and other languages, though Python calls them not printable.
+JOINERS = "\u200c\u200d"
 
 
 def printable(name: str | os.PathLike[str]) -> str:
@@ -18,8 +27,47 @@ def printable(name: str | os.PathLike[str]) -> str:
 
 
 def _shown(character: str) -> str:
-    if character.isprintable():
+    if character.isprintable() or character in JOINERS:
         return character
     if "\udc80" <= character <= "\udcff":  # Python's form of the byte 0x80 to 0xff
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a value for a CSV file: text that is no formula to a spreadsheet, others as they are.
+
+    Example:
+        >>> csv_cell("=1+1"), csv_cell("road"), csv_cell(-1.5)
+        ("'=1+1", 'road', -1.5)
+    """
+    if not isinstance(value, str | os.PathLike):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text
+
+
+class _PrintableStream:
+    """A text stream that escapes what a terminal would obey; see `printable_output`."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        lines = text.split("\n")
+        self._stream.write("\n".join("\r".join(map(printable, x.split("\r"))) for x in lines))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def printable_output() -> Iterator[None]:
+    """Escape control characters and surrogates in what is printed meanwhile, whatever its source.
+
+    New lines stay, and carriage returns, by which progress is shown.
+    """
+    out, err = (_PrintableStream(stream) for stream in (sys.stdout, sys.stderr))
+    with redirect_stdout(out), redirect_stderr(err):  # type: ignore[type-var]
+        yield

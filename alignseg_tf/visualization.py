@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from alignseg_tf.data.catalog import IGNORE, LabelSpace
+from alignseg_tf.fonts import draw_text, text_length
 
 Palette = Sequence[Sequence[int]]
 
@@ -112,10 +113,10 @@ def legend(label_space: LabelSpace, width: int, row_height: int = 22) -> np.ndar
     Returns:
         uint8 [any, width, 3].
     """
-    font = ImageFont.load_default(size=0.6 * row_height)
+    size = 0.55 * row_height
     places, x, y = [], 0, 0
     for name in label_space.classes:
-        length = int(font.getlength(name)) + 2 * row_height
+        length = int(text_length(name, size)) + 2 * row_height
         if x and x + length > width:
             x, y = 0, y + row_height
         places.append((x, y))
@@ -127,7 +128,7 @@ def legend(label_space: LabelSpace, width: int, row_height: int = 22) -> np.ndar
     ):
         box = (left + 4, top + 4, left + row_height - 4, top + row_height - 4)
         draw.rectangle(box, fill=tuple(color), outline="grey")
-        draw.text((left + row_height, top + row_height // 2), name, "black", font, anchor="lm")
+        draw_text(draw, (left + row_height, top + row_height // 2), name, size)
     return np.asarray(picture)
 
 
@@ -160,8 +161,7 @@ def titled(image: np.ndarray, text: str, height: int = 18) -> np.ndarray:
         uint8 [height + H, W, 3].
     """
     line = Image.new("RGB", (image.shape[1], height), "white")
-    font = ImageFont.load_default(size=0.65 * height)
-    ImageDraw.Draw(line).text((2, height // 2), text, "black", font, anchor="lm")
+    draw_text(ImageDraw.Draw(line), (2, height // 2), text, 0.6 * height)
     return np.concatenate([np.asarray(line), image])
 
 
@@ -224,8 +224,6 @@ def offset_legend(limit: float, size: int = 96, unit: str = "px") -> np.ndarray:
     wheel[np.hypot(x, y) > radius] = 255
     height = max(12, size // 6)
     line = Image.new("RGB", (size, height), "white")
-    font = ImageFont.load_default(size=0.75 * height)
-    ImageDraw.Draw(line).text(
-        (size // 2, height // 2), f"{limit:.3g} {unit}", "black", font, anchor="mm"
-    )
+    text = f"{limit:.3g} {unit}"
+    draw_text(ImageDraw.Draw(line), (size / 2, height / 2), text, 0.7 * height, centred=True)
     return np.concatenate([wheel, np.asarray(line)])

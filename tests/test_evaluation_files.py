@@ -145,3 +145,27 @@ def test_a_template_with_a_hole_is_an_error():
 
 def test_a_report_without_confidence_has_no_calibration():
     assert Report("ab", []).calibration is None
+
+
+def test_names_are_data_and_numbers_come_before_drawings(tmp_path, monkeypatch):
+    space = LabelSpace(("$\\frac{$", "=1+1", "<b>é</b>"))
+    samples = read_folder(write_folder(tmp_path / "data", 1, 3), "val")
+    report = evaluate(by_color, samples, space)
+    write_report(report, tmp_path / "out", space, samples, by_color)
+    lines = (tmp_path / "out" / "classes.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == ["$\\frac{$", "'=1+1", "<b>é</b>"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "&lt;b&gt;é&lt;/b&gt;" in page
+
+    def fail(*args):
+        raise RuntimeError("no ink")
+
+    fail.__name__ = "confusion_figure"
+    monkeypatch.setattr("alignseg_tf.evaluation_files.confusion_figure", fail)
+    with pytest.warns(UserWarning, match="confusion_figure failed: no ink"):
+        paths = write_report(report, tmp_path / "again", space, samples, by_color)
+    assert [path.name for path in paths] == [
+        "evaluation.json", "classes.csv", "pictures.csv", "report.html",
+    ]  # fmt: skip
+    assert all(path.is_file() for path in paths)
+    assert "What is taken for what" not in paths[-1].read_text()

@@ -16,6 +16,7 @@ from alignseg_tf.data.readers import Sample, read_folder
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation_report import Report
 from alignseg_tf.files import RECORD_FILE
+from alignseg_tf.fonts import names_in_figures
 from alignseg_tf.scores import score_picture
 from training import report
 
@@ -104,6 +105,24 @@ def test_the_report_says_if_it_was_trained_on_its_pictures(tmp_path, train_on, s
     (folder / "run.json").write_text(json.dumps({"train_on": train_on}))
     report.write_report(folder, DATA, EVALUATION)
     assert ("trained on these pictures" in (folder / "report.md").read_text()) is said
+
+
+def test_names_of_classes_are_drawn_as_they_are(tmp_path, monkeypatch):
+    columns = {"epoch": np.arange(2.0), "loss": np.ones(2)}
+    iou = {"epoch": np.arange(2.0), "$\\frac{$": np.ones(2), "_background_": np.ones(2)}
+    with names_in_figures(iou):
+        figure = report._curves(columns, iou)
+        figure.canvas.draw()
+    legend = figure.axes[-1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["$\\frac{$", " _background_"]
+
+    def fail(*args):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(report, "_curves", fail)
+    folder = run_folder(tmp_path)
+    report.write_report(folder, DATA, EVALUATION)
+    assert "No curves: drawing failed (no ink)." in (folder / "report.md").read_text()
 
 
 def test_without_matplotlib_there_are_no_curves_and_the_report_says_so(tmp_path, monkeypatch):

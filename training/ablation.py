@@ -35,6 +35,7 @@ from alignseg_tf.files import (
     write_files,
 )
 from alignseg_tf.fingerprints import names_hash
+from alignseg_tf.printable import printable_output
 from alignseg_tf.progress import counter, duration
 from alignseg_tf.protocols import add_block_argument
 from alignseg_tf.scores import PictureScores
@@ -347,6 +348,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@printable_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)

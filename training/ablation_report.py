@@ -16,6 +16,7 @@ import numpy as np
 from alignseg_tf.comparison import points
 from alignseg_tf.data.catalog import class_columns
 from alignseg_tf.evaluation_report import LEVEL, Report, percent
+from alignseg_tf.printable import csv_cell
 from alignseg_tf.scores import BOUNDARY_DISTANCES
 
 # The distances, in pixels, of the boundary F-scores that are shown.
@@ -260,7 +261,7 @@ def ablation_csv(results: Results) -> str:
     boundary = [f"boundary_f_{distance}px" for distance in BOUNDARY_DISTANCES]
     fixed = ["cell", "seed", "parameters", "macs", "step_seconds", "mean_iou"]
     columns = [*fixed, *boundary]
-    writer.writerow([*columns, *class_columns(classes, columns)])
+    writer.writerow([*columns, *map(csv_cell, class_columns(classes, columns))])
     for name, of_cell in results.items():
         for result in of_cell:
             report = result["report"]

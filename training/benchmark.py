@@ -35,6 +35,7 @@ from alignseg_tf.files import add_overwrite_argument, check_file, has_keys, writ
 from alignseg_tf.networks import numbered_classes
 from alignseg_tf.precision import global_dtype_policy
 from alignseg_tf.prediction import Predictor
+from alignseg_tf.printable import printable_output
 from alignseg_tf.processor import prepare_processor
 from alignseg_tf.progress import counter
 from alignseg_tf.protocols import Protocol, add_protocol_arguments, protocol_from_arguments
@@ -309,6 +310,7 @@ def _is_result(path: Path) -> bool:
     return has_keys(path, "load_before", "machine", "versions")
 
 
+@printable_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)

@@ -26,6 +26,7 @@ from alignseg_tf.files import atomic_path, remove_leftovers, write_text
 from alignseg_tf.layers.nested import nested_layers
 from alignseg_tf.optimizers import averaged_weights
 from alignseg_tf.precision import with_dtype_policy
+from alignseg_tf.printable import csv_cell
 from training.logs import VALIDATION_METRIC, Logs, class_iou, learning_rate, short_names
 from training.recipe import RecipeError
 
@@ -392,7 +393,7 @@ def read_rows(path: Path, epoch: int) -> list[dict[str, str]]:
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a table whose columns are all keys of its rows, in the order of first sight."""
-    rows = list(rows)
+    rows = [{csv_cell(name): value for name, value in row.items()} for row in rows]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
     writer.writeheader()

@@ -27,6 +27,7 @@ from alignseg_tf.export import export_saved_model
 from alignseg_tf.files import ForeignFileError, Output, atomic_result, check_replaceable
 from alignseg_tf.networks import load_model
 from alignseg_tf.prediction import Prediction, Predictor
+from alignseg_tf.printable import printable_output
 from alignseg_tf.progress import counter, duration
 from alignseg_tf.protocols import Protocol
 from training.recipe import Recipe, RecipeError, load_recipe
@@ -130,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@printable_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)

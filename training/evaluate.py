@@ -30,6 +30,7 @@ from alignseg_tf.files import (
 )
 from alignseg_tf.prediction import predictors_on_all_gpus
 from alignseg_tf.pretrained import model_path
+from alignseg_tf.printable import printable_output
 from alignseg_tf.processor import prepare_processor
 from alignseg_tf.progress import counter
 from alignseg_tf.protocols import (
@@ -112,6 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@printable_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)

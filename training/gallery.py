@@ -25,6 +25,7 @@ from alignseg_tf.export.model_card import warn_if_trained_on
 from alignseg_tf.files import add_overwrite_argument, atomic_path, check_file
 from alignseg_tf.prediction import predictors_on_all_gpus
 from alignseg_tf.pretrained import model_path
+from alignseg_tf.printable import printable_output
 from alignseg_tf.progress import counter
 from alignseg_tf.protocols import add_protocol_arguments, protocol_from_arguments
 
@@ -185,6 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@printable_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)

@@ -63,6 +63,7 @@ from alignseg_tf.files import (
 )
 from alignseg_tf.networks import load_model
 from alignseg_tf.precision import with_dtype_policy
+from alignseg_tf.printable import printable_output
 from alignseg_tf.progress import counter
 from alignseg_tf.protocols import (
     Protocol,
@@ -252,6 +253,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+@printable_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)

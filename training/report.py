@@ -22,6 +22,7 @@ from alignseg_tf.evaluation_report import Report
 from alignseg_tf.export.model_card import trained_on_validation
 from alignseg_tf.files import Output, atomic_result, check_replaceable, write_files
 from alignseg_tf.fingerprints import file_fingerprint
+from alignseg_tf.fonts import names_in_figures
 from alignseg_tf.progress import duration
 from training.logs import VALIDATION_METRIC
 
@@ -126,14 +127,24 @@ def draw_curves(folder: Path) -> str | None:
     Returns:
         None, or why there is no picture.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        return "matplotlib is not installed"
     columns = read_columns(folder / "metrics.csv")
     iou = read_columns(folder / "iou.csv")
+    try:
+        with names_in_figures(iou), atomic_result(folder, REPORT, "curves.png") as temporary:
+            _curves(columns, iou).savefig(temporary)
+    except ImportError:
+        return "matplotlib is not installed"
+    except Exception as error:  # of many kinds; the report is written all the same
+        return f"drawing failed ({error})"
+    return None
+
+
+def _curves(columns: dict[str, np.ndarray], iou: dict[str, np.ndarray]) -> Any:
+    """Return the figure of `draw_curves`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(13, 6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.35))
@@ -158,7 +169,9 @@ def draw_curves(folder: Path) -> str | None:
     shown = [name for name in iou if name in lowest]
     styles = ("-", "--", ":", "-.")
     for number, name in enumerate(shown):
-        line = _draw_line(class_axes, epochs, 100 * iou[name], name)
+        # A legend leaves out what starts with an underscore.
+        label = f" {name}" if name.startswith("_") else name
+        line = _draw_line(class_axes, epochs, 100 * iou[name], label)
         line.set(color=f"C{number % 10}", linestyle=styles[number // 10 % len(styles)])
     few = "" if len(shown) == len(iou) else f", the {len(shown)} of {len(iou)} classes lowest in it"
     class_axes.set(xlabel="epoch", ylabel="IoU in %", ylim=(0, 100))
@@ -168,9 +181,7 @@ def draw_curves(folder: Path) -> str | None:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    with atomic_result(folder, REPORT, "curves.png") as temporary:
-        figure.savefig(temporary)
-    return None
+    return figure
 
 
 def _draw_line(axes: Any, epochs: np.ndarray, values: np.ndarray, label: str) -> Any:

@@ -25,6 +25,8 @@ ABOUT = (
     "name", "description", "comment", "version", "date", "author", "url", "source", "commit",
     "licence", "license", "citation", "size", "split_rule", "images_with_class", "dup_images",
 )  # fmt: skip
+# Unicode's categories of control characters, surrogates, and separators of lines.
+UNFIT_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
 
 Color = tuple[int, int, int]
 
@@ -88,6 +90,13 @@ class LabelSpace:
             raise ValueError(f"`classes` must have 1 to {MAX_CLASSES} names. Received: {count}")
         if len(set(self.classes)) != count:
             raise ValueError(f"`classes` must differ. Received: {self.classes}")
+        # No file can hold a lone surrogate; control characters drive a terminal and break tables.
+        unfit = [x for x in self.classes if {*map(unicodedata.category, x)} & UNFIT_CATEGORIES]
+        if unfit:
+            raise ValueError(
+                f"`classes` must be names without control characters. Received: "
+                f"{', '.join(map(ascii, unfit))}"
+            )
         if len(self.palette) != count or any(len(color) != 3 for color in self.palette):
             raise ValueError(
                 f"`palette` must have one [r, g, b] for each of the {count} classes. "

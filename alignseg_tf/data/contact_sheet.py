@@ -3,17 +3,19 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from alignseg_tf import visualization
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import Sample, load_sample
+from alignseg_tf.fonts import draw_text, text_length
 
 # The sheet has so many rows of pairs, a picture and its label, over all splits.
 ROWS, PAIRS = 5, 4
 # Pixels.
 THUMBNAIL, GAP, MARGIN = 208, 16, 24
 CAPTION, HEADING = 20, 40
+CAPTION_SIZE, HEADING_SIZE = 12, 18
 INK, FAINT_INK, PAPER, EMPTY = "#222222", "#777777", "white", "#eeeeee"
 
 
@@ -73,7 +75,6 @@ def _row(
     height = max(image.shape[0] for _, image, _ in pairs)
     row = Image.new("RGB", (width, height + CAPTION + GAP // 2), PAPER)
     draw = ImageDraw.Draw(row)
-    font = ImageFont.load_default(size=13)
     for index, (name, *images) in enumerate(pairs):
         left = index * (pair_width + GAP)
         for place, image in enumerate(images):
@@ -81,16 +82,15 @@ def _row(
             draw.rectangle((box, 0, box + THUMBNAIL - 1, height - 1), EMPTY)
             corner = box + (THUMBNAIL - image.shape[1]) // 2, (height - image.shape[0]) // 2
             row.paste(Image.fromarray(image), corner)
-        while font.getlength(name) > pair_width:
+        while text_length(name, CAPTION_SIZE) > pair_width:
             name = f"{name[: len(name) // 2 - 2]}…{name[len(name) // 2 + 2 :]}"
-        draw.text((left, height + CAPTION // 2), name, FAINT_INK, font, anchor="lm")
+        draw_text(draw, (left, height + CAPTION // 2), name, CAPTION_SIZE, FAINT_INK)
     return row
 
 
 def _heading(text: str, width: int) -> Image.Image:
     heading = Image.new("RGB", (width, HEADING), PAPER)
-    font = ImageFont.load_default(size=20)
-    ImageDraw.Draw(heading).text((0, HEADING // 2), text, INK, font, anchor="lm")
+    draw_text(ImageDraw.Draw(heading), (0, HEADING // 2), text, HEADING_SIZE, INK)
     return heading
 
 

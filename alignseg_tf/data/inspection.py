@@ -34,6 +34,7 @@ from alignseg_tf.files import (
     remove_leftovers,
     write_files,
 )
+from alignseg_tf.printable import csv_cell
 
 Counters = Callable[[str], Callable[[int, int], None]]
 
@@ -242,22 +243,23 @@ def inspect_data(
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         rows = csv.writer(file)
-        rows.writerow(_columns(data.label_space))
+        rows.writerow(map(csv_cell, _columns(data.label_space)))
         for name, (samples, problems) in found.items():
             progress = counters(f"reading {name}") if counters else None
             for facts in report.read(name, samples, progress):
-                rows.writerow(_row(name, facts, data.label_space.num_classes + 1))
+                cells = _row(name, facts, data.label_space.num_classes + 1)
+                rows.writerow(map(csv_cell, cells))
             split = report.splits[-1]
             split.problems[:0] = problems
             split.skipped = data.skipped(name, samples)
             if data.layout.name == "folder" and samples:
                 for path in labels_without_picture(data.root, name):
                     split.note("have no picture", path)
+    numbers = {"inspection.json": json.dumps(report.to_dict(), indent=1)}
+    write_files(output, INSPECTION, numbers, overwrite=True)  # all were checked above
     with atomic_result(output, INSPECTION, "contact_sheet.png") as temporary:
         sound = {split.name: split.sound for split in report.splits}
         draw_contact_sheet(sound, data.label_space).save(temporary)
-    numbers = {"inspection.json": json.dumps(report.to_dict(), indent=1)}
-    write_files(output, INSPECTION, numbers, overwrite=True)  # all were checked above
     return report
 
 
