@@ -83,10 +83,8 @@ def _sheet(
         max(rows * (height + lines * LINE), len(legends) * LEGEND_HEIGHT) + 3 * LINE,
     )
     figure = Figure(figsize=size, dpi=DPI, facecolor="white", layout="constrained")
-    axes = figure.subplot_mosaic(
-        [[panels, [[name] for name in legends]]],
-        width_ratios=(size[0] - LEGEND_WIDTH - LINE, LEGEND_WIDTH),
-    )
+    mosaic: Any = [[panels, [[name] for name in legends]]]
+    axes = figure.subplot_mosaic(mosaic, width_ratios=(size[0] - LEGEND_WIDTH - LINE, LEGEND_WIDTH))
     figure.suptitle(title, x=0.01, ha="left", fontsize=1.25 * FONT, fontweight="bold", color=INK)
     for each in axes.values():
         each.set(xticks=[], yticks=[], anchor="NW")

@@ -51,7 +51,7 @@ class Network:
             ValueError: the network gives class maps only, or logits that are not finite.
         """
         check_gives_logits(self)
-        logits = self._logits(images)
+        logits = self._compute_logits(images)
         # One pass over the logits at stride 4. The argmax of NaN would be class 0.
         finite = tf.math.is_finite(logits)
         if not tf.reduce_all(finite):
@@ -62,7 +62,7 @@ class Network:
             )
         return logits
 
-    def _logits(self, images: np.ndarray) -> Any:
+    def _compute_logits(self, images: np.ndarray) -> Any:
         """Return the logits, whatever they hold."""
         raise NotImplementedError
 
@@ -104,7 +104,7 @@ class KerasNetwork(Network):
         self._run = run
         self._device = device
 
-    def _logits(self, images: np.ndarray) -> Any:
+    def _compute_logits(self, images: np.ndarray) -> Any:
         """Return the head's logits, which have stride 4."""
         with tf.device(self._device):
             return self._run(tf.convert_to_tensor(images))
@@ -155,7 +155,7 @@ class SavedModelNetwork(Network):
         content = (path / LABEL_SPACE_FILE).read_bytes()
         self.label_space = parse_label_space(content, str(path / LABEL_SPACE_FILE))
 
-    def _logits(self, images: np.ndarray) -> Any:
+    def _compute_logits(self, images: np.ndarray) -> Any:
         """Return what the signature `logits` gives."""
         logits: Any = self._logits
         return logits(images=tf.convert_to_tensor(images.astype(np.float32)))["logits"]
@@ -238,7 +238,7 @@ class TfliteNetwork(Network):
         output = self._interpreter.get_output_details()[0]
         return _dequantized(self._interpreter.get_tensor(output["index"]), output)
 
-    def _logits(self, images: np.ndarray) -> Any:
+    def _compute_logits(self, images: np.ndarray) -> Any:
         """Run the pictures one after another."""
         return tf.convert_to_tensor(np.concatenate([self._run(image) for image in images]))
 
@@ -342,7 +342,7 @@ class OnnxNetwork(Network):
         self.input_size = (height, width) if isinstance(height, int) else None
         self.label_space = parse_label_space(classes, f"{path}, {ONNX_LABEL_SPACE_KEY}")
 
-    def _logits(self, images: np.ndarray) -> Any:
+    def _compute_logits(self, images: np.ndarray) -> Any:
         """Return what the file gives."""
         return tf.convert_to_tensor(self._session.run(None, {"images": images})[0])
 
