@@ -222,6 +222,7 @@ def write_comparison(
     Raises:
         ForeignFileError: there is such a file.
     """
+    check_replaceable(folder, COMPARISON, COMPARISON_FILES, overwrite)
     numbers = {
         "comparison.json": json.dumps(comparison.to_dict(), indent=1),
         "comparison.csv": comparison.csv(),

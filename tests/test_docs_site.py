@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 
 # Modules that no page of the reference is about: parts of others, and the command line.
 INTERNAL = {
-    "__main__", "environment", "files", "fingerprints", "fonts", "printable", "progress", "quiet", "version",
-    "xla",
+    "__main__", "environment", "files", "fingerprints", "fonts", "printable", "progress", "quiet",
+    "version", "xla",
 }  # fmt: skip
 # Attributes by which a page loads something, as `link` does by its `href`.
 LOADS = {"src", "srcset", "data", "poster"}

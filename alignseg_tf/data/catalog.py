@@ -25,8 +25,6 @@ ABOUT = (
     "name", "description", "comment", "version", "date", "author", "url", "source", "commit",
     "licence", "license", "citation", "size", "split_rule", "images_with_class", "dup_images",
 )  # fmt: skip
-# Unicode's categories of control characters, surrogates, and separators of lines.
-UNFIT_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
 
 Color = tuple[int, int, int]
 
@@ -90,13 +88,9 @@ class LabelSpace:
             raise ValueError(f"`classes` must have 1 to {MAX_CLASSES} names. Received: {count}")
         if len(set(self.classes)) != count:
             raise ValueError(f"`classes` must differ. Received: {self.classes}")
-        # No file can hold a lone surrogate; control characters drive a terminal and break tables.
-        unfit = [x for x in self.classes if {*map(unicodedata.category, x)} & UNFIT_CATEGORIES]
-        if unfit:
-            raise ValueError(
-                f"`classes` must be names without control characters. Received: "
-                f"{', '.join(map(ascii, unfit))}"
-            )
+        for name in self.classes:
+            if problem := _name_problem(name):
+                raise ValueError(f"the class name {name!a} {problem}")
         if len(self.palette) != count or any(len(color) != 3 for color in self.palette):
             raise ValueError(
                 f"`palette` must have one [r, g, b] for each of the {count} classes. "
@@ -276,20 +270,15 @@ class LabelSpace:
             form = "text" if path.suffix == ".txt" else "JSON"
             raise ValueError(f"{path}: not readable as {form} ({error})") from error
         if path.suffix == ".txt":
-            space = _from_labelmap(cls, text, path)
-        else:
-            try:
-                content = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}: not readable as JSON ({error})") from error
-            space = cls.from_dict(content, str(path))
-        for name in space.classes:
-            if problem := name_problem(name):
-                raise ValueError(f"{path}: the class name {name!a} {problem}")
-        return space
+            return _from_labelmap(cls, text, path)
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: not readable as JSON ({error})") from error
+        return cls.from_dict(content, str(path))
 
 
-def name_problem(name: str) -> str | None:
+def _name_problem(name: str) -> str | None:
     """Return what keeps a class name from being shown anywhere, or None.
 
     Other letters and marks are data: whoever prints them escapes what the target needs.
