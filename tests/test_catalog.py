@@ -310,6 +310,8 @@ def test_columns_of_classes_differ_from_others_and_from_each_other():
 
 @pytest.mark.parametrize("name", ["\ud800", "\x1b]0;title\x07", "a\nb", "tab\t", "\u2028"])
 def test_names_with_control_characters_are_refused(name):
-    with pytest.raises(ValueError, match=r"the class name '\S*\\\S*' (is blank|has the character U\+)"):
+    with pytest.raises(
+        ValueError, match=r"the class name '\S*\\\S*' (is blank|has the character U\+)"
+    ):
         LabelSpace(("road", name))
     assert LabelSpace(("क्\u200dष", "$x$", "=1+1", "a\u00a0b")).num_classes == 4
