@@ -97,7 +97,7 @@ def test_links_lead_somewhere(path):
 
 def commands(text: str) -> list[list[str]]:
     """The commands in the indented lines of a text, as lists of words."""
-    text = re.sub(r"^ {4,}alignseg (?=[a-z])", "    python -m alignseg_tf ", text, flags=re.MULTILINE)
+    text = re.sub(r"(?m)^ {4,}alignseg (?=[a-z])", "    python -m alignseg_tf ", text)
     text = text.replace("\\\n", " ")
     lines = re.findall(r"^ {4,}python -m (.*)$", text, re.MULTILINE)
     return [shlex.split(line.replace("...", ""), comments=True) for line in lines]
