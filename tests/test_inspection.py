@@ -80,7 +80,7 @@ def _(root):
     return root / "nowhere"
 
 
-@damage("The folders have other names")
+@damage("Folders have unknown names")
 def _(root):
     (root / "images").rename(root / "pictures")
 
@@ -90,7 +90,7 @@ def _(root):
     (root / "classes.json").unlink()
 
 
-@damage("`classes.json` is no JSON")
+@damage("`classes.json` is not JSON")
 def _(root):
     (root / "classes.json").write_text('{"classes": ["a", "b",]}')
 
@@ -105,7 +105,7 @@ def _(root):
     (root / "classes.json").write_text('{"classes": ["a", "b"], "colours": []}')
 
 
-@damage("A colour is no list")
+@damage("A colour is not a list")
 def _(root):
     (root / "classes.json").write_text('{"classes": ["a"], "palette": ["#ff0000"]}')
 
@@ -124,24 +124,24 @@ def _(root):
     (root / "classes.json").write_text(json.dumps(classes))
 
 
-@damage("A CSV list has other columns")
+@damage("A CSV list has the wrong columns")
 def _(root):
     return write_csv(root, ("image", "mask", "split"))
 
 
-@damage("A CSV list is not in UTF-8")
+@damage("A CSV list is not UTF-8")
 def _(root):
     path = first(root, "images")
     path.rename(path.with_stem("Straße"))
     return write_csv(root, encoding="latin-1")
 
 
-@damage("A split has another name")
+@damage("A split has the wrong name")
 def _(root):
     (root / "images/val").rename(root / "images/validation")
 
 
-@damage("The pictures of a split have an unknown format")
+@damage("Images have an unknown format")
 def _(root):
     for path in (root / "images/val").iterdir():
         path.rename(path.with_suffix(".heic"))
@@ -152,7 +152,7 @@ def _(root):
     first(root, "labels").unlink()
 
 
-@damage("Labels have a suffix behind the picture's name")
+@damage("Label names have an extra suffix")
 def _(root):
     for path in (root / "labels/train").iterdir():
         path.rename(path.with_stem(f"{path.stem}_mask"))
@@ -164,35 +164,35 @@ def _(root):
         change(path, lambda values: values, ".jpg")
 
 
-@damage("A CSV list names a JPEG as label")
+@damage("A CSV list names a JPEG label")
 def _(root):
     change(first(root, "labels"), lambda values: values, ".jpg")
     return write_csv(root)
 
 
-@damage("Two pictures have one name")
+@damage("Two images share a name")
 def _(root):
     path = first(root, "images")
     shutil.copy(path, path.with_suffix(".bmp"))
 
 
-@damage("Two labels have one name")
+@damage("Two labels share a name")
 def _(root):
     path = first(root, "labels")
     shutil.copy(path, path.with_suffix(".tif"))
 
 
-@damage("A CSV list names a file that is not there")
+@damage("A CSV list names a missing file")
 def _(root):
     return change_line(write_csv(root), lambda line: line.replace("labels/", "masks/"))
 
 
-@damage("A CSV list has paths of Windows")
+@damage("A CSV list has Windows paths")
 def _(root):
     return change_line(write_csv(root), lambda line: line.replace("/", "\\"))
 
 
-@damage("A line of a CSV list is not complete")
+@damage("A CSV line is incomplete")
 def _(root):
     return change_line(write_csv(root), lambda line: f"{line.split(',')[0]},,train")
 
@@ -204,7 +204,7 @@ def _(root):
     return path
 
 
-@damage("A name is not UTF-8")
+@damage("A file name is not UTF-8")
 def _(root):
     for kind in ("images", "labels"):
         path = first(root, kind)
@@ -220,7 +220,7 @@ def halve(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@damage("A picture is truncated")
+@damage("An image is truncated")
 def _(root):
     halve(first(root, "images"))
 
@@ -230,7 +230,7 @@ def _(root):
     halve(first(root, "labels"))
 
 
-@damage("Bytes of a file have changed")
+@damage("A file is corrupt")
 def _(root):
     path = first(root, "labels")
     content = bytearray(path.read_bytes())
@@ -238,20 +238,20 @@ def _(root):
     path.write_bytes(content)
 
 
-@damage("A file is no picture, whatever its name says")
+@damage("A file is not an image")
 def _(root):
     text = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n"
     first(root, "images").write_text(text)
 
 
-@damage("A link leads nowhere")
+@damage("A link is broken")
 def _(root):
     path = first(root, "images")
     path.unlink()
     path.symlink_to(root / "gone" / path.name)
 
 
-@damage("A file may not be read")
+@damage("A file has no read permission")
 def _(root):
     path = first(root, "images")
     path.chmod(0)
@@ -259,24 +259,24 @@ def _(root):
         pytest.skip("this user may read every file")
 
 
-@damage("A picture is huge")
+@damage("An image is too large")
 def _(root):
     save_as(first(root, "images"), Image.new("1", (10_000, 9_000)), ".png")
 
 
-@damage("A file holds several pictures")
+@damage("A file holds several images")
 def _(root):
     pages = [Image.new("RGB", (64, 64), (i, i, i)) for i in range(3)]
     path = save_as(first(root, "images"), pages[0], ".tif")
     pages[0].save(path, save_all=True, append_images=pages[1:])
 
 
-@damage("A picture has floating-point values")
+@damage("An image has floating-point values")
 def _(root):
     change(first(root, "images"), lambda values: values[..., 0].astype(np.float32) / 255, ".tif")
 
 
-@damage("A TIFF has more bands than a picture")
+@damage("A TIFF has too many bands")
 def _(root):
     path = save_as(first(root, "images"), Image.new("RGB", (64, 64)), ".tif")
     content = path.read_bytes()
@@ -285,18 +285,18 @@ def _(root):
     path.write_bytes(content.replace(bands + b"\3", bands + b"\7"))
 
 
-@damage("A picture is too small")
+@damage("An image is too small")
 def _(root):
     for kind in ("images", "labels"):
         change(first(root, kind), lambda values: values[:64, :30])
 
 
-@damage("Picture and label differ in size")
+@damage("Image and label differ in size")
 def _(root):
     change(first(root, "labels"), lambda values: values[:-1])
 
 
-@damage("A picture is turned by EXIF, its label is not")
+@damage("EXIF rotates an image but not its label")
 def _(root):
     for kind in ("images", "labels"):
         change(first(root, kind), lambda values: values[:64, :96])
@@ -311,17 +311,17 @@ def turn_by_exif(path: Path, orientation: int) -> None:
     save_as(path, picture, ".jpg", exif=exif)
 
 
-@damage("A label has values that are no class")
+@damage("A label has unknown values")
 def _(root):
     change(first(root, "labels"), lambda values: np.where(values == 0, np.uint8(77), values))
 
 
-@damage("A label has 16-bit values beyond 255")
+@damage("A label has 16-bit values above 255")
 def _(root):
     change(first(root, "labels"), lambda values: np.where(values == 0, np.uint16(300), values))
 
 
-@damage("A label is grey, saved as RGB")
+@damage("A grey label is saved as RGB")
 def _(root):
     change(first(root, "labels"), lambda values: np.repeat(values[..., None], 3, -1))
 
@@ -331,7 +331,7 @@ def _(root):
     change(first(root, "labels"), lambda values: np.stack([values, values, 255 - values], -1))
 
 
-@damage("A label has a colour that is not listed")
+@damage("A label has an unlisted colour")
 def _(root):
     count = len(json.loads((root / "classes.json").read_text())["classes"])
     colors = np.array([(9 * i, 0, 200) for i in range(count)], np.uint8)
@@ -353,7 +353,7 @@ def _(root):
     change(first(root, "labels"), lambda values: np.stack([values, values * 0], -1))
 
 
-@damage("No label of a split has a class")
+@damage("A split has no pixel with a class")
 def _(root):
     for path in (root / "labels/val").iterdir():
         change(path, lambda values: np.full_like(values, 255))
@@ -366,19 +366,19 @@ def _(root):
         change(path, lambda values: np.where(values == 0, np.uint8(0), np.uint8(255)))
 
 
-@damage("Only one class is in train")
+@damage("`train` has only one class")
 def _(root):
     (root / "classes.json").write_text('{"classes": ["object"], "ids": [1], "void": 0}')
     for path in sorted((root / "labels").rglob("*.png")):
         change(path, lambda values: (values != 0).astype(np.uint8))
 
 
-@damage("Labels have no picture")
+@damage("Labels have no image")
 def _(root):
     shutil.copy(first(root, "labels"), root / "labels/train/alone.png")
 
 
-@damage("A label has no class anywhere")
+@damage("A label has no pixel with a class")
 def _(root):
     change(first(root, "labels"), lambda values: np.full_like(values, 255))
 
@@ -395,32 +395,32 @@ def copy_first(root: Path, split: str) -> None:
         shutil.copy(path, root / kind / split / f"zz{path.suffix}")
 
 
-@damage("A picture is in train and in val")
+@damage("An image is in `train` and `val`")
 def _(root):
     copy_first(root, "val")
 
 
-@damage("A picture is in train twice")
+@damage("An image is in `train` twice")
 def _(root):
     copy_first(root, "train")
 
 
-@damage("A row of a CSV list is there twice")
+@damage("A CSV row is repeated")
 def _(root):
     return change_line(write_csv(root), lambda line: f"{line}\n{line}")
 
 
-@damage("A picture is upside down by EXIF")
+@damage("EXIF turns an image upside down")
 def _(root):
     turn_by_exif(first(root, "images"), 3)
 
 
-@damage("A picture has transparency")
+@damage("An image has transparency")
 def _(root):
     change(first(root, "images"), lambda values: np.dstack([values, values[..., 0]]))
 
 
-@damage("A picture has 12 bits in 16")
+@damage("A 16-bit image holds 12 bits")
 def _(root):
     change(first(root, "images"), lambda values: values[..., 0].astype(np.uint16) << 4)
 
