@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from alignseg_tf import AlignSeg, backbones
-from alignseg_tf.data import street_scenes
+from alignseg_tf.data import street_painter
 from training.forms import calibrate_batch_norms
 
 ROOT = Path(__file__).parents[1]
@@ -142,4 +142,4 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def scene() -> np.ndarray:
-    return street_scenes.draw_scene(0, size=(96, 128))[0]
+    return street_painter.draw_scene(0, size=(96, 128))[0]

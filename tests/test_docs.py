@@ -14,7 +14,7 @@ from PIL import Image
 
 import alignseg_tf
 from alignseg_tf import __main__, checkpoints
-from alignseg_tf.data import LABEL_SPACES, street_scenes
+from alignseg_tf.data import LABEL_SPACES, street_painter
 from alignseg_tf.export import export_saved_model
 from training import ablation, benchmark, demo, evaluate, gallery, release, train
 
@@ -58,7 +58,7 @@ def things(tmp_path_factory):
             export_saved_model(model, folder / "savedmodels/mine/1")
             shutil.copytree(folder / "savedmodels/mine/1", folder / "runs" / run / "savedmodel/1")
     shutil.copytree(folder / "runs/demo_street_scenes", folder / "runs/mine")
-    scene = Image.fromarray(street_scenes.draw_scene(0, size=(64, 96))[0])
+    scene = Image.fromarray(street_painter.draw_scene(0, size=(64, 96))[0])
     for name in ("pictures/street.jpg", "cityscapes/leftImg8bit/test/berlin/a_leftImg8bit.png"):
         (folder / name).parent.mkdir(parents=True)
         scene.save(folder / name)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from alignseg_tf import AlignSeg, Predictor, backbones, pretrained
 from alignseg_tf.__main__ import main
-from alignseg_tf.data import street_scenes
+from alignseg_tf.data import street_painter
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.export.model_card import known_facts, trained_on_validation
 from alignseg_tf.networks import load_model
@@ -107,7 +107,7 @@ def test_the_released_files_are_small():
 def test_the_released_forms_are_of_one_model():
     pytest.importorskip("ai_edge_litert")
     folder = ROOT / "savedmodels" / "camvid_lite0"
-    picture = street_scenes.draw_scene(0, 1, (540, 720))[0]
+    picture = street_painter.draw_scene(0, 1, (540, 720))[0]
     first, saved_model, tflite = (
         Predictor(folder / name).class_map(picture)
         for name in ("camvid_lite0.keras", "1", "camvid_lite0.tflite")

@@ -4,7 +4,7 @@ import json
 import pytest
 from conftest import CLASSES
 
-from alignseg_tf.data import street_scenes
+from alignseg_tf.data import street_painter
 from alignseg_tf.data.catalog import LABEL_SPACES
 from alignseg_tf.data.readers import DataError
 from alignseg_tf.data.sources import (
@@ -38,9 +38,9 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 def test_street_scenes_are_drawn_into_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("ALIGNSEG_TF_CACHE", str(tmp_path))
-    write = street_scenes.write_folder
+    write = street_painter.write_folder
     monkeypatch.setattr(
-        street_scenes, "write_folder",
+        street_painter, "write_folder",
         lambda root, progress: write(root, train=2, val=1, size=(64, 96), progress=progress),
     )  # fmt: skip
     seen = []

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignseg_tf.data import street_scenes
-from alignseg_tf.data.street_scenes import CLASSES, PALETTE, VOID, draw_scene, write_folder
+from alignseg_tf.data import street_painter
+from alignseg_tf.data.street_painter import CLASSES, PALETTE, VOID, draw_scene, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_poles_are_thin(scenes):
     """Across; the arms of lamp posts lie along the rows and are few."""
     widths = []
     for _, label in scenes:
-        edges = np.diff(np.pad(label == street_scenes.POLE, ((0, 0), (1, 1))).astype(np.int8))
+        edges = np.diff(np.pad(label == street_painter.POLE, ((0, 0), (1, 1))).astype(np.int8))
         widths.append(np.argwhere(edges == -1)[:, 1] - np.argwhere(edges == 1)[:, 1])
     assert np.mean(np.concatenate(widths) <= 4) > 0.9
 
@@ -65,10 +65,10 @@ def test_the_same_arguments_give_the_same_scene_and_others_another(scenes):
 
 def test_another_process_draws_the_same_scene():
     code = (
-        "import sys, zlib; sys.path.insert(0, sys.argv[1]); import street_scenes as s;"
+        "import sys, zlib; sys.path.insert(0, sys.argv[1]); import street_painter as s;"
         "print(*(zlib.crc32(a.tobytes()) for a in s.draw_scene(5, 7, (80, 96))))"
     )
-    folder = street_scenes.__file__.rpartition("/")[0]
+    folder = street_painter.__file__.rpartition("/")[0]
     out = subprocess.run(
         [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
     )
@@ -125,7 +125,7 @@ def test_the_label_is_the_commonest_class_of_the_canvas_pixels():
     canvas = np.array([[0, 0, 1, 5, 7, 255], [0, 8, 5, 1, 255, 7]], np.uint8)
     canvas = np.concatenate([canvas, [[3, 2, 4, 4, 0, 1], [2, 1, 4, 0, 2, 3]]]).astype(np.uint8)
     expected = [[0, 5, 255], [2, 4, 3]]  # ties go to the larger id
-    np.testing.assert_array_equal(street_scenes._majority(canvas), expected)
+    np.testing.assert_array_equal(street_painter._majority(canvas), expected)
 
 
 SMALL = {"train": 3, "val": 2, "size": (64, 80)}
@@ -159,9 +159,9 @@ def test_write_folder_has_the_layout_of_the_readers(tmp_path):
 
 def test_write_folder_keeps_what_is_complete_and_redraws_what_is_not(tmp_path, monkeypatch):
     drawn = []
-    draw = street_scenes.draw_scene
+    draw = street_painter.draw_scene
     monkeypatch.setattr(
-        street_scenes, "draw_scene", lambda *args: drawn.append(args[0]) or draw(*args)
+        street_painter, "draw_scene", lambda *args: drawn.append(args[0]) or draw(*args)
     )
     write_folder(tmp_path, **SMALL)
     before = contents(tmp_path)
@@ -239,7 +239,7 @@ def test_an_interrupted_write_leaves_whole_files_and_is_not_taken_as_complete(
 
 
 def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path, monkeypatch):
-    write = street_scenes.Path.write_bytes
+    write = street_painter.Path.write_bytes
 
     def full_disk(path, content):
         write(path, content[: len(content) // 2])
@@ -247,7 +247,7 @@ def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path, monkeypat
 
     write_folder(tmp_path, **SMALL)
     before = contents(tmp_path)
-    monkeypatch.setattr(street_scenes.Path, "write_bytes", full_disk)
+    monkeypatch.setattr(street_painter.Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_folder(tmp_path, **{**SMALL, "seed": 1})
     assert contents(tmp_path) == before

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from alignseg_tf.data import street_scenes
+from alignseg_tf.data import street_painter
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.readers import DataError, load_image, read_image_sizes
 from alignseg_tf.data.sources import DataSource, open_data
@@ -75,7 +75,7 @@ def own_data_recipe(data: DataSource) -> Recipe:
 def unseen_scenes() -> list[np.ndarray]:
     """Draw street scenes that neither training nor validation has seen."""
     size = (288, 384)
-    return [street_scenes.draw_scene(i, UNSEEN_SEED, size)[0] for i in range(PICTURES)]
+    return [street_painter.draw_scene(i, UNSEEN_SEED, size)[0] for i in range(PICTURES)]
 
 
 def validation_pictures(data: DataSource) -> list[np.ndarray]:
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.picture is not None:
             street = load_image(parsed.picture)
         elif drawn:
-            street = street_scenes.draw_scene(STREET, UNSEEN_SEED, STREET_SIZE)[0]
+            street = street_painter.draw_scene(STREET, UNSEEN_SEED, STREET_SIZE)[0]
         if street is not None:
             show_trained(street, output / "trained.png")
             print(f"A street as the trained model {TRAINED} sees it: {output / 'trained.png'}\n")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignseg_tf.data import street_scenes, tfds_folder
+from alignseg_tf.data import street_painter, tfds_folder
 from alignseg_tf.data.catalog import LABEL_SPACES, LabelSpace
 from alignseg_tf.data.layouts import LAYOUTS, Layout, find_layout, read_label_space
 from alignseg_tf.data.readers import IMAGE_SUFFIXES, DataError, Sample, Skipped, list_files
@@ -112,7 +112,7 @@ def open_data(
         )
     if str(data) == "street_scenes":
         try:
-            data = street_scenes.write_folder(cache_folder() / "street_scenes", progress=progress)
+            data = street_painter.write_folder(cache_folder() / "street_scenes", progress=progress)
         except ValueError as error:
             raise DataError(str(error)) from error
     path = Path(data)
