@@ -116,8 +116,9 @@ class Painter:
 
     def pick(self, kind: str) -> np.ndarray:
         """Return one of the colours, slightly changed."""
-        colour = bytes.fromhex(self.rng.choice(COLOURS[kind].split()))
-        return np.maximum(list(colour) + self.rng.normal(0, 8, 3), 0)
+        colours = bytes.fromhex(COLOURS[kind])
+        k = 3 * self.rng.integers(len(colours) // 3)
+        return np.maximum(list(colours[k : k + 3]) + self.rng.normal(0, 8, 3), 0)
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """Map points in metres [..., 3] to canvas pixels [..., 2]."""
@@ -130,8 +131,9 @@ class Painter:
     ) -> None:
         """Paint polygons [N, corners, 3] with the normal `up`, colour and class at once."""
         clear = np.exp(-self.haze * np.maximum(points[..., 2].mean(1), NEAR))[:, None]
-        light = np.maximum(self.ambient + self.sunlight * max(0.0, np.dot(up, self.sun)), glow)
-        inks = np.minimum(_mix(self.haze_colour, colours * light, clear), 255).astype(int).tolist()
+        light = self.ambient + self.sunlight * np.maximum(np.dot(up, self.sun), 0)[..., None]
+        inks = _mix(self.haze_colour, colours * np.maximum(light, glow), clear)
+        inks = np.minimum(inks, 255).astype(int).tolist()
         rings = self.project(points).reshape(len(points), -1).tolist()
         for ring, ink in zip(rings, inks, strict=True):
             self.pen.polygon(ring, fill=(*ink, label))
@@ -216,9 +218,9 @@ def draw_sky(painter: Painter) -> None:
     image = Image.fromarray(np.clip(sky, 0, 255).astype(np.uint8)).resize(painter.image.size)
     image.putalpha(SKY)
     painter.image.paste(image)
-    far = ((150, 4, 9, 16, "wall", BUILDING), (125, 12, 11, 7, "evergreen", TREE))
+    far = ((150, 4, 14, 16, "wall", BUILDING), (125, 12, 17, 7, "evergreen", TREE))
     for z, corners, wide, high, colours, label in far:
-        for left in np.linspace(-160, 160, 30):
+        for left in np.linspace(-160, 160, 20):
             size = np.array([wide, high]) * rng.uniform(0.4, 1.4, 2)
             painter.plates((left, 0, z), [(corners, 0, 0, *size, painter.pick(colours))], label)
 
@@ -227,21 +229,19 @@ def sunlight(painter: Painter, things: list[Thing]) -> np.ndarray:
     """Return the share of sunlight, 0..1, on the ground; short shadows under a covered sky."""
     mask = Image.new("L", painter.image.size, 255)
     fall = -painter.sun * (1, 0, 1) * min(1, 3 * max(painter.sunlight)) / max(painter.sun[1], 0.35)
-    for thing in things:
-        base = np.insert(CORNERS * (thing.wide, thing.long), 1, 0, 1)
-        base = np.add(base, (thing.x, 0, thing.z))
-        tip = base + thing.tall * fall
-        sides = [[base[i], base[i - 1], tip[i - 1], tip[i]] for i in range(4)]
-        rings = np.maximum([base, tip, *sides], (-math.inf, 0, 2.5))
-        for ring in painter.project(rings).reshape(6, 8).tolist():
-            ImageDraw.Draw(mask).polygon(ring, fill=0)
+    base = [[(t.x + a * t.wide, 0, t.z + b * t.long) for a, b in CORNERS.tolist()] for t in things]
+    near, tip = np.array(base), base + np.array([[thing.tall * fall] for thing in things])
+    sides = np.stack([near, np.roll(near, 1, 1), np.roll(tip, 1, 1), tip], 2).reshape(-1, 4, 3)
+    rings = np.maximum(np.concatenate([near, tip, sides]), (-math.inf, 0, 2.5))
+    for ring in painter.project(rings).reshape(-1, 8).tolist():
+        ImageDraw.Draw(mask).polygon(ring, fill=0)
     return np.asarray(mask.filter(ImageFilter.BoxBlur(painter.height / 300)), np.float32) / 255
 
 
 def draw_ground(painter: Painter, things: list[Thing]) -> None:
     """Paint the road with its markings and the sidewalks, lit, in shadow, and in haze."""
     rng, kerb, crossing, top = painter.rng, painter.kerb, painter.crossing, int(painter.horizon) + 1
-    rows, columns = np.ogrid[top : painter.height, : painter.width]
+    rows, columns = (k.astype(np.float32) for k in np.ogrid[top : painter.height, : painter.width])
     z = painter.focal * painter.eye_y / np.maximum(rows + 0.5 - painter.horizon, 0.25)
     x = (columns + 0.5 - painter.centre) / painter.focal - painter.bend * np.minimum(z, BEND_END)
     x = x * z + painter.eye_x
@@ -355,15 +355,17 @@ def draw_car(painter: Painter, thing: Thing) -> None:
             box = np.insert(CORNERS[::side] * (wide, high) + (0, y), 2, end, 1)
             faces += [(np.add(box, (shift, 0, 0)), ink, glow) for shift in (-u, u)]
     cos, sin, roof = math.cos(thing.turn), math.sin(thing.turn), outline[:, 0].max()
-    for ring, ink, glow in faces:
-        u, y, w = np.transpose(ring)
-        u = u * (1 - 0.2 * np.clip((y - 0.95) / (roof - 0.95), 0, 1))  # narrower towards the roof
-        points = np.stack([thing.x + u * cos + w * sin, y, thing.z + w * cos - u * sin], -1)
-        corners = points[:: len(points) // 3][:3]
-        (a, b), (c, d) = np.diff(painter.project(corners), axis=0)
-        if a * d > b * c:  # seen from outside
-            up = np.cross(*np.diff(corners, axis=0))
-            painter.paint(points[None], ink, CAR, up / np.linalg.norm(up), glow)
+    rings = [ring[np.minimum(np.arange(12), len(ring) - 1)] for ring, _, _ in faces]
+    u, y, w = np.moveaxis(rings, -1, 0)
+    u = u * (1 - 0.2 * np.clip((y - 0.95) / (roof - 0.95), 0, 1))  # narrower towards the roof
+    points = np.stack([thing.x + u * cos + w * sin, y, thing.z + w * cos - u * sin], -1)
+    here = painter.project(points)
+    ahead = np.roll(here, -1, 1)
+    seen = (here[..., 0] * ahead[..., 1] - ahead[..., 0] * here[..., 1]).sum(1) > 0  # outsides
+    up = np.cross(points, np.roll(points, -1, 1)).sum(1)
+    up, colours = up / np.linalg.norm(up, axis=1, keepdims=True), np.array([f[1] for f in faces])
+    glows = np.array([f[2:] for f in faces])
+    painter.paint(points[seen], colours[seen], CAR, up[seen], glows[seen])
 
 
 def draw_pedestrian(painter: Painter, thing: Thing) -> None:
