@@ -10,7 +10,7 @@ import io
 import json
 import math
 from collections import namedtuple
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,7 @@ POSTS: dict[str, tuple] = {
         [(4, 0, 0, 0.2, 0.5, INK), (8, 0, y, 0.11, 0.11, colour)]
         for y, colour in ((0.32, RED), (0, AMBER), (-0.32, GREEN))
     ]),
-    "bonnet": (VOID, VOID, "car", [[]]),
+    "bonnet": (VOID, VOID, "car", [[(4, 0, -1, 1, 0.5, INK)]]),
     "bin": (VOID, VOID, "car", [[(4, 0, 0, 0.36, 0.05, INK)]]),
     "sign": (POLE, SIGN, "metal", [
         [(16, 0, 0, 0.42, 0.42, RED), (16, 0, 0, 0.31, 0.31, WHITE), (4, 0, 0, 0.1, 0.14, INK)],
@@ -98,16 +98,22 @@ class Painter:
         self.image = Image.new("RGBA", (self.width, self.height))
         self.pen = ImageDraw.Draw(self.image)
         self.focal = 0.8 * min(self.width, 4 / 3 * self.height)
-        self.centre, self.horizon = rng.uniform((0.42, 0.40), (0.58, 0.50)) * self.image.size
-        self.eye_x, self.eye_y = rng.uniform((-0.4, 1.5), (2.2, 2.3))
+        self.centre = self.width * rng.uniform(0.42, 0.58)
+        self.horizon = self.height * rng.uniform(0.40, 0.50)
+        self.eye_x, self.eye_y = rng.uniform(-0.4, 2.2), rng.uniform(1.5, 2.3)
         self.bend = rng.normal(0, 0.0025)  # sideways shift is bend * z**2, then straight
-        light = LIGHTS[rng.choice(len(LIGHTS), p=LIGHTS[:, -1])]
+        light = LIGHTS[rng.choice(len(LIGHTS), p=LIGHTS[:, -1])].astype(np.float32)
         self.zenith, self.low_sky, self.sunlight, self.ambient = light[:12].reshape(4, 3)
-        turn, up, self.lit = rng.uniform(0, math.tau), math.radians(light[12]), light[13]
-        self.sun = np.array([math.cos(turn), math.tan(up), math.sin(turn)]) * math.cos(up)
+        turn, up, self.lit = rng.uniform(0, math.tau), math.radians(light[12]), float(light[13])
+        sun = [math.cos(turn) * math.cos(up), math.sin(up), math.sin(turn) * math.cos(up)]
+        self.sun = np.array(sun, np.float32)
         self.night = 1.1 * (self.lit > 0.1)  # the glow of lamps and signs
-        self.haze = rng.choice((0.004, 0.008, 0.022), p=(0.45, 0.4, 0.15)) * rng.uniform(0.7, 1.3)
-        self.haze_colour = _mix(self.low_sky, (190, 194, 200), 0.25 * (1 - self.lit))
+        self.haze = (0.004, 0.008, 0.022)[rng.choice(3, p=(0.45, 0.4, 0.15))] * rng.uniform(
+            0.7, 1.3
+        )
+        self.haze_colour = _mix(
+            self.low_sky, np.array([190, 194, 200], np.float32), 0.25 * (1 - self.lit)
+        )
         self.parking = rng.random() < 0.7
         self.kerb = rng.uniform(3.2, 4.3) + 1.4 * self.parking  # half the width of the road
         self.wall = self.kerb + rng.uniform(2.4, 4.2)  # where the sidewalk ends
@@ -138,20 +144,25 @@ class Painter:
         for ring, ink in zip(rings, inks, strict=True):
             self.pen.polygon(ring, fill=(*ink, label))
 
-    def plates(self, at: Sequence, rows: Iterable, label: int, size: ArrayLike = 1) -> None:
+    def plates(self, at: Sequence, rows: Sequence, label: int, size: ArrayLike = 1) -> None:
         """Paint plates that face the camera, at least one image pixel wide; see POSTS."""
-        for corners, x, y, wide, high, colour, *lean in rows:
-            turns = math.pi / corners * (2 * np.arange(corners) + 1)
-            u, v = np.sin(turns) / np.sin(turns).max(), -np.cos(turns) / -np.cos(turns).min()
-            u = x + u * max(wide, 0.5 * SCALE * at[2] / self.focal) + v * sum(lean)
-            ring = np.stack([u, y + high * v, 0 * u], -1) * size + at
-            glow = self.night * (label == SIGN or colour is WARM)
-            self.paint(ring[None], colour, label, (0, 0.3, -0.9), glow)
+        table = np.array([(*row[:5], sum(row[6:])) for row in rows])
+        corners, x, y, wide, high, lean = table.T[..., None]
+        turns = math.pi / corners * (2 * np.minimum(np.arange(24), corners - 1) + 1)
+        u, v = np.sin(turns), -np.cos(turns)
+        u, v = u / u.max(1, keepdims=True), v / v.max(1, keepdims=True)
+        u = x + u * np.maximum(wide, 0.5 * SCALE * at[2] / self.focal) + v * lean
+        points = np.stack([u, y + high * v, 0 * u], -1) * size + at
+        glows = [[self.night * (label == SIGN or row[5] is WARM)] for row in rows]
+        self.paint(points, [row[5] for row in rows], label, (0, 0.3, -0.9), glows)
 
-    def noise(self, width: int, height: int, cells: int) -> np.ndarray:
-        """Return smooth noise with this number of patches in the height."""
-        grid = self.pixel_rng.standard_normal((cells + 2, cells * width // height + 2), np.float32)
-        return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
+    def noise(self, cells: int) -> np.ndarray:
+        """Return smooth noise with this number of patches in the height, at a quarter canvas."""
+        shape = (cells + 2, cells * self.width // self.height + 2)
+        grid = Image.fromarray(self.pixel_rng.standard_normal(shape, np.float32))
+        return np.asarray(
+            grid.resize((self.width // 4, self.height // 4), Image.Resampling.BICUBIC)
+        )
 
 
 def compose(painter: Painter) -> list[Thing]:
@@ -185,7 +196,7 @@ def compose(painter: Painter) -> list[Thing]:
                 block = (side * (wall + 6), (z + end) / 2, 6, (end - z) / 2)
                 things.append(Thing("building", *block, low + rng.gamma(1.6, 3.0)))
             else:
-                for at in np.arange(z, end, 1.9):
+                for at in np.arange(z, end, 2.4):
                     add("hedge", side * (wall + 0.6), at)
                     if park or rng.random() < 0.4:
                         add("round", side * (wall + rng.uniform(2, 9)), at)
@@ -207,7 +218,7 @@ def draw_sky(painter: Painter) -> None:
     rows, columns = np.ogrid[:h, :w]
     up = np.clip(1 - 4 * rows / painter.horizon, 0, 1)[..., None]
     sky = _mix(painter.low_sky, painter.zenith, up ** rng.uniform(0.5, 1.0))
-    cover = sum(painter.noise(w, h, k) * (7 / k) ** 0.75 for k in (7, 16, 36))
+    cover = sum(painter.noise(k) * (7 / k) ** 0.75 for k in (7, 16, 36))
     cover = np.clip((cover - rng.uniform(-0.6, 1.4)) * 0.53, 0, 0.75)[..., None]
     cloud = 0.35 * painter.low_sky + 153 * np.minimum(1, painter.ambient + painter.sunlight)
     sky = _mix(sky, cloud - 16 * cover, cover)
@@ -220,9 +231,9 @@ def draw_sky(painter: Painter) -> None:
     painter.image.paste(image)
     far = ((150, 4, 14, 16, "wall", BUILDING), (125, 12, 17, 7, "evergreen", TREE))
     for z, corners, wide, high, colours, label in far:
-        for left in np.linspace(-160, 160, 20):
-            size = np.array([wide, high]) * rng.uniform(0.4, 1.4, 2)
-            painter.plates((left, 0, z), [(corners, 0, 0, *size, painter.pick(colours))], label)
+        sizes = rng.uniform(0.4, 1.4, (20, 2)) * (wide, high)
+        plates = [(corners, 16 * k - 152, 0, *sizes[k], painter.pick(colours)) for k in range(20)]
+        painter.plates((0, 0, z), plates, label)
 
 
 def sunlight(painter: Painter, things: list[Thing]) -> np.ndarray:
@@ -255,7 +266,9 @@ def draw_ground(painter: Painter, things: list[Thing]) -> None:
     gutter, joint = (np.abs(beside - kerb + 0.1) < 0.1) & ~cross, np.minimum(x % slab, z % slab)
     asphalt = rng.uniform(84, 132) + rng.uniform(-7, 7) * np.array([1, 0, -1])
     paving, white = rng.uniform(140, 180) + np.array([6, 0, -8]), _mix(asphalt, WHITE, 0.8)
-    colours = np.array([white, 0.7 * asphalt, asphalt, 1.2 * paving, 0.82 * paving, paving])
+    colours = np.array(
+        [white, 0.7 * asphalt, asphalt, 1.2 * paving, 0.82 * paving, paving], np.float32
+    )
     masks = (line, gutter, (beside < kerb) | cross, beside < kerb + 0.2, (joint < 0.05) & (z < 24))
     kind = np.select(masks, range(5), 5)
     gravel = painter.pixel_rng.standard_normal((64, 64), np.float32) * 0.06
@@ -317,7 +330,7 @@ def draw_tree(painter: Painter, thing: Thing) -> None:
 def draw_post(painter: Painter, thing: Thing) -> None:
     """Paint a lamp, sign, traffic light, bin or the bonnet: a post with plates at its top."""
     post, label, colours, kinds = POSTS[thing.kind]
-    corners, half = 48 if thing.kind == "bonnet" else 4, thing.tall / 2
+    corners, half = 24 if thing.kind == "bonnet" else 4, thing.tall / 2
     rows = [(corners, 0, half, thing.wide, half, painter.pick(colours))]
     painter.plates((thing.x, 0, thing.z), rows, post)
     rows, towards = kinds[painter.rng.integers(len(kinds))], (-math.copysign(1, thing.x), 1, 1)
@@ -356,7 +369,7 @@ def draw_car(painter: Painter, thing: Thing) -> None:
             faces += [(np.add(box, (shift, 0, 0)), ink, glow) for shift in (-u, u)]
     cos, sin, roof = math.cos(thing.turn), math.sin(thing.turn), outline[:, 0].max()
     rings = [ring[np.minimum(np.arange(12), len(ring) - 1)] for ring, _, _ in faces]
-    u, y, w = np.moveaxis(rings, -1, 0)
+    u, y, w = np.moveaxis(np.array(rings), -1, 0)
     u = u * (1 - 0.2 * np.clip((y - 0.95) / (roof - 0.95), 0, 1))  # narrower towards the roof
     points = np.stack([thing.x + u * cos + w * sin, y, thing.z + w * cos - u * sin], -1)
     here = painter.project(points)
@@ -389,7 +402,8 @@ def expose(painter: Painter) -> np.ndarray:
     """Apply what the camera does: surface grain, halos, vignette, blur, sensor noise."""
     rng, noise, canvas = painter.rng, painter.pixel_rng, np.asarray(painter.image)
     kind = np.minimum(canvas[..., 3], len(CLASSES))
-    grain = painter.noise(*painter.image.size, 14) + 0.8 * painter.noise(*painter.image.size, 45)
+    patches = Image.fromarray(painter.noise(14) + np.float32(0.8) * painter.noise(45))
+    grain = np.asarray(patches.resize(painter.image.size, Image.Resampling.BILINEAR))
     grain = 1 + GRAIN[kind] * (grain + noise.standard_normal(kind.shape, np.float32))
     surface = np.clip(canvas[..., :3] * grain[..., None], 0, 255).astype(np.uint8)
     rgb = np.array(Image.fromarray(surface).reduce(SCALE), np.float32)
