@@ -25,6 +25,10 @@ TFLITE_LABEL_SPACE_FILE, TFLITE_LABELS_FILE = "classes.json", "labels.txt"
 ONNX_LABEL_SPACE_KEY = "classes"
 
 
+class NonFiniteLogitsError(ValueError):
+    """Logits are NaN or infinite, so they give no classes."""
+
+
 class Network:
     """What prediction needs to know of a model.
 
@@ -48,7 +52,8 @@ class Network:
         The outer cells of the logits lie on the outer pixels.
 
         Raises:
-            ValueError: the network gives class maps only, or logits that are not finite.
+            ValueError: the network gives class maps only.
+            NonFiniteLogitsError: logits are NaN or infinite.
         """
         check_gives_logits(self)
         logits = self._compute_logits(images)
@@ -56,7 +61,7 @@ class Network:
         finite = tf.math.is_finite(logits)
         if not tf.reduce_all(finite):
             count = int(tf.reduce_sum(tf.cast(~finite, tf.int32)))
-            raise ValueError(
+            raise NonFiniteLogitsError(
                 f"expected finite logits from {self.source}. Received: NaN or infinity in {count} "
                 f"of {tf.size(logits)} values"
             )
@@ -436,7 +441,7 @@ def load_network(model_or_path: Any, device: str | None = None) -> Network:
                 raise ValueError(f"{path}: no such file; expected a {path.suffix} model")
             return formats[path.suffix](path)
         return inference_network(load_model(path), device, str(path))
-    if not isinstance(model_or_path, AlignSeg):
+    if not hasattr(model_or_path, "label_space"):  # an `AlignSeg`, or its `inference_model`
         raise ValueError(
             "Expected an AlignSeg, a path, or the name of a trained model. Received: a "
             f"{type(model_or_path).__name__}; keras.models.clone_model returns a plain Functional "

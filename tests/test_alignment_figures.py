@@ -88,9 +88,9 @@ def test_offsets_are_painted_with_one_scale_a_map_and_pointed_at():
     factor = 1 / fields[0].scale
     assert f"{factor:g}x (coarse) and {factor:g}x (fine)" in said.replace("\n", " ")
     # The second step points 2 pixels down from cells that lie evenly over the picture.
-    second = fields[1]
+    second, *others = (field for field in fields if np.allclose(field.V, 2, atol=1e-6))
+    assert len(others) == 1, "coarse and fine"
     np.testing.assert_allclose(second.U, 0, atol=1e-6)
-    np.testing.assert_allclose(second.V, 2, atol=1e-6)
     assert second.angles == second.scale_units == "xy"
     cells = np.stack([second.X / (59 / 15), second.Y / (39 / 10)])
     np.testing.assert_allclose(cells, cells.round(), atol=1e-6)

@@ -64,8 +64,8 @@ def test_nothing_is_kept_of_a_model_whose_logits_are_not_finite(tmp_path, output
     model.save(tmp_path / "spoilt.keras")
     assert main(["export", str(tmp_path / "spoilt.keras"), "--output", str(tmp_path / output)]) == 2
     error = capsys.readouterr().err
-    assert f"{tmp_path / 'spoilt.keras'}: expected finite logits. Received: NaN" in error
-    assert "on check image 1" in error
+    assert f"{tmp_path / 'spoilt.keras'}: check image 1: expected finite logits" in error
+    assert "Received: NaN or infinity" in error
     assert [path.name for path in tmp_path.rglob("*.*")] == ["spoilt.keras"]
 
 

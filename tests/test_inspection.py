@@ -579,6 +579,7 @@ def test_an_inspection_replaces_only_an_inspection(folder, tmp_path, capsys):
     assert main(["inspect", str(folder), "--output", str(out)]) == 0
 
 
+@pytest.mark.filterwarnings("ignore:no font of this system has")
 def test_what_is_no_problem(folder, tmp_path, capsys):
     images, labels = folder / "images/train", folder / "labels/train"
     (images / "._000.png").write_bytes(b"rubbish")

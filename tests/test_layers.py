@@ -208,7 +208,7 @@ def test_narrow_convolutions_are_convolutions(groups):
 
 
 def test_nested_layers_are_those_at_any_depth():
-    inner = ConvNormAct(4)
+    inner = ConvNormAct(4, 1)
     outer = keras.Sequential([keras.Sequential([inner])])
     assert nested_layers(outer)[0] is outer.layers[0]
     assert {inner, inner.conv, inner.norm} <= set(nested_layers(outer))

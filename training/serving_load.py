@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -45,10 +46,11 @@ def body_of(kind: str, image: bytes) -> Any:
             yield b"x"
             await asyncio.sleep(0.2)
 
+    header = image[12:16] + 2 * (100_000).to_bytes(4, "big") + image[24:29]
     return {
         "good": image, "truncated": image[: len(image) // 2], "huge body": bytes(17 * 2**20),
         # A PNG that says it has 10 billion pixels.
-        "huge image": image[:16] + 2 * (100_000).to_bytes(4, "big") + image[24:],
+        "huge image": image[:12] + header + zlib.crc32(header).to_bytes(4, "big") + image[33:],
         "no image": image[1:], "slow": slow(),
     }[kind]  # fmt: skip
 

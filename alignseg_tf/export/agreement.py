@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from alignseg_tf.bands import resized
-from alignseg_tf.networks import Network
+from alignseg_tf.networks import Network, NonFiniteLogitsError
 from alignseg_tf.prediction import Predictor
 from alignseg_tf.protocols import Protocol
 
@@ -18,10 +18,6 @@ from alignseg_tf.protocols import Protocol
 LEAST_AGREEMENT = 0.99
 DEFAULT_CHECK_SIZE = (192, 256)
 TIMED_RUNS = 5
-
-
-class NonFiniteLogitsError(ValueError):
-    """Logits are NaN or infinite, so a model or an export of it gives no classes."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +99,11 @@ def compare_networks(
     for number, image in enumerate(images, start=1):
         if exported.input_size is not None:
             image = resized(image, exported.input_size)
-        logits = _finite_logits(model, image, f"the model's, on check image {number}")
+        logits = _finite_logits(model, image, number)
         same.append(before.class_map(image) == after(image))
         largest = max(largest, float(np.abs(logits).max()))
         if exported.gives_logits:
-            of_export = _finite_logits(exported, image, f"the export's, on check image {number}")
+            of_export = _finite_logits(exported, image, number)
             differences.append(float(np.abs(logits - of_export).max()))
     first = images[0] if exported.input_size is None else resized(images[0], exported.input_size)
     return Agreement(
@@ -120,15 +116,11 @@ def compare_networks(
     )
 
 
-def _finite_logits(network: Network, image: np.ndarray, whose: str) -> np.ndarray:
-    logits = np.asarray(network.logits(image[None]))
-    if not np.isfinite(logits).all():
-        bad = 1 - np.isfinite(logits).mean()
-        raise NonFiniteLogitsError(
-            f"expected finite logits. Received: NaN or infinity in {100 * bad:.1f} % of "
-            f"{whose}. Nothing was kept"
-        )
-    return logits
+def _finite_logits(network: Network, image: np.ndarray, number: int) -> np.ndarray:
+    try:
+        return np.asarray(network.logits(image[None]))
+    except NonFiniteLogitsError as error:
+        raise NonFiniteLogitsError(f"check image {number}: {error}. Nothing was kept") from error
 
 
 def median_latency(run: Callable[[np.ndarray], Any], image: np.ndarray) -> float:

@@ -77,8 +77,7 @@ def export_from_arguments(arguments: argparse.Namespace) -> str:
         ValueError: bad input.
     """
     from alignseg_tf.data.sources import data_from_arguments
-    from alignseg_tf.export.agreement import NonFiniteLogitsError
-    from alignseg_tf.networks import load_model
+    from alignseg_tf.networks import NonFiniteLogitsError, load_model
     from alignseg_tf.progress import counter
 
     form = _form(arguments.output)

@@ -10,7 +10,7 @@ def nested_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
     Example:
         >>> from alignseg_tf.layers import ConvNormAct
-        >>> [type(x).__name__ for x in nested_layers(ConvNormAct(8))]
+        >>> [type(x).__name__ for x in nested_layers(ConvNormAct(8, 3))]
         ['Conv2D', 'BatchNormalization']
     """
     return list(layer._flatten_layers(include_self=False))
