@@ -22,6 +22,7 @@ from alignseg_tf.distributed_prediction import (
 )
 from alignseg_tf.export.command import add_export_arguments
 from alignseg_tf.files import (
+    DiskFullError,
     add_overwrite_argument,
     atomic_path,
     check_file,
@@ -31,7 +32,7 @@ from alignseg_tf.files import (
 )
 from alignseg_tf.layers import SAMPLING_CONVENTIONS
 from alignseg_tf.pretrained import model_path
-from alignseg_tf.printable import printable_output
+from alignseg_tf.printable import printable, printable_output
 from alignseg_tf.processor import prepare_processor
 from alignseg_tf.protocols import add_block_argument, add_protocol_arguments
 from alignseg_tf.serving.settings import add_serve_arguments
@@ -62,12 +63,17 @@ def alignment(arguments: argparse.Namespace) -> int:
             written = write_alignment_figures(
                 model, load_image(path), folder, name.name, arguments.overwrite
             )
-        except ValueError as error:
+        except DiskFullError:
+            raise
+        except (ValueError, OSError) as error:  # a name that is too long, for instance
             failed += 1
-            reason = str(error).removeprefix(f"{path}: ")
-            print(f"skipped: {path}: {reason} (model: {arguments.model})", file=sys.stderr)
+            reason = printable(str(error).removeprefix(f"{path}: "))
+            print(
+                f"skipped: {printable(path)}: {reason} (model: {arguments.model})", file=sys.stderr
+            )
             continue
-        print(f"[{number}/{len(pictures)}] {path} -> {', '.join(map(str, written))}")
+        shown = ", ".join(map(printable, written))
+        print(f"[{number}/{len(pictures)}] {printable(path)} -> {shown}")
     return 1 if failed else 0
 
 

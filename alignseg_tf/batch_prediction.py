@@ -1,15 +1,17 @@
 """Segment many files: pictures in folders, videos, cameras; what became of each is written down."""
 
 import argparse
-import csv
-import io
+import hashlib
 import json
+import os
+import re
+import stat
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +24,15 @@ from alignseg_tf.data.readers import (
     find_named_pictures,
     in_parallel,
     load_image,
+    special_kind,
 )
-from alignseg_tf.files import atomic_path, write_text
+from alignseg_tf.files import atomic_path, remove_leftovers, write_text
 from alignseg_tf.fingerprints import differences, fingerprint
+from alignseg_tf.outcomes import Outcome, OutcomeLog, relative_names
 from alignseg_tf.prediction_files import KINDS, check_kinds, paths
 from alignseg_tf.pretrained import model_path
-from alignseg_tf.printable import csv_cell
-from alignseg_tf.progress import counter, duration
+from alignseg_tf.printable import printable
+from alignseg_tf.progress import counter
 from alignseg_tf.protocols import add_protocol_arguments, protocol_from_arguments
 from alignseg_tf.video import CAMERA, VideoWriter, is_video, opened_video
 
@@ -36,35 +40,25 @@ if TYPE_CHECKING:
     from alignseg_tf.prediction import Prediction, Predictor
 
 DEFAULT_KINDS = ("classes", "overlay")
+# Foreign files listed in an error message.
+LISTED = 5
 # What the folder holds predictions of, and what became of each picture.
 RUN_FILE, OUTCOMES_FILE = "predictions.json", "predictions.csv"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a picture or a video.
+def read_image_file(path: Path) -> tuple[bytes, str]:
+    """Return the bytes of an image's file and their SHA-256, by which results are told apart.
 
-    Attributes:
-        source: its path.
-        outcome: `written`, `kept` (it was there from an earlier run) or `skipped`.
-        height: pixels, of pictures and first frames.
-        width: pixels.
-        frames: of a video; 1 for a picture.
-        in_windows: whether it was too large to go through whole.
-        seconds: that the network took.
-        files: names of what was written, below the output folder.
-        message: why it was skipped.
+    Raises:
+        DataError: it cannot be read, or is a pipe, a socket or a device, which may never end.
     """
-
-    source: str
-    outcome: str
-    height: int | None = None
-    width: int | None = None
-    frames: int = 1
-    in_windows: bool = False
-    seconds: float | None = None
-    files: tuple[str, ...] = ()
-    message: str = ""
+    if kind := special_kind(path):
+        raise DataError(f"{path}: expected a file. Received: {kind}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: not readable ({error.strerror or error})") from error
+    return content, hashlib.sha256(content).hexdigest()
 
 
 def predict_pictures(
@@ -73,12 +67,12 @@ def predict_pictures(
     output: Path,
     kinds: Sequence[str] = DEFAULT_KINDS,
     progress: Callable[[int, int], None] | None = None,
-    since: float = 0.0,
+    log: OutcomeLog | None = None,
 ) -> Iterator[Outcome]:
-    """Segment pictures and write the results into a folder.
+    """Segment images and write the results into a folder.
 
-    A picture whose files are all there, and older neither than itself nor than `since`, is left
-    alone. The next picture is read and the last one written while the network works.
+    Skip an image whose results are all there and were made of a file with the same content. The
+    next image is read and the last one written while the network works.
 
     Args:
         predictor: the model.
@@ -86,39 +80,40 @@ def predict_pictures(
         output: the folder.
         kinds: which of `KINDS` to write.
         progress: called with (done, total).
-        since: seconds since the epoch; older files are made again.
+        log: of the folder, to which outcomes are added; None makes all results again.
 
     Yields:
         What became of each, in order.
     """
+    from tensorflow.errors import OpError
 
-    def files(name: Path) -> list[Path]:
-        return paths(output / name.parent, name.name, kinds)
-
-    def load(item: tuple[Path, Path]) -> np.ndarray | str | None:
+    def load(item: tuple[Path, Path]) -> tuple[Outcome, np.ndarray | None]:
         path, name = item
-        if all(_is_newer(file, path, since) for file in files(name)):
-            return None
+        targets = paths(output / name.parent, name.name, kinds)
+        outcome = Outcome(printable(path), "written", files=relative_names(targets, output))
         try:
-            return load_image(path)
+            content, sha256 = read_image_file(path)
+            outcome = replace(outcome, sha256=sha256)
+            missing = [target for target in targets if not _is_there(target)]
+            if not missing and log is not None and log.belong(outcome.files, sha256):
+                return replace(outcome, outcome="kept"), None
+            image = load_image(path, content)
         except DataError as error:
-            return str(error).removeprefix(f"{path}: ")
+            return outcome.skipped(str(error).removeprefix(f"{path}: ")), None
+        height, width = image.shape[:2]
+        return replace(outcome, height=height, width=width), image
 
     def segmented() -> Iterator[tuple[Outcome, "Prediction | None", Path]]:
-        for (path, name), image in zip(pictures, in_parallel(load, pictures, ahead=2), strict=True):
+        loaded = in_parallel(load, pictures, ahead=2)
+        for (path, name), (outcome, image) in zip(pictures, loaded, strict=True):
             if image is None:
-                there = tuple(str(file.relative_to(output)) for file in files(name))
-                yield Outcome(str(path), "kept", files=there), None, name
+                yield outcome, None, name
                 continue
-            if isinstance(image, str):
-                yield Outcome(str(path), "skipped", message=image), None, name
-                continue
-            outcome = Outcome(str(path), "written", *image.shape[:2])
             started = time.monotonic()
             try:
                 made = predictor(image)
-            except ValueError as error:
-                yield replace(outcome, outcome="skipped", message=str(error)), None, name
+            except (ValueError, OpError) as error:
+                yield outcome.skipped(str(error)), None, name
                 continue
             seconds = time.monotonic() - started
             made = replace(made, file_name=(name.parent / path.name).as_posix())
@@ -126,10 +121,13 @@ def predict_pictures(
 
     def write(item: tuple[Outcome, "Prediction | None", Path]) -> Outcome:
         outcome, made, name = item
-        if made is None:
-            return outcome
-        written = made.save(output / name.parent, name.name, kinds)
-        return replace(outcome, files=tuple(str(path.relative_to(output)) for path in written))
+        if made is not None:
+            if log is not None:
+                log.begin(outcome)
+            made.save(output / name.parent, name.name, kinds)
+        if log is not None:
+            log.add(outcome)  # here and not by the caller, who may have been interrupted
+        return outcome
 
     for done, outcome in enumerate(in_parallel(write, segmented(), ahead=1, workers=1), start=1):
         if progress is not None:
@@ -137,11 +135,20 @@ def predict_pictures(
         yield outcome
 
 
-def _is_newer(file: Path, picture: Path, since: float) -> bool:
+def _is_there(target: Path) -> bool:
+    """Return whether a result is there.
+
+    Raises:
+        DataError: there can be none: its name is too long, or a file is in its folder's place.
+    """
     try:
-        return file.stat().st_mtime >= max(picture.stat().st_mtime, since)
-    except OSError:
+        if stat.S_ISDIR(target.lstat().st_mode):
+            raise DataError(f"its result cannot be written: {target} is a folder")
+    except FileNotFoundError:
         return False
+    except OSError as error:
+        raise DataError(f"its result cannot be written: {error.strerror}: {target}") from error
+    return True
 
 
 def predict_video(
@@ -172,19 +179,23 @@ def predict_video(
     Raises:
         ImportError: PyAV is not installed.
     """
-    moving = [kind for kind in kinds if KINDS[kind].picture is not None]
-    still = [kind for kind in kinds if kind not in moving]
+    still = [kind for kind in kinds if KINDS[kind].picture is None]
+    outcome = Outcome(printable(source), "written", files=_video_files(name, kinds))
     size: tuple[int, int] = (0, 0)
     count, seconds = 0, 0.0
+    if still:
+        _remove_frames(output / name)
     try:
         with ExitStack() as stack:
             video = stack.enter_context(opened_video(source))
-            writers = {}
-            for kind in moving:
-                path = output / f"{name}_{kind}.mp4"
-                temporary = stack.enter_context(atomic_path(path))
-                writers[path.name] = kind, VideoWriter(temporary, video.rate / every)
-                stack.callback(writers[path.name][1].close)
+            writers = []
+            for kind in kinds:
+                if (picture := KINDS[kind].picture) is not None:
+                    path = output / f"{name}_{kind}.mp4"
+                    _is_there(path)
+                    writer = VideoWriter(stack.enter_context(atomic_path(path)), video.rate / every)
+                    stack.callback(writer.close)
+                    writers.append((picture, writer))
             total = None if video.frames is None else -(-video.frames // every)
             total = min(filter(None, (total, limit)), default=None)
             try:
@@ -195,10 +206,8 @@ def predict_video(
                     prediction = predictor(frame)
                     seconds += time.monotonic() - started
                     size = size if count else frame.shape[:2]
-                    for kind, writer in writers.values():
-                        picture = KINDS[kind].picture
-                        if picture is not None:
-                            writer.write(picture(prediction))
+                    for picture, writer in writers:
+                        writer.write(picture(prediction))
                     prediction.save(output / name, f"{number:06d}", still)
                     count += 1
                     if progress is not None and total is not None:
@@ -211,55 +220,68 @@ def predict_video(
             if not count:
                 raise ValueError(f"{source}: no frames")
     except ValueError as error:
-        return Outcome(source, "skipped", message=str(error).removeprefix(f"{source}: "))
-    files = [*writers, *([f"{name}/"] if still else [])]
-    return Outcome(source, "written", *size, count, seconds=seconds, files=tuple(files))
+        if still:
+            _remove_frames(output / name)
+        return outcome.skipped(str(error).removeprefix(f"{source}: "))
+    return replace(outcome, height=size[0], width=size[1], frames=count, seconds=seconds)
 
 
-def write_outcomes(outcomes: Sequence[Outcome], path: Path) -> None:
-    """Write what became of each picture as CSV."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(Outcome))
-    for outcome in outcomes:
-        row = [getattr(outcome, field.name) for field in fields(Outcome)]
-        writer.writerow(
-            "" if value is None else f"{value:.3f}" if isinstance(value, float)
-            else csv_cell(" ".join(value) if isinstance(value, tuple) else value)
-            for value in row
-        )  # fmt: skip
-    write_text(path, text.getvalue())
+def _video_files(name: str, kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return the videos, and the folder of frames, that a video becomes."""
+    moving = [f"{name}_{kind}.mp4" for kind in kinds if KINDS[kind].picture is not None]
+    return tuple(map(printable, [*moving, *([name] if len(moving) < len(kinds) else [])]))
 
 
-def claim_output(output: Path, run: dict[str, str], overwrite: bool) -> float:
-    """Write down what a folder holds predictions of, and refuse to mix two models or protocols.
+def _remove_frames(folder: Path) -> None:
+    """Remove the frames of a video that was predicted before: it may have been longer."""
+    endings = "|".join(re.escape(kind.ending) for kind in KINDS.values())
+    for path in folder.glob("[0-9]*"):
+        if re.fullmatch(rf"\d{{6,}}({endings})", path.name):
+            path.unlink()
+
+
+@contextmanager
+def claimed_output(
+    output: Path, run: dict[str, str], targets: Sequence[Path], overwrite: bool
+) -> Iterator[OutcomeLog]:
+    """Write down what a folder holds predictions of, and open its log.
 
     Args:
         output: the folder.
         run: what tells these predictions from others.
-        overwrite: whether older predictions, also of others, are to be made again.
-
-    Returns:
-        The time, in seconds since the epoch, from which on files are of this run. It is kept when
-        an interrupted run goes on, so that what an interrupted `overwrite` left is not taken for
-        its own.
+        targets: the files that will be written.
+        overwrite: whether to make everything again that is there.
 
     Raises:
-        ValueError: the folder holds other predictions.
+        ValueError: the folder holds predictions of another model or protocol, or files with the
+            names of `targets` that `predict` did not write.
     """
-    path = output / RUN_FILE
-    if path.is_file() and not overwrite:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        since = there.pop("since")
-        if different := differences(there, run):
+    run_file, log = output / RUN_FILE, OutcomeLog(output / OUTCOMES_FILE)
+    there = json.loads(run_file.read_text(encoding="utf-8")) if run_file.is_file() else None
+    names = zip(targets, relative_names(targets, output), strict=True)
+    foreign = [name for path, name in names if os.path.lexists(path) and not log.knows(name)]
+    if overwrite:
+        log.outdate(foreign)
+    elif there is None or "since" not in there:  # earlier versions wrote it, and kept no log
+        if there is None and os.path.lexists(log.path):
+            foreign.insert(0, log.path.name)
+        if foreign:
+            raise ValueError(
+                f"{output}: expected a new folder, or only files that predict wrote. Received: "
+                f"{', '.join(foreign[:LISTED])}{' ...' if foreign[LISTED:] else ''}; give another "
+                "--output, or --overwrite"
+            )
+    if there is not None and not overwrite:
+        before = {key: value for key, value in there.items() if key != "since"}
+        if different := differences(before, run):
             raise ValueError(
                 f"{output} holds other predictions:{different}\n"
                 "give another --output, or --overwrite"
             )
-        return since
-    since = time.time()
-    write_text(path, json.dumps({**run, "since": since}, indent=1))
-    return since
+    with log:
+        if there is None or overwrite:
+            write_text(run_file, json.dumps(run, indent=1))
+        yield log
 
 
 def result_names(pictures: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
@@ -286,8 +308,8 @@ def result_names(pictures: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path
         other = found.setdefault(stem, path)
         if other is not path:
             raise ValueError(
-                f"{other} and {path} would have the same results, {stem}_...: predict them into "
-                "folders of their own"
+                f"{printable(other)} and {printable(path)} would have the same results, "
+                f"{printable(stem)}_...: predict them into separate folders"
             )
     return [(path, stem) for stem, path in found.items()]
 
@@ -329,65 +351,68 @@ def predict_from_arguments(arguments: argparse.Namespace) -> int:
         if value is not None and value < 1:
             raise ValueError(f"--{option} must be at least 1. Received: {value}")
     protocol = protocol_from_arguments(arguments)
-    output = arguments.output
-    videos = [source for source in arguments.pictures if is_video(source)]
-    others = [source for source in arguments.pictures if not is_video(source)]
+    output, kinds = arguments.output, arguments.write
+    pictures, videos = _named_sources(arguments.pictures, output)
+    from alignseg_tf.prediction import Predictor
+
+    predictor = Predictor(arguments.model, protocol)
+    check_kinds(kinds, predictor.label_space, predictor.network.gives_logits)
+    run = {"model": fingerprint(arguments.model), "protocol": str(protocol)}
+    targets = [target for _, name in pictures for target in paths(output, str(name), kinds)]
+    targets += [output / file for _, name in videos for file in _video_files(str(name), kinds)]
+    for folder in {target.parent for target in targets}:
+        remove_leftovers(folder)
+    started = time.monotonic()
+    with claimed_output(output, run, targets, arguments.overwrite) as log:
+        show = counter("predicting")
+        for outcome in predict_pictures(predictor, pictures, output, kinds, show, log):
+            _report_skipped(outcome)
+        for path, name in videos:
+            video = str(path)
+            if video.startswith(CAMERA) and arguments.frames is None:
+                print(f"{video}: recording until Ctrl-C")
+            show = counter(f"{printable(video)}: frame")
+            outcome = predict_video(
+                predictor, video, str(name), output, kinds, arguments.every, arguments.frames, show
+            )
+            log.add(outcome)
+            _report_skipped(outcome)
+    return report(log, time.monotonic() - started)
+
+
+def report(log: OutcomeLog, seconds: float) -> int:
+    """Print what became of the images of a run; return the exit status."""
+    print(log.summary(seconds))
+    if skipped := log.counts["skipped"]:
+        print(f"error: {skipped} of {log.counts.total()} were skipped", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def _named_sources(
+    sources: Sequence[str], output: Path
+) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
+    """Return images and videos, each with the name of its results below the output folder."""
+    others = [source for source in sources if not is_video(source)]
     for folder in map(Path, others):
         if folder.is_dir() and folder.resolve() == output.resolve():
             raise ValueError(f"--output must not be the pictures' folder. Received: {output}")
     skipped: Skipped = {}
     pictures = result_names(find_named_pictures(others, output.resolve(), skipped))
     if skipped:
-        print(f"not read: {describe_skipped(skipped)}", file=sys.stderr)
+        print(f"not read: {printable(describe_skipped(skipped))}", file=sys.stderr)
     # A camera's name has a colon, which names of files must not have everywhere.
-    named_videos = result_names([(Path(v), Path(Path(v).name.replace(":", "_"))) for v in videos])
-    from alignseg_tf.prediction import Predictor
-
-    predictor = Predictor(arguments.model, protocol)
-    check_kinds(arguments.write, predictor.label_space, predictor.network.gives_logits)
-    run = {"model": fingerprint(arguments.model), "protocol": str(protocol)}
-    since = claim_output(output, run, arguments.overwrite)
-
-    outcomes: list[Outcome] = []
-    started = time.monotonic()
-    try:
-        for outcome in predict_pictures(
-            predictor,
-            pictures,
-            output,
-            arguments.write,
-            counter("predicting"),
-            since,
-        ):
-            outcomes.append(outcome)
-            _report_skipped(outcome)
-        for path, name in named_videos:
-            video = str(path)
-            if video.startswith(CAMERA) and arguments.frames is None:
-                print(f"{video}: recording until Ctrl-C")
-            show = counter(f"{video}: frame")
-            outcome = predict_video(
-                predictor, video, str(name), output, arguments.write, arguments.every,
-                arguments.frames, show,
-            )  # fmt: skip
-            outcomes.append(outcome)
-            _report_skipped(outcome)
-    finally:
-        write_outcomes(outcomes, output / OUTCOMES_FILE)
-    counts = {
-        kind: sum(outcome.outcome == kind for outcome in outcomes)
-        for kind in ("written", "kept", "skipped")
-    }
-    shown = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    print(
-        f"{len(outcomes)} in {duration(time.monotonic() - started)}: {shown}; what became of each "
-        f"is in {output / OUTCOMES_FILE}"
+    videos = result_names(
+        [(Path(v), Path(Path(v).name.replace(":", "_"))) for v in sources if is_video(v)]
     )
-    if counts["skipped"]:
-        print(f"error: {counts['skipped']} of {len(outcomes)} were skipped", file=sys.stderr)
-    return 1 if counts["skipped"] else 0
+    for video, folder in videos:
+        if inside := next((path for path, name in pictures if name.parent == folder), None):
+            raise ValueError(
+                f"{printable(video)} and {printable(inside)} would have results in one folder, "
+                f"{printable(folder)}: predict them into separate folders"
+            )
+    return pictures, videos
 
 
 def _report_skipped(outcome: Outcome) -> None:
     if outcome.outcome == "skipped":
-        print(f"skipped: {outcome.source}: {outcome.message}", file=sys.stderr)
+        print(f"skipped: {outcome.source}: {printable(outcome.message)}", file=sys.stderr)

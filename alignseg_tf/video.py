@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from alignseg_tf.data.readers import special_kind
+
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 CAMERA = "camera:"
 # How FFmpeg calls the cameras of each system, and the first one's number `n`.
@@ -63,6 +65,8 @@ class Video:
                 raise ValueError(f"{source}: cameras of {sys.platform} are not known")
             options["format"], device = _CAMERAS[sys.platform]
             name = device.format(n=name.removeprefix(CAMERA))
+        elif kind := special_kind(name):
+            raise ValueError(f"{source}: expected a video. Received: {kind}")
         try:
             self._container = av.open(name, **options)
         except (OSError, ValueError, av.error.FFmpegError) as error:

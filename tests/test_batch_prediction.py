@@ -1,7 +1,9 @@
 import csv
 import json
 import os
-import time
+import shlex
+import socket
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,11 +12,12 @@ import pytest
 from conftest import CLASSES, random_images, tiny_model
 from PIL import Image, PngImagePlugin
 
-from alignseg_tf import Predictor, prediction, video
+from alignseg_tf import Predictor, prediction, prediction_files, video
 from alignseg_tf.__main__ import main
 from alignseg_tf.batch_prediction import predict_pictures, result_names
 from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.fingerprints import fingerprint
+from alignseg_tf.outcomes import OutcomeLog
 from alignseg_tf.video import Video, VideoWriter
 
 
@@ -131,15 +134,163 @@ def test_an_interrupted_run_goes_on(model_file, pictures, tmp_path, capsys, monk
     assert "2 written, 1 kept" in capsys.readouterr().out
     assert len(calls) == 4
     assert outcomes(out)["0.png"]["outcome"] == "kept"
-    # A picture that has changed since is done again, and a kind that is not there yet is made.
-    later = time.time() + 10
-    os.utime(pictures / "0.png", (later, later))
-    assert run(model_file, pictures, "--output", out) == 0
-    assert len(calls) == 5
+    # A kind that is not there yet is made, and what is there stays known.
     assert run(model_file, pictures, "--output", out, "--write", "classes", "coco") == 0
-    assert len(calls) == 8
+    assert len(calls) == 7
+    assert run(model_file, pictures, "--output", out, "--write", "coco", "overlay") == 0
+    assert len(calls) == 7
     assert run(model_file, pictures, "--output", out, "--overwrite") == 0
-    assert len(calls) == 11
+    assert len(calls) == 10
+
+
+def test_results_belong_to_the_content_of_an_image(model_file, pictures, tmp_path, capsys):
+    """Whatever time a file carries: `mv`, `cp -p` and archives put older ones in others' places."""
+    out, path = tmp_path / "out", pictures / "0.png"
+    assert run(model_file, pictures, "--output", out) == 0
+    first, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    before = (out / "0_overlay.png").read_bytes()
+    Image.fromarray(random_images(1, 64, 96, seed=5)[0]).save(path)
+    os.utime(path, ns=(0, 0))
+    assert run(model_file, pictures, "--output", out, "--write", "classes") == 0
+    assert "1 written, 2 kept" in capsys.readouterr().out
+    # The overlay is still the first image's, which the log knows; so it is when that is back.
+    assert (out / "0_overlay.png").read_bytes() == before
+    assert run(model_file, pictures, "--output", out) == 0
+    assert "1 written, 2 kept" in capsys.readouterr().out
+    assert (out / "0_overlay.png").read_bytes() != before
+    path.write_bytes(first)
+    os.utime(path, ns=times)
+    assert run(model_file, pictures, "--output", out) == 0
+    assert "1 written, 2 kept" in capsys.readouterr().out
+    assert (out / "0_overlay.png").read_bytes() == before
+    # A new name or time alone is no new content.
+    os.utime(path)
+    pictures.rename(tmp_path / "renamed")
+    assert run(model_file, tmp_path / "renamed", "--output", out) == 0
+    assert "3 kept" in capsys.readouterr().out
+    # A result that is gone is made again, and one that was made over another name too.
+    (out / "left" / "1_overlay.png").unlink()
+    (tmp_path / "renamed" / "0.png").rename(tmp_path / "renamed" / "left" / "1.png")
+    assert run(model_file, tmp_path / "renamed", "--output", out) == 0
+    assert "1 written, 1 kept" in capsys.readouterr().out
+
+
+def test_a_run_that_is_killed_loses_no_row_and_claims_no_half(model_file, pictures, tmp_path):
+    """A process writes over results of an image and dies, as by SIGKILL, before it is done."""
+    out, log = tmp_path / "out", tmp_path / "out" / "predictions.csv"
+    assert run(model_file, pictures, "--output", out) == 0
+    whole, image = log.read_text(), (pictures / "0.png").read_bytes()
+    Image.fromarray(random_images(1, 64, 96, seed=5)[0]).save(pictures / "0.png")
+    written = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OutcomeLog, "__exit__", lambda log, *_: log._file.close())
+        patch.setitem(
+            prediction_files.KINDS,
+            "overlay",
+            replace(prediction_files.KINDS["overlay"], write=lambda *_: written.append(1 / 0)),
+        )
+        with pytest.raises(ZeroDivisionError):
+            run(model_file, pictures, "--output", out)
+    assert log.read_text().startswith(whole)
+    with log.open("a") as file:
+        file.write('"half a ro')
+    (pictures / "0.png").write_bytes(image)
+    assert run(model_file, pictures, "--output", out, "--write", "classes") == 0
+    rows = outcomes(out)
+    assert [rows[name]["outcome"] for name in ("0.png", "0.jpg", "1.png")] == [
+        "written", "kept", "kept",
+    ]  # fmt: skip
+    assert run(model_file, pictures, "--output", out) == 0
+    assert log.read_text().count("\n") == 4
+
+
+def test_files_of_others_are_not_replaced(model_file, pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "left").mkdir(parents=True)
+    (out / "left" / "1_classes.png").write_bytes(b"painted by hand")
+    (out / "notes.txt").write_text("mine")
+    assert run(model_file, pictures, "--output", out) == 2
+    assert "only files that predict wrote. Received: left/1_classes.png" in capsys.readouterr().err
+    assert sorted(path.name for path in out.rglob("*.*")) == ["1_classes.png", "notes.txt"]
+    assert run(model_file, pictures, "--output", out, "--write", "overlay") == 0
+    assert run(model_file, pictures, "--output", out) == 2
+    assert (out / "left" / "1_classes.png").read_bytes() == b"painted by hand"
+    assert run(model_file, pictures, "--output", out, "--overwrite") == 0
+    assert (out / "left" / "1_classes.png").read_bytes() != b"painted by hand"
+    assert (out / "notes.txt").read_text() == "mine"
+    csv_of_others = tmp_path / "other" / "predictions.csv"
+    csv_of_others.parent.mkdir()
+    csv_of_others.write_text("a,b\n")
+    assert run(model_file, pictures, "--output", csv_of_others.parent) == 2
+    assert "Received: predictions.csv" in capsys.readouterr().err
+    assert csv_of_others.read_text() == "a,b\n"
+
+
+def test_folders_of_earlier_versions_are_made_again(model_file, pictures, tmp_path, capsys):
+    """They had `since` in place of a log."""
+    out = tmp_path / "out"
+    assert run(model_file, pictures, "--output", out) == 0
+    content = json.loads((out / "predictions.json").read_text())
+    (out / "predictions.json").write_text(json.dumps({**content, "since": 1.5}))
+    (out / "predictions.csv").write_text("source,outcome\n0.png,written\n")
+    assert run(model_file, pictures, "--output", out) == 0
+    assert run(model_file, pictures, "--output", out) == 0
+    assert "3 written" in (text := capsys.readouterr().out) and "3 kept" in text
+
+
+def test_an_overwrite_for_some_images_outdates_the_results_of_all(model_file, pictures, tmp_path):
+    out = tmp_path / "out"
+    assert run(model_file, pictures, "--output", out) == 0
+    other = tmp_path / "other.keras"
+    tiny_model(label_space=LabelSpace(CLASSES).to_dict(), context=None).save(other)
+    assert run(other, pictures / "0.png", "--output", out, "--overwrite") == 0
+    assert run(other, pictures, "--output", out) == 0
+    rows = outcomes(out)
+    assert [rows[name]["outcome"] for name in ("0.png", "0.jpg", "1.png")] == [
+        "kept", "written", "written",
+    ]  # fmt: skip
+
+
+def test_names_of_all_kinds(model_file, tmp_path, capsys):
+    """A name that cannot be dealt with is a row and a line, and the others are segmented."""
+    folder, out = tmp_path / "names", tmp_path / "out"
+    folder.mkdir()
+    image = Image.fromarray(random_images(1, 40, 48)[0])
+    image.save(folder / "a.png")
+    odd = {
+        os.fsencode(folder) + b"/" + name for name in (b"y\xff.png", b"n\n\x1b[31m.png", b"=1.png")
+    }
+    for path in odd:
+        Path(os.fsdecode(path)).write_bytes((folder / "a.png").read_bytes())
+    image.save(folder / f"{'l' * 251}.png")  # 255 bytes, as many as a name has
+    image.save(folder / f"{'m' * 230}.png")  # room for the results, not for much more
+    (folder / "link.png").symlink_to("link.png")
+    (folder / "gone.png").symlink_to("nowhere.png")
+    (folder / "b.png").mkdir()
+    os.mkfifo(folder / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(os.path.relpath(folder / "s.png"))
+    (folder / "z.png").symlink_to("a.png")
+    assert run(model_file, folder, "--output", out, "--write", "classes", "coco") == 1
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err
+    rows = outcomes(out)
+    written = {name for name, row in rows.items() if row["outcome"] == "written"}
+    assert written == {
+        "a.png",
+        r"y\xff.png",
+        r"n\n\x1b[31m.png",
+        "=1.png",
+        f"{'m' * 230}.png",
+        "z.png",
+    }
+    for name in (b"a", b"y\xff", b"n\n\x1b[31m"):
+        assert Path(os.fsdecode(os.fsencode(out) + b"/" + name + b"_classes.png")).is_file()
+    assert "File name too long" in rows[f"{'l' * 251}.png"]["message"]
+    assert rows["link.png"]["message"] == "not readable (Too many levels of symbolic links)"
+    assert "a pipe" in captured.err and "a socket" in captured.err and "gone.png" in captured.err
+    assert run(model_file, folder, "--output", out, "--write", "classes", "coco") == 1
+    assert "6 kept" in capsys.readouterr().out
 
 
 def test_other_models_and_protocols_do_not_mix(model_file, pictures, tmp_path, capsys, monkeypatch):
@@ -259,8 +410,7 @@ def test_thirty_pictures_of_all_kinds(model_file, tmp_path, capsys):
     for name in good:
         assert rows[name]["outcome"] == "written", name
         assert rows[name]["files"].count("_classes.png") == 1
-        for file in rows[name]["files"].split(".png "):
-            assert (out / f"{file.removesuffix('.png')}.png").is_file()
+        assert all((out / file).is_file() for file in shlex.split(rows[name]["files"]))
     for name, message in bad.items():
         assert rows[name]["outcome"] == "skipped"
         assert message in rows[name]["message"]
