@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -105,7 +105,8 @@ class Segmenter:
             if len(images) == 1:
                 class_maps = [self.predictor.class_map(images[0])]
             else:
-                class_maps = list(self.predictor.network.class_maps(np.stack(images)))
+                network: Any = self.predictor.network  # a SavedModel, which takes batches
+                class_maps = list(network.class_maps(np.stack(images)))
         except (ValueError, OpError) as error:
             if len(group) == 1:
                 return [group[0][0].skipped(str(error))]

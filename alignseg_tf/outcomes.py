@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from alignseg_tf.files import write_text
-from alignseg_tf.printable import printable
+from alignseg_tf.printable import FORMULA_STARTS, csv_cell, printable
 from alignseg_tf.progress import duration
 
 OUTCOMES = ("written", "kept", "skipped")
@@ -60,10 +60,12 @@ COLUMNS = tuple(field.name for field in fields(Outcome))
 
 def _cell(value: object) -> str:
     if isinstance(value, tuple):
-        return shlex.join(value)
+        text = shlex.join(value)
+        # A name such as =1.png is no formula of a spreadsheet, and quotes keep it what it is.
+        return f"'{value[0]}'{text[len(value[0]) :]}" if text.startswith(FORMULA_STARTS) else text
     if isinstance(value, float):
         return f"{value:.3f}"
-    return "" if value is None else printable(str(value))
+    return "" if value is None else str(csv_cell(str(value)))
 
 
 def relative_names(paths: Iterable[Path], folder: Path) -> tuple[str, ...]:

@@ -81,6 +81,8 @@ def test_cells(tmp_path):
     assert outcome.skipped("no") == Outcome(
         "a\x1b\udcff", "skipped", 4, 5, seconds=1 / 3, message="no"
     )
+    row = Outcome("=1.png", "written", files=("=1_classes.png", "b c.png")).row()
+    assert (row["source"], row["files"]) == ("'=1.png", "'=1_classes.png' 'b c.png'")
     assert relative_names([Path("o/x/a\udcff_1.png")], Path("o")) == (r"x/a\xff_1.png",)
 
 
