@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -154,7 +155,7 @@ def test_slow_and_hostile_clients_do_not_hold_up_others(tmp_path):
     write_model(folder / "1")
     head = b"POST /v1/segment HTTP/1.1\r\nhost: localhost\r\n"
     body = encoded(picture())
-    with process(folder, "--drain-seconds", "1", "--read-seconds", "5") as (_, url):
+    with process(folder, "--drain-seconds", "10", "--read-seconds", "5") as (started, url):
         stop = threading.Event()
 
         chunked = head + b"transfer-encoding: chunked\r\n\r\n"
@@ -178,6 +179,20 @@ def test_slow_and_hostile_clients_do_not_hold_up_others(tmp_path):
             stop.set()
             for each in slow:
                 each.close()
+        for thread in threads:
+            thread.join(SECONDS)
+        # Nothing is left of connections whose body was not read.
+        files = Path(f"/proc/{started.pid}/fd")
+        until(lambda: sum("socket:" in target(link) for link in files.iterdir()) < 30)
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(SECONDS) == 0
+
+
+def target(link) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""
 
 
 @pytest.mark.slow
