@@ -196,10 +196,7 @@ def predict_distributed(
 def _segmented(
     blocks: list["pa.Table"], arguments: tuple, actors: int, threads: int, ahead: int | None
 ) -> Iterator[tuple[int, Outcome]]:
-    """Yield row and outcome of images, in the order in which they are done.
-
-    `ahead` blocks wait at an actor; None leaves that to Ray.
-    """
+    """Yield row and outcome of images as they are done; `ahead` blocks wait at an actor."""
     import ray.data
 
     context = ray.data.DataContext.get_current()

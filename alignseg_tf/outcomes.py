@@ -91,6 +91,7 @@ class OutcomeLog:
         self.counts: Counter[str] = Counter()
         self._earlier = [row for row, _ in _read_rows(path)]
         self._sha256 = _belonging(self._earlier)
+        self._has_begun = False
         self._lock = threading.Lock()
 
     def outdate(self, files: Iterable[str]) -> None:
@@ -115,6 +116,7 @@ class OutcomeLog:
 
     def begin(self, outcome: Outcome) -> None:
         """Note that results are about to be written, in case that the run is killed then."""
+        self._has_begun = True
         self._sha256 |= dict.fromkeys(outcome.files, "")
         self._append(replace(outcome, outcome=OUTDATED, sha256=""))
 
@@ -129,15 +131,21 @@ class OutcomeLog:
             self._file.flush()
 
     def __exit__(self, *_: object) -> None:
-        """Close the file, and take out rows whose results later ones have."""
+        """Close the file, and take out of earlier rows the results that later ones have.
+
+        Images of this run may share a result, so its own rows stay as they are.
+        """
         self._file.close()
+        if not self._earlier and not self._has_begun:
+            return
         rows: list[dict[str, str]] = []
         claimed: set[str] = set()
         for index, (row, files) in reversed(list(enumerate(_read_rows(self.path)))):
-            left = [file for file in files if file not in claimed]
+            is_own = index >= len(self._earlier) and row["outcome"] != OUTDATED
+            left = tuple(file for file in files if is_own or file not in claimed)
             claimed.update(files)
-            if left or (index >= len(self._earlier) and row["outcome"] != OUTDATED):
-                rows.append({**row, "files": shlex.join(left)})
+            if left or is_own:
+                rows.append({**row, "files": _cell(left)})
         write_text(self.path, _csv_text(reversed(rows)))
 
     def summary(self, seconds: float) -> str:

@@ -1,6 +1,8 @@
 import csv
 from pathlib import Path
 
+import pytest
+
 from alignseg_tf.outcomes import Outcome, OutcomeLog, relative_names
 
 
@@ -52,6 +54,20 @@ def test_a_killed_run_leaves_what_is_true(tmp_path):
         ("a.png", "outdated", "a_classes"),
         ("a.png", "skipped", ""),
     ]
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_equal_images_of_a_run_share_a_result(tmp_path, is_new):
+    path = tmp_path / "log.csv"
+    if not is_new:
+        with OutcomeLog(path) as log:
+            log.add(written("=z", "other", "classes"))
+    with OutcomeLog(path) as log:
+        log.add(Outcome("a.png", "written", files=("r s",), sha256="same"))
+        log.add(Outcome("b.png", "kept", files=("r s",), sha256="same"))
+    there = [(row["source"], row["files"]) for row in rows(path)]
+    assert there[-2:] == [("a.png", "'r s'"), ("b.png", "'r s'")]
+    assert there[:-2] == ([] if is_new else [("'=z.png", "'=z_classes'")])
 
 
 def test_all_is_outdated_at_once(tmp_path):
