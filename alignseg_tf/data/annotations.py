@@ -27,7 +27,7 @@ from alignseg_tf.data.annotation_files import (
     read_text,
     whole_number,
 )
-from alignseg_tf.data.catalog import IGNORE, Color, LabelSpace
+from alignseg_tf.data.catalog import IGNORE, Color, LabelSpace, read_labelmap
 from alignseg_tf.data.readers import (
     IMAGE_SUFFIXES,
     DataError,
@@ -458,22 +458,13 @@ class _CvatDrawing:
 
 def _read_labelmap(path: Path) -> tuple[dict[str, Color], LabelSpace]:
     """Read lines `label:red,green,blue:parts:actions`."""
-    colors: dict[str, Color] = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        where = f"{path}, line {number}"
-        label, _, rest = line.strip().partition(":")
-        try:
-            red, green, blue = (int(value) for value in rest.split(":")[0].split(","))
-        except ValueError as error:
-            raise DataError(
-                f"{where}: expected label:red,green,blue:parts:actions. Received: {line!r}"
-            ) from error
-        name, color = class_name(label, where), (red, green, blue)
-        if name in colors or color in colors.values():
-            raise DataError(f"{where}: {name!r} or {color} is there twice")
-        colors[name] = color
+    try:
+        lines = read_labelmap(read_text(path), str(path))
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    colors = {class_name(name, str(path)): color for name, color in lines.items()}
+    if len(colors) < len(lines):
+        raise DataError(f"{path}: labels that are the same in the form NFC")
     classes = {name: color for name, color in colors.items() if name != "background"}
     if not classes:
         raise DataError(f"{path}: no labels besides the background")
