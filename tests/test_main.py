@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import subprocess
@@ -9,8 +10,10 @@ from conftest import CLASSES, random_images, tiny_model
 from PIL import Image
 from test_checkpoints import official_state_dict
 
+from alignseg_tf import alignment_figures, networks
 from alignseg_tf.__main__ import main
 from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.files import DiskFullError
 from alignseg_tf.version import __version__
 
 
@@ -119,3 +122,28 @@ def test_the_command_prints_no_chatter(model_file):
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert "classes: ground, box, disc" in result.stdout
+
+
+def test_alignment_goes_on_after_an_image_that_cannot_be_drawn(tmp_path, monkeypatch, capsys):
+    for name in ("a\n.png", "b.png", "c.png"):
+        Image.new("RGB", (32, 32)).save(tmp_path / name)
+
+    def write(model, image, folder, name):
+        if name.startswith("a"):
+            raise OSError(errno.ENAMETOOLONG, "File name too long")
+        if name == full:
+            raise DiskFullError("the disk is full")
+        return [folder / f"{name}.png"]
+
+    full = None
+    monkeypatch.setattr(alignment_figures, "write_alignment_figures", write)
+    monkeypatch.setattr(networks, "load_model", lambda path: None)
+    arguments = ["alignment", "m.keras", str(tmp_path), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert r"a\n.png: [Errno" in printed.err and "File name too long" in printed.err
+    assert "[2/3]" in printed.out and "[3/3]" in printed.out
+    full = "b"
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert "the disk is full" in printed.err and "[3/3]" not in printed.out
