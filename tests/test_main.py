@@ -128,7 +128,7 @@ def test_alignment_goes_on_after_an_image_that_cannot_be_drawn(tmp_path, monkeyp
     for name in ("a\n.png", "b.png", "c.png"):
         Image.new("RGB", (32, 32)).save(tmp_path / name)
 
-    def write(model, image, folder, name):
+    def write(model, image, folder, name, overwrite):
         if name.startswith("a"):
             raise OSError(errno.ENAMETOOLONG, "File name too long")
         if name == full:
