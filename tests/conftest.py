@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignseg_tf import AlignSeg, backbones
+from alignseg_tf import AlignSeg, backbones, files
 from alignseg_tf.data import street_painter
 from training.forms import calibrate_batch_norms
 
@@ -124,6 +124,12 @@ def write_folder(root: Path, train: int = 6, val: int = 2, sizes=((64, 96),)) ->
             Image.fromarray(label).save(root / "labels" / split / f"{index:03d}.png")
     (root / "classes.json").write_text(json.dumps({"classes": CLASSES}))
     return root
+
+
+def leftover(path: Path) -> Path:
+    """The hidden name that a killed process, of another number, left while it wrote `path`."""
+    hidden = files._hidden(path, "tmp")
+    return hidden.with_name(hidden.name.replace(f".{os.getpid()}.", ".999999999."))
 
 
 @pytest.fixture(autouse=True)

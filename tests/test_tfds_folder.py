@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from conftest import random_images
+from conftest import leftover, random_images
 from data_fixtures import train_and_evaluate
 from PIL import Image
 
@@ -167,7 +167,7 @@ def test_a_killed_call_is_taken_up(tmp_path):
     assert json.loads((root / "tfds.json").read_text())["complete"] is False
     first = next(root.glob("images/train/000000.*"))
     written = first.stat().st_mtime_ns
-    (root / "images/train/.000003.999999999.tmp.png").write_bytes(b"half")
+    leftover(root / "images/train/000003.png").write_bytes(b"half")
     whole, _ = write_folder("drawn_boxes", tmp_path / "b")
     resumed, _ = write_folder("drawn_boxes", tmp_path / "a")
     assert stored(resumed) == stored(whole)

@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, write_folder
+from conftest import ROOT, leftover, write_folder
 from PIL import Image
 
 from alignseg_tf.data.catalog import LabelSpace
@@ -134,7 +134,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
     done = callbacks.RunFolder(output).epochs_done()
     assert done in (1, 2), "the run was to be killed before its last epoch ended"
     # What a kill while saving leaves behind, from a process that is gone.
-    (output / ".last.999999999.tmp.keras").write_bytes(b"half")
+    leftover(output / "last.keras").write_bytes(b"half")
 
     result = run(folder, output)
     assert result.returncode == 0, result.stderr
