@@ -94,12 +94,12 @@ def write_report(
         "pictures.csv": report.pictures_csv().encode(),
     }
     check_replaceable(folder, EVALUATION, (*contents, "confusion.png", "report.html"), overwrite)
-    written = write_files(folder, EVALUATION, contents, overwrite)  # before anything is drawn
+    written = write_files(folder, EVALUATION, contents, True)  # before anything is drawn
     confusion = _png(confusion_figure, report.confusion, report.classes)
     page = report_page(report, label_space, samples, class_map, title, confusion)
     drawn = {"confusion.png": confusion, "report.html": page.encode()}
     shown = {name: content for name, content in drawn.items() if content is not None}
-    return written + write_files(folder, EVALUATION, shown, overwrite)
+    return written + write_files(folder, EVALUATION, shown, True)
 
 
 def report_page(

@@ -108,7 +108,7 @@ def test_the_report_says_if_it_was_trained_on_its_pictures(tmp_path, train_on, s
 
 
 def test_names_of_classes_are_drawn_as_they_are(tmp_path, monkeypatch):
-    columns = {"epoch": np.arange(2.0), "loss": np.ones(2)}
+    columns = {"epoch": np.arange(2.0), "loss": np.ones(2), "mean_iou": np.ones(2)}
     iou = {"epoch": np.arange(2.0), "$\\frac{$": np.ones(2), "_background_": np.ones(2)}
     with names_in_figures(iou):
         figure = report._curves(columns, iou)

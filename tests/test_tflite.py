@@ -207,5 +207,5 @@ def test_a_float_file_that_disagrees_is_not_kept(model, files, tmp_path, monkeyp
     monkeypatch.setattr(tflite, "compare_networks", lambda *arguments: wrong)
     (tmp_path / "model.tflite").write_text("mine")
     with pytest.raises(ValueError, match=r"model.tflite: .* same class on 70\.0000 %"):
-        export_tflite(model, tmp_path / "model.tflite", SIZE)
+        export_tflite(model, tmp_path / "model.tflite", SIZE, overwrite=True)
     assert (tmp_path / "model.tflite").read_text() == "mine"

@@ -12,14 +12,16 @@ import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import numpy as np
 from PIL import Image
 
 from alignseg_tf.networks import SavedModelNetwork
 from alignseg_tf.serving.models import Models
+
+if TYPE_CHECKING:
+    import httpx
 
 # Limits of the server, so that slow clients are found out within the measurement.
 OPTIONS = ("--read-seconds", "2", "--header-seconds", "2", "--poll-seconds", "1")
@@ -67,6 +69,8 @@ class Load:
 
     async def client(self, number: int) -> None:
         """Send one request after another."""
+        import httpx
+
         rng, shares = random.Random(number), [share for share, _ in KINDS.values()]
         async with httpx.AsyncClient(base_url=self._url, timeout=TIMEOUT) as client:
             while not self.stop:
@@ -74,8 +78,10 @@ class Load:
                 await self._ask(client, kind, *rng.choice(self._images))
 
     async def _ask(
-        self, client: httpx.AsyncClient, kind: str, image: bytes, expected: np.ndarray
+        self, client: "httpx.AsyncClient", kind: str, image: bytes, expected: np.ndarray
     ) -> None:
+        import httpx
+
         began = time.monotonic()
         self.waiting += kind == "good"
         try:

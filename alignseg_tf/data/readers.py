@@ -460,6 +460,9 @@ def orientation_of(picture: Image.Image) -> int:
         value = getattr(picture, "tag_v2", {}).get(274, 1)
         return value if value in _TURNS else 1
     exif = info.get("exif") or b""
+    if picture.format is None and not exif:  # in memory: tags may have been set
+        value = picture.getexif().get(274, 1)
+        return value if value in _TURNS else 1
     if not exif and (text := info.get("Raw profile type exif")):
         try:
             exif = bytes.fromhex("".join(text.split("\n")[3:]))
