@@ -8,18 +8,17 @@ registers them, so that a saved model loads after `import alignseg_tf`. What nee
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from alignseg_tf.quiet import import_tensorflow_quietly, is_own_command
+from alignseg_tf.system.quiet import import_tensorflow_quietly, is_own_command
 
 if is_own_command():
     import_tensorflow_quietly()
 
-from alignseg_tf import backbones, checkpoints, layers, losses, metrics, optimizers
 from alignseg_tf.model import AlignSeg
 from alignseg_tf.version import __version__
 
 if TYPE_CHECKING:
     from alignseg_tf import data, evaluation, export, prediction, visualization
-    from alignseg_tf.prediction import Predictor
+    from alignseg_tf.prediction.predictor import Predictor
 
 __all__ = [
     "AlignSeg",

@@ -7,21 +7,18 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from alignseg_tf import checkpoints
-from alignseg_tf.batch_prediction import (
-    add_predict_arguments,
-    predict_from_arguments,
-    result_names,
-)
-from alignseg_tf.data.importing import add_import_arguments
+from alignseg_tf import official_weights
+from alignseg_tf.commands.export import add_export_arguments
 from alignseg_tf.data.readers import find_named_pictures, load_image
 from alignseg_tf.data.sources import add_data_arguments
-from alignseg_tf.distributed_prediction import (
-    add_distributed_arguments,
-    distributed_from_arguments,
-)
-from alignseg_tf.export.command import add_export_arguments
-from alignseg_tf.files import (
+from alignseg_tf.layers import SAMPLING_CONVENTIONS
+from alignseg_tf.prediction.batch import add_predict_arguments, predict_from_arguments, result_names
+from alignseg_tf.prediction.distributed import add_distributed_arguments, distributed_from_arguments
+from alignseg_tf.prediction.protocol import add_block_argument, add_protocol_arguments
+from alignseg_tf.preparation.importing import add_import_arguments
+from alignseg_tf.pretrained import model_path
+from alignseg_tf.serving.settings import add_serve_arguments
+from alignseg_tf.system.files import (
     DiskFullError,
     add_overwrite_argument,
     atomic_path,
@@ -30,18 +27,14 @@ from alignseg_tf.files import (
     remove_leftovers,
     write_text,
 )
-from alignseg_tf.layers import SAMPLING_CONVENTIONS
-from alignseg_tf.pretrained import model_path
-from alignseg_tf.printable import printable, printable_output
-from alignseg_tf.processor import prepare_processor
-from alignseg_tf.protocols import add_block_argument, add_protocol_arguments
-from alignseg_tf.serving.settings import add_serve_arguments
+from alignseg_tf.system.printable import printable, printable_output
+from alignseg_tf.system.processor import prepare_processor
 from alignseg_tf.version import __version__
 
 
 def compare(arguments: argparse.Namespace) -> int:
     """Evaluate two models on the same pictures and say what differs."""
-    from alignseg_tf.comparison import compare_from_arguments
+    from alignseg_tf.evaluation.comparison import compare_from_arguments
 
     print(compare_from_arguments(arguments))
     return 0
@@ -49,8 +42,8 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def alignment(arguments: argparse.Namespace) -> int:
     """Draw what the alignment layers of a model do in pictures."""
-    from alignseg_tf.alignment_figures import write_alignment_figures
-    from alignseg_tf.networks import load_model
+    from alignseg_tf.analysis.alignment_figures import write_alignment_figures
+    from alignseg_tf.prediction.saved_networks import load_model
 
     found = find_named_pictures(arguments.pictures, leave_out=arguments.output.resolve())
     pictures = result_names(found)
@@ -79,7 +72,7 @@ def alignment(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     """Write a model in other forms and say how well they agree with it."""
-    from alignseg_tf.export.command import export_from_arguments
+    from alignseg_tf.commands.export import export_from_arguments
 
     print(export_from_arguments(arguments))
     return 0
@@ -89,12 +82,12 @@ def convert(arguments: argparse.Namespace) -> int:
     """Turn official PyTorch weights into a `.keras` file."""
     if arguments.output.suffix != ".keras":
         raise ValueError(f"the output must end in .keras. Received: {arguments.output}")
-    check_file(arguments.output, "convert", checkpoints.is_converted, arguments.overwrite)
-    tensors = checkpoints.read_state_dict(arguments.checkpoint)
-    model = checkpoints.model_from_official(tensors, arguments.sampling)
+    check_file(arguments.output, "convert", official_weights.is_converted, arguments.overwrite)
+    tensors = official_weights.read_state_dict(arguments.checkpoint)
+    model = official_weights.model_from_official(tensors, arguments.sampling)
     with atomic_path(arguments.output) as temporary:
         model.save(temporary)
-        checkpoints.mark_as_converted(temporary)
+        official_weights.mark_as_converted(temporary)
     print(
         f"{arguments.output}: {len(tensors)} tensors, {model.num_classes} classes, "
         f"sampling {model.sampling!r}, {model.count_params() / 1e6:.2f} M parameters"
@@ -104,9 +97,9 @@ def convert(arguments: argparse.Namespace) -> int:
 
 def summary(arguments: argparse.Namespace) -> int:
     """Print the blocks of a model: shapes, parameters, multiply-adds, time."""
-    from alignseg_tf.networks import label_space_of, load_model
-    from alignseg_tf.progress import counter
-    from alignseg_tf.summary import summarize
+    from alignseg_tf.analysis.summary import summarize
+    from alignseg_tf.prediction.saved_networks import label_space_of, load_model
+    from alignseg_tf.system.progress import counter
 
     if arguments.json is not None:
         check_file(arguments.json, "summary", _is_summary, arguments.overwrite)
@@ -126,9 +119,9 @@ def _is_summary(path: Path) -> bool:
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Say what a data set holds and what is wrong with it."""
-    from alignseg_tf.data.inspection import inspect_data
     from alignseg_tf.data.sources import data_from_arguments
-    from alignseg_tf.progress import counter
+    from alignseg_tf.preparation.inspection import inspect_data
+    from alignseg_tf.system.progress import counter
 
     data = data_from_arguments(arguments, counter("making the data set"))
     report = inspect_data(data, arguments.output, arguments.split, counter, arguments.overwrite)
@@ -139,8 +132,8 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 def import_annotations(arguments: argparse.Namespace) -> int:
     """Write the annotations of another tool as a folder that trains."""
-    from alignseg_tf.data.importing import import_from_arguments
-    from alignseg_tf.progress import counter
+    from alignseg_tf.preparation.importing import import_from_arguments
+    from alignseg_tf.system.progress import counter
 
     report = import_from_arguments(arguments, counter("importing"))
     print(report.text())

@@ -23,7 +23,7 @@ import keras
 from keras import ops
 
 from alignseg_tf.layers.sampling import resize_align_corners
-from alignseg_tf.resized_logits import can_go_in_bands, cross_entropy_sum
+from alignseg_tf.logits_and_labels import can_go_in_bands, cross_entropy_sum
 
 Tensor = Any
 IgnoreClass = int | Sequence[int] | None

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from alignseg_tf.logits_and_labels import can_go_in_bands, classes_at
 from alignseg_tf.losses import (
     IgnoreClass,
     ignored_ids,
@@ -24,7 +25,6 @@ from alignseg_tf.losses import (
     label_ids,
     logits_at_label_size,
 )
-from alignseg_tf.resized_logits import can_go_in_bands, classes_at
 
 Tensor = Any
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from alignseg_tf.data.catalog import IGNORE, LabelSpace
-from alignseg_tf.fonts import draw_text, text_length
+from alignseg_tf.data.label_space import IGNORE, LabelSpace
+from alignseg_tf.system.fonts import draw_text, text_length
 
 Palette = Sequence[Sequence[int]]
 

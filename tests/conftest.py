@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignseg_tf import AlignSeg, backbones, files
-from alignseg_tf.data import street_painter
-from training.forms import calibrate_batch_norms
+from alignseg_tf import AlignSeg, backbones
+from alignseg_tf.data.datasets import street_painter
+from alignseg_tf.system import files
+from training.benchmark.forms import calibrate_batch_norms
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

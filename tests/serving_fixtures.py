@@ -17,8 +17,8 @@ for package in ("fastapi", "httpx", "hypercorn", "prometheus_client", "python_mu
 
 import httpx
 
-from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.networks import LABEL_SPACE_FILE
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.prediction.saved_networks import LABEL_SPACE_FILE
 from alignseg_tf.serving.app import create_app
 from alignseg_tf.serving.models import Models
 from alignseg_tf.serving.service import Service

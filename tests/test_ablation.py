@@ -9,11 +9,11 @@ import pytest
 from conftest import CLASSES, ROOT
 
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.evaluation_report import Report
-from alignseg_tf.files import RECORD_FILE
-from alignseg_tf.scores import score_picture
-from training import ablation
-from training.ablation import (
+from alignseg_tf.evaluation.counts import score_picture
+from alignseg_tf.evaluation.report import Report
+from alignseg_tf.system.files import RECORD_FILE
+from training.ablation import __main__ as ablation
+from training.ablation.__main__ import (
     CELLS,
     Cell,
     planned,
@@ -22,7 +22,7 @@ from training.ablation import (
     result_file,
     write_result,
 )
-from training.ablation_report import (
+from training.ablation.report import (
     GridScores,
     ablation_csv,
     ablation_tables,

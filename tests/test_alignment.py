@@ -8,8 +8,8 @@ import pytest
 from conftest import random_images, tiny_model
 from keras import ops
 
-from alignseg_tf import alignment
-from alignseg_tf.alignment import (
+from alignseg_tf.analysis import alignment
+from alignseg_tf.analysis.alignment import (
     OUTSIDE,
     AggregationTrace,
     AlignmentTrace,

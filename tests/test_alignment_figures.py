@@ -9,12 +9,10 @@ from matplotlib.text import Annotation, Text
 from PIL import Image
 from test_alignment import hand_made, model_of
 
-from alignseg_tf import alignment_figures, visualization
-from alignseg_tf.alignment import (
-    OUTSIDE,
-    trace_alignment,
-)
-from alignseg_tf.alignment_figures import (
+from alignseg_tf import visualization
+from alignseg_tf.analysis import alignment_figures
+from alignseg_tf.analysis.alignment import OUTSIDE, trace_alignment
+from alignseg_tf.analysis.alignment_figures import (
     draw_context,
     draw_features,
     draw_offsets,

@@ -5,8 +5,9 @@ import zipfile
 
 import pytest
 
-from alignseg_tf.data import annotation_files
-from alignseg_tf.data.annotation_files import (
+from alignseg_tf.data.readers import DataError
+from alignseg_tf.preparation import annotation_files
+from alignseg_tf.preparation.annotation_files import (
     FileFinder,
     Invalid,
     class_name,
@@ -16,7 +17,6 @@ from alignseg_tf.data.annotation_files import (
     unpacked,
     whole_number,
 )
-from alignseg_tf.data.readers import DataError
 
 
 def form(kind, text):

@@ -8,7 +8,7 @@ import tensorflow as tf
 from conftest import ROOT, random_images
 
 from alignseg_tf.data.augmentation import Augmentation, color_jitter, photometric_distortion
-from alignseg_tf.data.catalog import IGNORE
+from alignseg_tf.data.label_space import IGNORE
 
 HEIGHT, WIDTH = 48, 80
 OUTSIDE = (-1000.0, -1000.0, -1000.0)

@@ -4,10 +4,10 @@ import tensorflow as tf
 from conftest import random_images
 from PIL import Image
 
-from alignseg_tf import bands
-from alignseg_tf.bands import resized, segment_in_bands
 from alignseg_tf.layers import resize_align_corners
-from alignseg_tf.protocols import Protocol
+from alignseg_tf.prediction import tiling as bands
+from alignseg_tf.prediction.protocol import Protocol
+from alignseg_tf.prediction.tiling import resized, segment_in_bands
 
 CLASSES = 5
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from alignseg_tf.export.batch_norm_folding import fold_batch_norms, norm_scale_and_shift
+from alignseg_tf.inference.batch_norm_folding import fold_batch_norms, norm_scale_and_shift
 
 
 def with_statistics(model):

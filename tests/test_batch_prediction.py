@@ -12,13 +12,15 @@ import pytest
 from conftest import CLASSES, random_images, tiny_model
 from PIL import Image, PngImagePlugin
 
-from alignseg_tf import Predictor, prediction, prediction_files, video
+from alignseg_tf import Predictor, prediction
 from alignseg_tf.__main__ import main
-from alignseg_tf.batch_prediction import predict_pictures, result_names
-from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.fingerprints import fingerprint
-from alignseg_tf.outcomes import OutcomeLog
-from alignseg_tf.video import Video, VideoWriter
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.prediction import outputs as prediction_files
+from alignseg_tf.prediction import video
+from alignseg_tf.prediction.batch import predict_pictures, result_names
+from alignseg_tf.prediction.outcomes import OutcomeLog
+from alignseg_tf.prediction.video import Video, VideoWriter
+from alignseg_tf.system.fingerprints import fingerprint
 
 
 @pytest.fixture(scope="module")

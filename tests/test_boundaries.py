@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from alignseg_tf import boundaries
-from alignseg_tf.boundaries import (
+from alignseg_tf.evaluation import boundaries
+from alignseg_tf.evaluation.boundaries import (
     boundary_classes,
     boundary_counts,
     squared_distance_to_border,

@@ -18,10 +18,11 @@ from keras import ops
 
 from alignseg_tf import AlignSeg, losses, metrics, optimizers
 from alignseg_tf.precision import global_dtype_policy
-from training import callbacks
-from training import logs as training_logs
-from training.averaging import ValidateAveraged, averaged
-from training.callbacks import (
+from training.callbacks import logs as training_logs
+from training.callbacks import run_folder as callbacks
+from training.callbacks.averaging import ValidateAveraged, averaged
+from training.callbacks.progress import Progress
+from training.callbacks.run_folder import (
     RunFolder,
     RunStoppedError,
     StopOnNonFinite,
@@ -30,7 +31,6 @@ from training.callbacks import (
     locked,
     save_resumable,
 )
-from training.progress import Progress
 from training.recipe import RecipeError
 
 VALIDATED = {"loss": 1.5, "segmentation_mean_iou": 0.2, "val_segmentation_mean_iou": 0.5}

@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 import pytest
 
-from alignseg_tf.data.catalog import (
+from alignseg_tf.data.label_space import (
     ADE20K,
     CAMVID,
     CAMVID_COLOR,

@@ -5,7 +5,8 @@ import pytest
 from conftest import tiny_model
 from keras import ops
 
-from alignseg_tf import AlignSeg, backbones, checkpoints
+from alignseg_tf import AlignSeg, backbones
+from alignseg_tf import official_weights as checkpoints
 from alignseg_tf.layers import (
     SAMPLING_CONVENTIONS,
     AlignedContextModeling,

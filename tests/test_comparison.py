@@ -7,12 +7,12 @@ from conftest import CLASSES, tiny_model, write_folder
 from test_evaluation_files import SPACE, by_color, pictures
 
 from alignseg_tf.__main__ import main
-from alignseg_tf.comparison import Comparison, points, write_comparison
 from alignseg_tf.data.readers import read_folder
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.evaluation import evaluate
-from alignseg_tf.evaluation_report import Report, sample_weights
-from alignseg_tf.fingerprints import names_hash
+from alignseg_tf.evaluation.comparison import Comparison, points, write_comparison
+from alignseg_tf.evaluation.evaluator import evaluate
+from alignseg_tf.evaluation.report import Report, sample_weights
+from alignseg_tf.system.fingerprints import names_hash
 
 
 def blind(image):

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from training import contest, speed
-from training.contest import Contestant, Runs, Task, hold_contest, load_forms, ratio
+from training.benchmark import contest, speed
+from training.benchmark.contest import Contestant, Runs, Task, hold_contest, load_forms, ratio
 
 FORMS = """
 import time
@@ -121,7 +121,7 @@ def test_speed_is_a_table_and_a_plot(forms, tmp_path, monkeypatch):
 
 
 def contest_parser():
-    from training.benchmark import build_parser
+    from training.benchmark.__main__ import build_parser
 
     return build_parser()
 
@@ -154,7 +154,7 @@ def test_growth_tells_the_exponent(monkeypatch):
     ],
 )
 def test_bad_arguments_are_one_line(options, message, capsys, forms, monkeypatch):
-    from training import benchmark
+    from training.benchmark import __main__ as benchmark
 
     monkeypatch.setattr(speed, "OURS", forms)
     assert benchmark.main(["speed", "--forms", "quick", *options]) == 2

@@ -12,14 +12,15 @@ import pytest
 from conftest import CLASSES, ROOT, random_images, tiny_model
 from PIL import ExifTags, Image
 
-from alignseg_tf import Predictor, files
+from alignseg_tf import Predictor
 from alignseg_tf.__main__ import main
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.readers import DataError, load_image
-from alignseg_tf.distributed_prediction import Segmenter, predict_distributed, result_path
 from alignseg_tf.export import export_saved_model
-from alignseg_tf.fingerprints import fingerprint
-from alignseg_tf.protocols import Protocol
+from alignseg_tf.prediction.distributed import Segmenter, predict_distributed, result_path
+from alignseg_tf.prediction.protocol import Protocol
+from alignseg_tf.system import files
+from alignseg_tf.system.fingerprints import fingerprint
 
 MODEL = "0123456789abcdef" * 4
 

@@ -13,10 +13,16 @@ from conftest import ROOT, tiny_model
 from PIL import Image
 
 import alignseg_tf
-from alignseg_tf import __main__, checkpoints
-from alignseg_tf.data import LABEL_SPACES, street_painter
+from alignseg_tf import __main__
+from alignseg_tf import official_weights as checkpoints
+from alignseg_tf.data import LABEL_SPACES
+from alignseg_tf.data.datasets import street_painter
 from alignseg_tf.export import export_saved_model
-from training import ablation, benchmark, demo, evaluate, gallery, release, train
+from training import demo, evaluate, train
+from training.ablation import __main__ as ablation
+from training.benchmark import __main__ as benchmark
+from training.release import __main__ as release
+from training.release import gallery
 
 MODULES = [
     module.name
@@ -107,11 +113,11 @@ PARSERS = {
     "alignseg_tf": __main__.build_parser,
     "training.train": train.build_parser,
     "training.evaluate": evaluate.build_parser,
-    "training.ablation": ablation.build_parser,
+    "training.ablation.__main__": ablation.build_parser,
     "training.demo": demo.build_parser,
-    "training.gallery": gallery.build_parser,
-    "training.release": release.build_parser,
-    "training.benchmark": benchmark.build_parser,
+    "training.release.gallery": gallery.build_parser,
+    "training.release.__main__": release.build_parser,
+    "training.benchmark.__main__": benchmark.build_parser,
 }
 TEXTS = [
     ROOT / "README.md", ROOT / "savedmodels" / "README.md",

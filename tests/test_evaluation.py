@@ -8,11 +8,11 @@ from conftest import CLASSES, SHARED, absent, tiny_model, write_folder
 from PIL import Image
 
 from alignseg_tf import Predictor
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.readers import DataError, load_label, read_folder
-from alignseg_tf.evaluation import evaluate, evaluate_model
-from alignseg_tf.prediction import predictors_on_all_gpus
-from alignseg_tf.protocols import Protocol
+from alignseg_tf.evaluation.evaluator import evaluate, evaluate_model
+from alignseg_tf.prediction.predictor import predictors_on_all_gpus
+from alignseg_tf.prediction.protocol import Protocol
 
 SPACE = LabelSpace(CLASSES)
 
@@ -232,8 +232,8 @@ def test_the_numbers_agree_with_torchmetrics():
         from torchmetrics.functional import classification as independent
     except ImportError:
         absent("torchmetrics is not installed")
-    from alignseg_tf.evaluation_report import Report
-    from alignseg_tf.scores import score_picture
+    from alignseg_tf.evaluation.counts import score_picture
+    from alignseg_tf.evaluation.report import Report
 
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -274,11 +274,11 @@ def test_cityscapes_numbers_agree_with_its_scripts(tmp_path):
         absent("cityscapesscripts is not installed")
     from PIL import Image
 
-    from alignseg_tf.data.catalog import CITYSCAPES
-    from alignseg_tf.evaluation_report import Report
-    from alignseg_tf.prediction import Prediction
-    from alignseg_tf.prediction_files import paths, save
-    from alignseg_tf.scores import score_picture
+    from alignseg_tf.data.label_space import CITYSCAPES
+    from alignseg_tf.evaluation.counts import score_picture
+    from alignseg_tf.evaluation.report import Report
+    from alignseg_tf.prediction.outputs import paths, save
+    from alignseg_tf.prediction.predictor import Prediction
 
     rng = np.random.default_rng(0)
     predictions, truths, scores = [], [], []
@@ -325,7 +325,7 @@ def test_two_logical_devices_give_the_same_counts(tmp_path):
         "tf.config.set_logical_device_configuration("
         "cpu, [tf.config.LogicalDeviceConfiguration()] * 2)\n"
         "from alignseg_tf import Predictor\n"
-        "from alignseg_tf.data.catalog import LabelSpace\n"
+        "from alignseg_tf.data.label_space import LabelSpace\n"
         "from alignseg_tf.data.readers import read_folder\n"
         "from alignseg_tf.evaluation import evaluate\n"
         "folder = Path(sys.argv[1])\n"
@@ -349,7 +349,7 @@ def test_shared_pictures_have_the_classes_of_their_labels():
     if not folder.is_dir():
         absent("the CamVid pictures, ../shared/data, are not here")
     from alignseg_tf.data.sources import open_data
-    from alignseg_tf.scores import score_picture
+    from alignseg_tf.evaluation.counts import score_picture
 
     data = open_data(folder)
     sample = data.samples("val")[0]

@@ -7,12 +7,12 @@ import pytest
 from conftest import CLASSES, write_folder
 from PIL import Image
 
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.readers import load_label, read_folder
-from alignseg_tf.evaluation import evaluate
-from alignseg_tf.evaluation_files import check_record, confusion_figure, render, write_report
-from alignseg_tf.evaluation_report import Report
-from alignseg_tf.files import RECORD_FILE
+from alignseg_tf.evaluation.evaluator import evaluate
+from alignseg_tf.evaluation.page import check_record, confusion_figure, render, write_report
+from alignseg_tf.evaluation.report import Report
+from alignseg_tf.system.files import RECORD_FILE
 
 SPACE = LabelSpace(CLASSES)
 
@@ -161,7 +161,7 @@ def test_names_are_data_and_numbers_come_before_drawings(tmp_path, monkeypatch):
         raise RuntimeError("no ink")
 
     fail.__name__ = "confusion_figure"
-    monkeypatch.setattr("alignseg_tf.evaluation_files.confusion_figure", fail)
+    monkeypatch.setattr("alignseg_tf.evaluation.page.confusion_figure", fail)
     with pytest.warns(UserWarning, match="confusion_figure failed: no ink"):
         paths = write_report(report, tmp_path / "again", space, samples, by_color)
     assert [path.name for path in paths] == [

@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from alignseg_tf.evaluation_report import Report, interval, sample_weights
-from alignseg_tf.scores import PictureScores, score_picture
+from alignseg_tf.evaluation.counts import PictureScores, score_picture
+from alignseg_tf.evaluation.report import Report, interval, sample_weights
 
 
 def picture(seed: int, right: float = 0.7, classes: int = 4) -> PictureScores:

@@ -7,10 +7,10 @@ import pytest
 from conftest import CLASSES, ROOT, tiny_model
 
 from alignseg_tf.__main__ import main
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.evaluation import evaluate_model
-from alignseg_tf.prediction import Predictor
+from alignseg_tf.evaluation.evaluator import evaluate_model
+from alignseg_tf.prediction.predictor import Predictor
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import pytest
 from conftest import CLASSES, calibrate_batch_norms, random_images
 
 from alignseg_tf import AlignSeg, backbones
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.export import compare_networks, export_onnx, export_saved_model, tflite
-from alignseg_tf.networks import KerasNetwork, TfliteNetwork
+from alignseg_tf.prediction.saved_networks import KerasNetwork, TfliteNetwork
 
 pytestmark = pytest.mark.slow
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from alignseg_tf import files
-from alignseg_tf.files import (
+from alignseg_tf.system import files
+from alignseg_tf.system.files import (
     RECORD_FILE,
     DiskFullError,
     ForeignFileError,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from alignseg_tf import fingerprints
-from alignseg_tf.fingerprints import (
+from alignseg_tf.system import fingerprints
+from alignseg_tf.system.fingerprints import (
     FileFingerprints,
     changed_names,
     combined,

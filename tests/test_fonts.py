@@ -6,8 +6,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from alignseg_tf import fonts, visualization
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf import visualization
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.system import fonts
 
 MONO = str(Path(fonts.MAIN_FONT).with_name("DejaVuSansMono.ttf"))
 ARC, HOUSE = "\u2312", "\u5bb6"  # in DejaVu Sans Mono only; in no DejaVu font

@@ -8,12 +8,13 @@ from conftest import CLASSES, tiny_model, write_folder
 from PIL import Image
 
 from alignseg_tf import Predictor, visualization
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.readers import load_sample
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.evaluation import evaluate as evaluate_pictures
-from alignseg_tf.fingerprints import names_hash
-from training import evaluate, gallery
+from alignseg_tf.evaluation.evaluator import evaluate as evaluate_pictures
+from alignseg_tf.system.fingerprints import names_hash
+from training import evaluate
+from training.release import gallery
 
 SCORES = np.array([0.9, 0.1, 0.2, 0.8, 0.3, np.nan, 0.6, 0.5])
 
@@ -124,7 +125,10 @@ def test_a_gallery_replaces_only_a_gallery(saved, folder, tmp_path, name, capsys
     before = path.read_bytes()
     arguments = [str(saved), "--data", str(folder), "--output", str(path)]
     assert gallery.main(arguments) == 2
-    assert f"{name}: expected a new file, or one that training.gallery" in capsys.readouterr().err
+    assert (
+        f"{name}: expected a new file, or one that training.release.gallery"
+        in capsys.readouterr().err
+    )
     assert path.read_bytes() == before
     gallery.write_gallery(drawn, path)
     assert gallery.is_gallery(path)

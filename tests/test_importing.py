@@ -13,13 +13,13 @@ from conftest import random_images
 from PIL import ExifTags, Image
 
 from alignseg_tf.__main__ import main
-from alignseg_tf.data.annotation_files import Invalid
-from alignseg_tf.data.annotations import read_coco, read_cvat, read_labelme
 from alignseg_tf.data.checking import check_samples
-from alignseg_tf.data.importing import ImportOptions, write_import
 from alignseg_tf.data.readers import DataError, load_image
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.files import RECORD_FILE
+from alignseg_tf.preparation.annotation_files import Invalid
+from alignseg_tf.preparation.annotations import read_coco, read_cvat, read_labelme
+from alignseg_tf.preparation.importing import ImportOptions, write_import
+from alignseg_tf.system.files import RECORD_FILE
 
 mask = pytest.importorskip("pycocotools.mask")
 

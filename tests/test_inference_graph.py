@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, random_images, tiny_model
 
-from alignseg_tf import AlignSeg, Predictor, backbones, checkpoints
-from alignseg_tf.alignment import offset_fields as traced_offset_fields
-from alignseg_tf.alignment import offsets_in_pixels
+from alignseg_tf import AlignSeg, Predictor, backbones
+from alignseg_tf import official_weights as checkpoints
+from alignseg_tf.analysis.alignment import offset_fields as traced_offset_fields
+from alignseg_tf.analysis.alignment import offsets_in_pixels
 from alignseg_tf.export import inference_model
-from alignseg_tf.export.inference_graph import offset_fields
+from alignseg_tf.inference.graph import offset_fields
+from alignseg_tf.inference.layers import OPERATIONS
 from alignseg_tf.layers import SAMPLING_CONVENTIONS
-from alignseg_tf.layers.inference_sampling import OPERATIONS
 
 IMAGES = random_images(2, 75, 101).astype("float32")
 

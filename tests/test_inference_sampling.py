@@ -6,6 +6,12 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
+from alignseg_tf.inference.layers import (
+    OPERATIONS,
+    resize_by_kernel,
+    sample_by_cropping,
+    sample_context,
+)
 from alignseg_tf.layers import (
     SAMPLING_CONVENTIONS,
     ActivatedSum,
@@ -18,12 +24,6 @@ from alignseg_tf.layers import (
     adaptive_average_pool,
     bilinear_sample,
     resize_align_corners,
-)
-from alignseg_tf.layers.inference_sampling import (
-    OPERATIONS,
-    resize_by_kernel,
-    sample_by_cropping,
-    sample_context,
 )
 
 

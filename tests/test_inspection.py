@@ -16,11 +16,11 @@ from conftest import ROOT, SHARED, absent, write_folder
 from PIL import Image
 
 from alignseg_tf.__main__ import main
-from alignseg_tf.data import contact_sheet, inspection
-from alignseg_tf.data.catalog import LABEL_SPACES
 from alignseg_tf.data.checking import check_samples
+from alignseg_tf.data.label_space import LABEL_SPACES
 from alignseg_tf.data.readers import DataError
 from alignseg_tf.data.sources import open_data
+from alignseg_tf.preparation import contact_sheet, inspection
 
 # What is wrong -> what makes it so. A damage takes the folder and may return another path to open.
 DAMAGES: dict[str, Callable[[Path], Path | None]] = {}

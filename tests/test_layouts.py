@@ -11,7 +11,7 @@ from data_fixtures import FIXTURES
 from PIL import Image
 
 from alignseg_tf.data import IGNORE, DataError, check_samples, load_label
-from alignseg_tf.data.layouts import LAYOUTS, _camvid_split, find_layout
+from alignseg_tf.data.datasets.layout import LAYOUTS, _camvid_split, find_layout
 from alignseg_tf.data.readers import load_sample
 from alignseg_tf.data.sources import open_data
 

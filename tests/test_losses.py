@@ -15,7 +15,8 @@ import pytest
 from conftest import absent
 from keras import ops
 
-from alignseg_tf import losses, resized_logits
+from alignseg_tf import logits_and_labels as resized_logits
+from alignseg_tf import losses
 from alignseg_tf.losses import (
     BoundaryCrossEntropy,
     CombinedLoss,

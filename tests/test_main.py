@@ -10,10 +10,11 @@ from conftest import CLASSES, random_images, tiny_model
 from PIL import Image
 from test_checkpoints import official_state_dict
 
-from alignseg_tf import alignment_figures, networks
 from alignseg_tf.__main__ import main
-from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.files import DiskFullError
+from alignseg_tf.analysis import alignment_figures
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.prediction import saved_networks as networks
+from alignseg_tf.system.files import DiskFullError
 from alignseg_tf.version import __version__
 
 

@@ -9,10 +9,11 @@ import pytest
 from conftest import CLASSES, ROOT, tiny_model
 from PIL import Image
 
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.evaluation import samples_fingerprints
-from alignseg_tf.evaluation_report import Report
+from alignseg_tf.evaluation.counts import score_picture
+from alignseg_tf.evaluation.evaluator import samples_fingerprints
+from alignseg_tf.evaluation.report import Report
 from alignseg_tf.export.agreement import Agreement
 from alignseg_tf.export.model_card import (
     is_card,
@@ -21,8 +22,7 @@ from alignseg_tf.export.model_card import (
     read_quality,
     warn_if_trained_on,
 )
-from alignseg_tf.fingerprints import names_hash
-from alignseg_tf.scores import score_picture
+from alignseg_tf.system.fingerprints import names_hash
 
 AGREEMENT = Agreement(3, 0.99987, 1.5e-5, 12.0, 0.123, (360, 480))
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, write_folder
 
-from alignseg_tf.data.catalog import IGNORE, LabelSpace
+from alignseg_tf.data.label_space import IGNORE, LabelSpace
 from alignseg_tf.data.pipeline import evaluation_dataset
 from alignseg_tf.data.readers import read_folder
-from training import multi_worker
-from training.multi_worker import Worker
+from training.distributed import workers as multi_worker
+from training.distributed.workers import Worker
 from training.recipe import RecipeError
 
 # Trains 2 epochs of 3 steps; argv: how (keras, workers), folder, 1 to be killed in epoch 2.

@@ -10,9 +10,14 @@ import tensorflow as tf
 from conftest import CLASSES, random_images, tiny_model
 
 from alignseg_tf import AlignSeg, Predictor
-from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.networks import TfliteNetwork, load_model, load_network, logits_model
-from alignseg_tf.protocols import Protocol
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.prediction.protocol import Protocol
+from alignseg_tf.prediction.saved_networks import (
+    TfliteNetwork,
+    load_model,
+    load_network,
+    logits_model,
+)
 
 SPACE = LabelSpace(CLASSES)
 SIZE = (64, 96)
@@ -259,7 +264,7 @@ def test_a_saved_model_with_class_maps_alone(tmp_path, model):
     """Those of servers that need nothing else."""
     archive = keras.export.ExportArchive()
     archive.track(model)
-    from alignseg_tf.networks import LABEL_SPACE_FILE
+    from alignseg_tf.prediction.saved_networks import LABEL_SPACE_FILE
 
     def class_map(images):
         logits = model(tf.cast(images, tf.float32), training=False)["segmentation"]

@@ -5,9 +5,9 @@ import pytest
 from conftest import CLASSES, random_images, tiny_model
 
 from alignseg_tf import Predictor
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.export import export_onnx
-from alignseg_tf.networks import load_network
+from alignseg_tf.prediction.saved_networks import load_network
 
 pytest.importorskip("tf2onnx", reason="needs tf2onnx: pip install 'alignseg_tf[onnx]'")
 pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxruntime")

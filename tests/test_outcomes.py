@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from alignseg_tf.outcomes import Outcome, OutcomeLog, relative_names
+from alignseg_tf.prediction.outcomes import Outcome, OutcomeLog, relative_names
 
 
 def rows(path):

@@ -10,8 +10,8 @@ from conftest import CLASSES, write_folder
 from PIL import Image
 
 from alignseg_tf.data.augmentation import Augmentation
-from alignseg_tf.data.catalog import IGNORE, LabelSpace
 from alignseg_tf.data.checking import check_samples
+from alignseg_tf.data.label_space import IGNORE, LabelSpace
 from alignseg_tf.data.pipeline import (
     RareClassSampling,
     SampleCache,

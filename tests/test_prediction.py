@@ -4,9 +4,9 @@ from conftest import CLASSES, random_images, tiny_model
 from PIL import Image
 
 from alignseg_tf import AlignSeg, Predictor, backbones
-from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.networks import load_model
-from alignseg_tf.protocols import Protocol
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.prediction.protocol import Protocol
+from alignseg_tf.prediction.saved_networks import load_model
 
 SPACE = LabelSpace(CLASSES)
 
@@ -92,7 +92,7 @@ def test_a_protocol_is_followed_and_large_pictures_go_in_windows(scene, monkeypa
     assert set(shapes) == {(64, 64)}
     assert not prediction.in_windows  # as asked for
     shapes.clear()
-    monkeypatch.setattr("alignseg_tf.protocols.LARGE_PICTURE_TILE", (48, 64))
+    monkeypatch.setattr("alignseg_tf.prediction.protocol.LARGE_PICTURE_TILE", (48, 64))
     prediction = watched(Predictor(model, Protocol(largest_whole=1000)))(scene)
     assert prediction.in_windows
     assert set(shapes) == {(48, 64)}

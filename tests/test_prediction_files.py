@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignseg_tf.data.annotations import read_coco
-from alignseg_tf.data.catalog import CITYSCAPES, LabelSpace
-from alignseg_tf.data.importing import ImportOptions, write_import
-from alignseg_tf.prediction import Prediction
-from alignseg_tf.prediction_files import KINDS, check_kinds, coco_data_set, polygons, run_lengths
+from alignseg_tf.data.label_space import CITYSCAPES, LabelSpace
+from alignseg_tf.prediction.outputs import KINDS, check_kinds, coco_data_set, polygons, run_lengths
+from alignseg_tf.prediction.predictor import Prediction
+from alignseg_tf.preparation.annotations import read_coco
+from alignseg_tf.preparation.importing import ImportOptions, write_import
 
 SPACE = LabelSpace(("ground", "box", "disc"), ((90, 110, 90), (200, 60, 50), (60, 80, 220)))
 

@@ -8,10 +8,10 @@ from PIL import Image
 
 from alignseg_tf import AlignSeg, Predictor, backbones, pretrained
 from alignseg_tf.__main__ import main
-from alignseg_tf.data import street_painter
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.datasets import street_painter
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.export.model_card import known_facts, trained_on_validation
-from alignseg_tf.networks import load_model
+from alignseg_tf.prediction.saved_networks import load_model
 from alignseg_tf.pretrained import model_path, pretrained_file, pretrained_names
 from training import build
 from training.recipe import Recipe, RecipeError

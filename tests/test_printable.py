@@ -2,7 +2,7 @@ import os
 import sys
 from pathlib import Path
 
-from alignseg_tf.printable import csv_cell, printable, printable_output
+from alignseg_tf.system.printable import csv_cell, printable, printable_output
 
 
 def test_what_is_shown_is_one_line_of_utf8():

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from alignseg_tf import progress
+from alignseg_tf.system import progress
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import argparse
 import numpy as np
 import pytest
 
-from alignseg_tf.protocols import (
+from alignseg_tf.prediction.protocol import (
     Protocol,
     add_protocol_arguments,
     axis_windows,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from alignseg_tf import quiet
+from alignseg_tf.system import quiet
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {
@@ -25,7 +25,7 @@ def test_an_import_changes_nothing_in_the_process():
     code = (
         "import os, sys, keras, tensorflow; before = dict(os.environ); "
         "import alignseg_tf, training; "
-        "assert dict(os.environ) == before; assert 'alignseg_tf.processor' not in sys.modules"
+        "assert dict(os.environ) == before; assert 'alignseg_tf.system.processor' not in sys.modules"
     )
     done = run("-c", code)
     assert done.returncode == 0, done.stderr

@@ -13,8 +13,8 @@ from conftest import CLASSES, write_folder
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from alignseg_tf.data import image_headers
-from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.checking import check_sample, check_samples
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.readers import (
     MIN_SIDE,
     DataError,

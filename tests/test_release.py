@@ -8,14 +8,14 @@ import pytest
 from conftest import CLASSES, ROOT, tiny_model
 
 from alignseg_tf import Predictor
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.readers import load_image
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.evaluation import evaluate
+from alignseg_tf.evaluation.evaluator import evaluate
 from alignseg_tf.export.model_card import known_facts, model_card
-from alignseg_tf.files import RECORD_FILE, write_text
-from alignseg_tf.protocols import Protocol
-from training import release
+from alignseg_tf.prediction.protocol import Protocol
+from alignseg_tf.system.files import RECORD_FILE, write_text
+from training.release import __main__ as release
 
 
 def test_values_are_rounded_to_significant_bits():

@@ -14,10 +14,10 @@ from PIL import Image
 
 from alignseg_tf.data.readers import Sample, read_folder
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.evaluation_report import Report
-from alignseg_tf.files import RECORD_FILE
-from alignseg_tf.fonts import names_in_figures
-from alignseg_tf.scores import score_picture
+from alignseg_tf.evaluation.counts import score_picture
+from alignseg_tf.evaluation.report import Report
+from alignseg_tf.system.files import RECORD_FILE
+from alignseg_tf.system.fonts import names_in_figures
 from training import report
 
 CLASSES = ("ground", "box|es", "disc")

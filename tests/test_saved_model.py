@@ -10,9 +10,10 @@ import tensorflow as tf
 from conftest import CLASSES, ROOT, random_images, tiny_model
 from PIL import Image
 
-from alignseg_tf import AlignSeg, Predictor, backbones, checkpoints
-from alignseg_tf.alignment import offset_fields
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf import AlignSeg, Predictor, backbones
+from alignseg_tf import official_weights as checkpoints
+from alignseg_tf.analysis.alignment import offset_fields
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.export import (
     compare_networks,
     export_saved_model,
@@ -20,7 +21,7 @@ from alignseg_tf.export import (
     saved_model_forms,
 )
 from alignseg_tf.layers import resize_align_corners
-from alignseg_tf.networks import KerasNetwork, SavedModelNetwork, load_network
+from alignseg_tf.prediction.saved_networks import KerasNetwork, SavedModelNetwork, load_network
 
 # Written before folders had a record.
 RELEASED = ROOT / "savedmodels" / "camvid_lite0"

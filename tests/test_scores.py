@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from alignseg_tf import boundaries
-from alignseg_tf.scores import PictureScores, count_confusion, score_picture
+from alignseg_tf.evaluation import boundaries
+from alignseg_tf.evaluation.counts import PictureScores, count_confusion, score_picture
 
 
 def test_confusion_is_counted_without_ignored_pixels():

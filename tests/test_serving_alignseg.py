@@ -6,7 +6,7 @@ from conftest import CLASSES, random_images, tiny_model
 from serving_fixtures import decoded, encoded, running
 
 from alignseg_tf import Predictor
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.export import export_saved_model
 
 pytestmark = pytest.mark.slow

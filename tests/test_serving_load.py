@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from serving_fixtures import encoded, picture, write_model
 
-from training import benchmark, serving_load
+from training.benchmark import __main__ as benchmark
+from training.benchmark import serving_load
 
 
 def test_the_huge_image_is_one_to_pillow():

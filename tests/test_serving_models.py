@@ -10,8 +10,8 @@ import pytest
 import tensorflow as tf
 from serving_fixtures import NOT_FINITE, SPACE, expected, picture, write_model
 
-from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.networks import LABEL_SPACE_FILE
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.prediction.saved_networks import LABEL_SPACE_FILE
 from alignseg_tf.serving.models import (
     ImageSizeError,
     Models,

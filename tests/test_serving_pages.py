@@ -16,7 +16,7 @@ from serving_fixtures import SPACE, encoded, expected, picture, write_model
 from test_serving_server import process, until
 
 from alignseg_tf import Predictor
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.serving.settings import DEFAULT_LITERT
 
 pytestmark = pytest.mark.slow

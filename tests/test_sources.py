@@ -4,8 +4,8 @@ import json
 import pytest
 from conftest import CLASSES
 
-from alignseg_tf.data import street_painter
-from alignseg_tf.data.catalog import LABEL_SPACES
+from alignseg_tf.data.datasets import street_painter
+from alignseg_tf.data.label_space import LABEL_SPACES
 from alignseg_tf.data.readers import DataError
 from alignseg_tf.data.sources import (
     add_data_arguments,

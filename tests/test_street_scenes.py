@@ -7,8 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from alignseg_tf.data import street_painter
-from alignseg_tf.data.street_painter import CLASSES, PALETTE, VOID, draw_scene, write_folder
+from alignseg_tf.data.datasets import street_painter
+from alignseg_tf.data.datasets.street_painter import (
+    CLASSES,
+    PALETTE,
+    VOID,
+    draw_scene,
+    write_folder,
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import tiny_model
 
 from alignseg_tf import AlignSeg, backbones
-from alignseg_tf.summary import (
+from alignseg_tf.analysis.summary import (
     Block,
     ModelSummary,
     _median_seconds,
@@ -286,7 +286,7 @@ def test_a_block_is_timed_on_what_the_one_before_it_made(model, monkeypatch):
         timed.extend(blocks)
         return [1.0] * len(blocks)
 
-    monkeypatch.setattr("alignseg_tf.summary._median_seconds", median_seconds)
+    monkeypatch.setattr("alignseg_tf.analysis.summary._median_seconds", median_seconds)
     summarize(model, SIZE, runs=1)
     *blocks, whole = timed
     (images,) = whole.inputs

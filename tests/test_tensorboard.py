@@ -8,11 +8,11 @@ from conftest import CLASSES, tiny_model
 from PIL import Image
 
 from alignseg_tf import losses, metrics, optimizers
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.readers import read_folder
-from training import tensorboard
-from training.logs import weight_norm
-from training.tensorboard import TensorBoard, middle, offset_panel
+from training.callbacks import tensorboard
+from training.callbacks.logs import weight_norm
+from training.callbacks.tensorboard import TensorBoard, middle, offset_panel
 
 reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 tensor_util = pytest.importorskip("tensorboard.util.tensor_util")

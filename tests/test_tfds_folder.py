@@ -9,11 +9,11 @@ from conftest import leftover, random_images
 from data_fixtures import train_and_evaluate
 from PIL import Image
 
-from alignseg_tf.data.catalog import LABEL_SPACES, LabelSpace
 from alignseg_tf.data.checking import check_samples
+from alignseg_tf.data.datasets.tfds import TfdsOptions, write_folder
+from alignseg_tf.data.label_space import LABEL_SPACES, LabelSpace
 from alignseg_tf.data.readers import DataError
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.data.tfds_folder import TfdsOptions, write_folder
 
 CLASSES = ("ground", "box")
 SIZE = (40, 56)
@@ -236,7 +236,7 @@ def test_features_must_not_be_ambiguous(monkeypatch):
         "left": tfds.features.Image(), "right": tfds.features.Image(),
         "label": tfds.features.Image(shape=(None, None, 1)),
     })  # fmt: skip
-    from alignseg_tf.data.tfds_folder import _feature_keys
+    from alignseg_tf.data.datasets.tfds import _feature_keys
 
     with pytest.raises(DataError, match="several features may be meant; say which one with --im"):
         _feature_keys("x", features, TfdsOptions(), tfds)

@@ -10,12 +10,12 @@ import pytest
 from conftest import CLASSES, random_images, tiny_model
 
 from alignseg_tf import AlignSeg, Predictor, backbones, losses
-from alignseg_tf.data.catalog import IGNORE, LabelSpace
+from alignseg_tf.data.label_space import IGNORE, LabelSpace
 from alignseg_tf.data.readers import load_sample, read_folder
 from alignseg_tf.export import export_tflite, tflite
 from alignseg_tf.export.tflite import check_operators, operators
-from alignseg_tf.networks import load_network
-from alignseg_tf.protocols import Protocol
+from alignseg_tf.prediction.protocol import Protocol
+from alignseg_tf.prediction.saved_networks import load_network
 
 pytest.importorskip("ai_edge_litert", reason="needs LiteRT: pip install ai-edge-litert")
 

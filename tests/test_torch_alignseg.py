@@ -7,7 +7,7 @@ from alignseg_tf import backbones
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[parity]'")
 
-from training.torch_alignseg import (
+from training.benchmark.torch_alignseg import (
     Aggregation,
     Context,
     EfficientNetLite0,

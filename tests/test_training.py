@@ -21,15 +21,16 @@ import tensorflow as tf
 from conftest import ROOT, leftover, write_folder
 from PIL import Image
 
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.pipeline import View
 from alignseg_tf.data.readers import DataError, read_folder
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.files import RECORD_FILE
 from alignseg_tf.metrics import mean_iou
-from alignseg_tf.protocols import axis_windows
-from training import build, callbacks, demo, evaluate, train
-from training.batches import check_data, validation_views
+from alignseg_tf.prediction.protocol import axis_windows
+from alignseg_tf.system.files import RECORD_FILE
+from training import build, demo, evaluate, train
+from training.callbacks import run_folder as callbacks
+from training.data import check_data, validation_views
 from training.dry_run import dry_run
 from training.recipe import Recipe, RecipeError, load_recipe, recipe_names
 

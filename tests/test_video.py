@@ -4,7 +4,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from alignseg_tf.video import Video, VideoWriter, is_video, opened_video
+from alignseg_tf.prediction.video import Video, VideoWriter, is_video, opened_video
 
 av = pytest.importorskip("av")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from alignseg_tf import visualization
-from alignseg_tf.data.catalog import CAMVID, IGNORE
+from alignseg_tf.data.label_space import CAMVID, IGNORE
 
 PALETTE = [[255, 0, 0], [0, 0, 255]]
 

@@ -6,11 +6,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from alignseg_tf import AlignSeg, backbones, checkpoints, losses, metrics, optimizers
+from alignseg_tf import AlignSeg, backbones, losses, metrics, official_weights, optimizers
 from alignseg_tf.data.augmentation import Augmentation
-from alignseg_tf.data.catalog import IGNORE, LabelSpace
+from alignseg_tf.data.label_space import IGNORE, LabelSpace
 from alignseg_tf.model import freeze_batch_norm
-from alignseg_tf.networks import load_model
+from alignseg_tf.prediction.saved_networks import load_model
 from alignseg_tf.transfer import transfer_weights
 from training.recipe import Recipe, RecipeError
 
@@ -28,7 +28,9 @@ def build_backbone(recipe: Recipe) -> keras.Model:
         )
     if weights is not None:
         try:
-            checkpoints.load_official_backbone(backbone, checkpoints.read_state_dict(weights))
+            official_weights.load_official_backbone(
+                backbone, official_weights.read_state_dict(weights)
+            )
         except (ValueError, ImportError) as error:
             raise RecipeError(f"backbone_weights: {error}") from error
     return backbone

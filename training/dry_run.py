@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from alignseg_tf.progress import duration
-from training.memory import peak_resident_bytes
+from alignseg_tf.system.memory import peak_resident_bytes
+from alignseg_tf.system.progress import duration
 from training.recipe import Recipe
 
 # The first of them builds the graph and is not timed.

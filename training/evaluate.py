@@ -9,36 +9,36 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.readers import Sample
 from alignseg_tf.data.sources import add_data_arguments, data_from_arguments
-from alignseg_tf.evaluation import evaluate_model
-from alignseg_tf.evaluation_files import (
+from alignseg_tf.evaluation.evaluator import evaluate_model
+from alignseg_tf.evaluation.page import (
     EVALUATION,
     REPORT_FILES,
     check_record,
     is_evaluation,
     write_report,
 )
-from alignseg_tf.evaluation_report import Report
+from alignseg_tf.evaluation.report import Report
 from alignseg_tf.export.model_card import warn_if_trained_on
-from alignseg_tf.files import (
-    add_overwrite_argument,
-    check_file,
-    check_replaceable,
-    write_text,
-)
-from alignseg_tf.prediction import predictors_on_all_gpus
-from alignseg_tf.pretrained import model_path
-from alignseg_tf.printable import printable_output
-from alignseg_tf.processor import prepare_processor
-from alignseg_tf.progress import counter
-from alignseg_tf.protocols import (
+from alignseg_tf.prediction.predictor import predictors_on_all_gpus
+from alignseg_tf.prediction.protocol import (
     Protocol,
     add_block_argument,
     add_protocol_arguments,
     protocol_from_arguments,
 )
+from alignseg_tf.pretrained import model_path
+from alignseg_tf.system.files import (
+    add_overwrite_argument,
+    check_file,
+    check_replaceable,
+    write_text,
+)
+from alignseg_tf.system.printable import printable_output
+from alignseg_tf.system.processor import prepare_processor
+from alignseg_tf.system.progress import counter
 
 # In the folder of an evaluation: what an interrupted one goes on from.
 RECORD_FILE = "pictures.jsonl"

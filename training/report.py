@@ -17,14 +17,14 @@ import numpy as np
 
 from alignseg_tf.data.readers import Sample
 from alignseg_tf.data.sources import DataSource
-from alignseg_tf.environment import machine, versions
-from alignseg_tf.evaluation_report import Report
+from alignseg_tf.evaluation.report import Report
 from alignseg_tf.export.model_card import trained_on_validation
-from alignseg_tf.files import Output, atomic_result, check_replaceable, write_files
-from alignseg_tf.fingerprints import file_fingerprint
-from alignseg_tf.fonts import names_in_figures
-from alignseg_tf.progress import duration
-from training.logs import VALIDATION_METRIC
+from alignseg_tf.system.environment import machine, versions
+from alignseg_tf.system.files import Output, atomic_result, check_replaceable, write_files
+from alignseg_tf.system.fingerprints import file_fingerprint
+from alignseg_tf.system.fonts import names_in_figures
+from alignseg_tf.system.progress import duration
+from training.callbacks.logs import VALIDATION_METRIC
 
 ROOT = Path(__file__).resolve().parents[1]
 # More curves than this cannot be told apart: those with the lowest IoU at the end are drawn.

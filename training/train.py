@@ -22,34 +22,26 @@ import numpy as np
 import tensorflow as tf
 
 from alignseg_tf import AlignSeg, metrics
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.pipeline import (
     evaluation_dataset,
     steps_per_epoch,
 )
 from alignseg_tf.data.readers import DataError, Sample
 from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
-from alignseg_tf.evaluation import label_encoding, samples_fingerprints
-from alignseg_tf.evaluation_report import Report
+from alignseg_tf.evaluation.evaluator import label_encoding, samples_fingerprints
+from alignseg_tf.evaluation.report import Report
 from alignseg_tf.export.model_card import RUN_FILE, read_run
-from alignseg_tf.files import DiskFullError, ForeignFileError, check_replaceable, write_text
-from alignseg_tf.fingerprints import differences, fingerprint, named_fingerprints, names_hash
 from alignseg_tf.precision import global_dtype_policy
-from alignseg_tf.printable import printable_output
-from alignseg_tf.processor import prepare_processor
-from alignseg_tf.progress import counter
-from training import multi_worker
-from training.averaging import ValidateAveraged
-from training.batches import (
-    Checked,
-    TrainingBatches,
-    check_data,
-    for_outputs,
-    stages,
-    validation_views,
-)
+from alignseg_tf.system.files import DiskFullError, ForeignFileError, check_replaceable, write_text
+from alignseg_tf.system.fingerprints import differences, fingerprint, named_fingerprints, names_hash
+from alignseg_tf.system.printable import printable_output
+from alignseg_tf.system.processor import prepare_processor
+from alignseg_tf.system.progress import counter
 from training.build import build_model, compile_model
-from training.callbacks import (
+from training.callbacks.averaging import ValidateAveraged
+from training.callbacks.progress import Progress
+from training.callbacks.run_folder import (
     RunFolder,
     RunStoppedError,
     SeedDropout,
@@ -58,10 +50,19 @@ from training.callbacks import (
     locked,
     set_synchronized_batch_norm,
 )
+from training.callbacks.tensorboard import TensorBoard
+from training.data import (
+    Checked,
+    TrainingBatches,
+    check_data,
+    for_outputs,
+    stages,
+    validation_views,
+)
+from training.distributed import workers
+from training.distributed.workers import Worker
 from training.dry_run import dry_run
 from training.evaluate import evaluate_and_write
-from training.multi_worker import Worker
-from training.progress import Progress
 from training.recipe import (
     Recipe,
     RecipeError,
@@ -70,7 +71,6 @@ from training.recipe import (
     with_defaults,
 )
 from training.report import REPORT, REPORT_FILES, describe_data, write_report
-from training.tensorboard import TensorBoard
 
 # What a run replaces in its folder, besides its report.
 RUN_FILES = (
@@ -265,9 +265,9 @@ def prepare(
     Raises:
         RecipeError: the recipe does not fit the devices, or weights do not fit the model.
     """
-    worker = multi_worker.this_worker()
+    worker = workers.this_worker()
     if worker.count > 1:
-        strategy = multi_worker.multi_worker_strategy()
+        strategy = workers.multi_worker_strategy()
     else:
         strategy = distribution_strategy(cpu_replicas)
     replicas = strategy.num_replicas_in_sync
@@ -291,7 +291,7 @@ def prepare(
     )
     views = validation_views(data.validation_summary.sizes)
     if worker.count > 1:
-        validation = multi_worker.validation_share(
+        validation = workers.validation_share(
             data.validation, data.label_space, worker, replicas // worker.count, data.one_size,
             views,
         )  # fmt: skip
@@ -333,7 +333,7 @@ def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1)
     description = describe_run(recipe, data.label_space, training)
     check_run_folder(output, description)  # at once, where names are enough to tell
     steps_per_epoch(len(training), recipe.batch_size)
-    worker = multi_worker.this_worker()
+    worker = workers.this_worker()
     with locked(output) if worker.is_chief else contextlib.nullcontext():
         checked = check_data(data, training)
         description |= describe_content(recipe, data, training)
@@ -344,9 +344,9 @@ def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1)
                 raise RecipeError(
                     "--cpu-replicas does not go with TF_CONFIG: each worker is a device"
                 )
-            last = multi_worker.checksum(output / "last.keras")
+            last = workers.checksum(output / "last.keras")
             facts = {"recipe or data": json.dumps(description), "last.keras": last}
-            multi_worker.meet(worker, facts)
+            workers.meet(worker, facts)
         run_folder = RunFolder(output)
         with global_dtype_policy(recipe.dtype_policy):
             run = prepare(recipe, checked, run_folder, cpu_replicas)
@@ -412,7 +412,7 @@ def fit(run: Run, run_folder: RunFolder) -> None:
                 TensorBoard(folder / "tensorboard", data.validation[:4], data.label_space),
             ]
         else:
-            callbacks.append(multi_worker.WorkerProgress(run.worker))
+            callbacks.append(workers.WorkerProgress(run.worker))
         callbacks.append(stop)  # last: an epoch that is done is saved before
         for first, last, crop_size in parts:
             first = max(first, run.initial_epoch)
@@ -421,7 +421,7 @@ def fit(run: Run, run_folder: RunFolder) -> None:
             batches = run.batches(first, last, crop_size)
             if run.worker.count > 1:
                 batches = batches.rebatch(recipe.batch_size // run.strategy.num_replicas_in_sync)
-                multi_worker.fit(
+                workers.fit(
                     run.model, run.strategy, batches, run.validation, callbacks, first, last, steps,
                     validation_epochs(recipe),
                 )  # fmt: skip
@@ -476,8 +476,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if parsed.dry_run:
             try_out(recipe, data, parsed.cpu_replicas)
             return 0
-        worker = multi_worker.this_worker()
-        with multi_worker.restart_when_a_worker_is_lost(worker, parsed.output / "last.keras"):
+        worker = workers.this_worker()
+        with workers.restart_when_a_worker_is_lost(worker, parsed.output / "last.keras"):
             report = train(recipe, data, parsed.output, parsed.cpu_replicas)
     except (DataError, RecipeError) as error:
         print(f"error: {error}", file=sys.stderr)

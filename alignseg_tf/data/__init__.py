@@ -7,8 +7,8 @@ name is first used.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from alignseg_tf.data.catalog import IGNORE, LABEL_SPACES, LabelSpace
 from alignseg_tf.data.checking import check_samples
+from alignseg_tf.data.label_space import IGNORE, LABEL_SPACES, LabelSpace
 from alignseg_tf.data.readers import (
     DataError,
     Sample,

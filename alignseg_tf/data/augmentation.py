@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from alignseg_tf.data.catalog import IGNORE
+from alignseg_tf.data.label_space import IGNORE
 
 Tensor = Any
 

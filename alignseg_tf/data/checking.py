@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alignseg_tf.data.catalog import LabelSpace
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.readers import (
     DEEP_MODES,
     DataError,
@@ -25,7 +25,7 @@ from alignseg_tf.data.readers import (
     load_sample,
     opened,
 )
-from alignseg_tf.printable import printable
+from alignseg_tf.system.printable import printable
 
 # Files named for each kind of note.
 NAMED = 3

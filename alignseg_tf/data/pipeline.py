@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from alignseg_tf.data.augmentation import Augmentation
-from alignseg_tf.data.catalog import IGNORE, LabelSpace
+from alignseg_tf.data.label_space import IGNORE, LabelSpace
 from alignseg_tf.data.readers import DataError, Sample, load_sample
 
 DEFAULT_CACHE_BYTES = 2 << 30

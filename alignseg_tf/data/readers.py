@@ -26,9 +26,9 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from alignseg_tf.data.catalog import LabelSpace
 from alignseg_tf.data.image_headers import check_header, describe_tiff, exif_orientation
-from alignseg_tf.printable import printable
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.system.printable import printable
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignseg_tf.data import street_painter, tfds_folder
-from alignseg_tf.data.catalog import LABEL_SPACES, LabelSpace
-from alignseg_tf.data.layouts import LAYOUTS, Layout, find_layout, read_label_space
+from alignseg_tf.data.datasets import street_painter, tfds
+from alignseg_tf.data.datasets.layout import LAYOUTS, Layout, find_layout, read_label_space
+from alignseg_tf.data.datasets.tfds import TfdsOptions
+from alignseg_tf.data.label_space import LABEL_SPACES, LabelSpace
 from alignseg_tf.data.readers import IMAGE_SUFFIXES, DataError, Sample, Skipped, list_files
-from alignseg_tf.data.tfds_folder import TfdsOptions
 
 Progress = Callable[[int, int], None]
 
@@ -101,7 +101,7 @@ def open_data(
         if layout not in (None, "folder"):
             raise DataError(f"{data} becomes a folder: it takes no --layout. Received: {layout!r}")
         name = str(data).removeprefix("tfds:")
-        root, found_space = tfds_folder.write_folder(
+        root, found_space = tfds.write_folder(
             name, cache_folder() / "tfds", tfds_options, given, progress
         )
         return DataSource(root, LAYOUTS["folder"], found_space)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alignseg_tf.export.agreement import Agreement, compare_networks
-    from alignseg_tf.export.inference_graph import inference_model
     from alignseg_tf.export.onnx import export_onnx
     from alignseg_tf.export.saved_model import export_saved_model
     from alignseg_tf.export.tflite import export_tflite
+    from alignseg_tf.inference.graph import inference_model
 
 # What `export_tflite` may be asked for, see `tflite`.
 QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")

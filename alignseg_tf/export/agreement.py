@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from alignseg_tf.bands import resized
-from alignseg_tf.networks import Network, NonFiniteLogitsError
-from alignseg_tf.prediction import Predictor
-from alignseg_tf.protocols import Protocol
+from alignseg_tf.prediction.predictor import Predictor
+from alignseg_tf.prediction.protocol import Protocol
+from alignseg_tf.prediction.saved_networks import Network, NonFiniteLogitsError
+from alignseg_tf.prediction.tiling import resized
 
 # Rounding decides between classes of equal logits; anything more is a broken export.
 LEAST_AGREEMENT = 0.99

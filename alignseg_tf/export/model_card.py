@@ -11,12 +11,12 @@ from typing import Any
 
 from alignseg_tf.data.readers import DataError
 from alignseg_tf.data.sources import DataSource
-from alignseg_tf.environment import machine, versions
-from alignseg_tf.evaluation import samples_fingerprints
+from alignseg_tf.evaluation.evaluator import samples_fingerprints
 from alignseg_tf.export.agreement import Agreement
-from alignseg_tf.fingerprints import names_hash
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
-from alignseg_tf.networks import label_space_of
+from alignseg_tf.prediction.saved_networks import label_space_of
+from alignseg_tf.system.environment import machine, versions
+from alignseg_tf.system.fingerprints import names_hash
 
 CARD_FILE = "MODEL_CARD.md"
 # What files beside a model say of it: in a training run's folder by these names, elsewhere with the

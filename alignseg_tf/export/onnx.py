@@ -10,16 +10,16 @@ import numpy as np
 import tensorflow as tf
 
 from alignseg_tf.export.agreement import Agreement, check_agreement, compare_networks
-from alignseg_tf.export.inference_graph import inference_model
-from alignseg_tf.files import atomic_path, check_file
+from alignseg_tf.inference.graph import inference_model
 from alignseg_tf.model import AlignSeg
-from alignseg_tf.networks import (
+from alignseg_tf.prediction.saved_networks import (
     ONNX_LABEL_SPACE_KEY,
     KerasNetwork,
     OnnxNetwork,
     label_space_of,
     logits_model,
 )
+from alignseg_tf.system.files import atomic_path, check_file
 
 OPSET = 18
 

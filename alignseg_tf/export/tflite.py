@@ -18,19 +18,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from alignseg_tf.bands import resized
 from alignseg_tf.export import OUTPUTS, QUANTIZATIONS
 from alignseg_tf.export.agreement import (
     Agreement,
     check_agreement,
     compare_networks,
 )
-from alignseg_tf.export.inference_graph import inference_model
 from alignseg_tf.export.tflite_metadata import with_metadata
-from alignseg_tf.files import atomic_path, check_file
-from alignseg_tf.layers.inference_sampling import resize_by_kernel
+from alignseg_tf.inference.graph import inference_model
+from alignseg_tf.inference.layers import resize_by_kernel
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
-from alignseg_tf.networks import (
+from alignseg_tf.prediction.saved_networks import (
     TFLITE_LABEL_SPACE_FILE,
     TFLITE_LABELS_FILE,
     KerasNetwork,
@@ -40,7 +38,9 @@ from alignseg_tf.networks import (
     label_space_of,
     logits_model,
 )
-from alignseg_tf.quiet import silent_stderr
+from alignseg_tf.prediction.tiling import resized
+from alignseg_tf.system.files import atomic_path, check_file
+from alignseg_tf.system.quiet import silent_stderr
 
 # Of many calibration pictures so many are used, evenly spread.
 CALIBRATION_PICTURES = 100

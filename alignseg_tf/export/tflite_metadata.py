@@ -12,8 +12,8 @@ from typing import Any
 
 import flatbuffers
 
-from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.networks import TFLITE_LABEL_SPACE_FILE, TFLITE_LABELS_FILE
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.prediction.saved_networks import TFLITE_LABEL_SPACE_FILE, TFLITE_LABELS_FILE
 from alignseg_tf.version import __version__
 
 BUFFER_NAME = "TFLITE_METADATA"

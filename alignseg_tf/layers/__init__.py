@@ -1,12 +1,6 @@
 """The layers of AlignSeg and the sampling functions under them, in pure `keras.ops`."""
 
-from alignseg_tf.layers.aligned_context_modeling import AlignedContextModeling
-from alignseg_tf.layers.aligned_feature_aggregation import AlignedFeatureAggregation
-from alignseg_tf.layers.batch_normalization import BatchNormalization
-from alignseg_tf.layers.conv_blocks import ConvNormAct, ResidualRefinement, SegmentationHead
-from alignseg_tf.layers.depthwise_conv2d import DepthwiseConv2D
-from alignseg_tf.layers.flat_leaky_relu import FlatLeakyReLU
-from alignseg_tf.layers.inference_sampling import (
+from alignseg_tf.inference.layers import (
     ActivatedSum,
     AdaptivePooling,
     ContextSampling,
@@ -14,6 +8,12 @@ from alignseg_tf.layers.inference_sampling import (
     Resizing,
     Sampling,
 )
+from alignseg_tf.layers.aligned_context_modeling import AlignedContextModeling
+from alignseg_tf.layers.aligned_feature_aggregation import AlignedFeatureAggregation
+from alignseg_tf.layers.batch_normalization import BatchNormalization
+from alignseg_tf.layers.conv_blocks import ConvNormAct, ResidualRefinement, SegmentationHead
+from alignseg_tf.layers.depthwise_conv2d import DepthwiseConv2D
+from alignseg_tf.layers.flat_leaky_relu import FlatLeakyReLU
 from alignseg_tf.layers.offset_prediction import OffsetPrediction
 from alignseg_tf.layers.pixel_normalization import PixelNormalization
 from alignseg_tf.layers.sampling import (

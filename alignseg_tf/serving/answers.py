@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from alignseg_tf import visualization
-from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.prediction_files import run_lengths
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.prediction.outputs import run_lengths
 
 # Most vectors of an offset field along a side; more are not seen in a picture.
 MAX_VECTORS = 64

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from alignseg_tf.data.catalog import LabelSpace
-from alignseg_tf.networks import SavedModelNetwork
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.prediction.saved_networks import SavedModelNetwork
 
 log = logging.getLogger("alignseg_tf.serving")
 # Size of the image that a new version has to segment before it serves, if it takes any size.

@@ -1,0 +1,1 @@
+"""Backbones: Keras models that give a feature pyramid."""

@@ -1,0 +1,354 @@
+"""A data set of TensorFlow Datasets, turned once into a folder of pictures and labels.
+
+What TFDS stores, encoded pictures, is written to files as it is, so nothing is decoded or encoded
+on the way, and everything that works on a folder works on the data set.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from alignseg_tf.data.label_space import LABEL_SPACES, LabelSpace
+from alignseg_tf.data.readers import DataError
+from alignseg_tf.system.files import remove_leftovers, write_bytes, write_text
+from alignseg_tf.system.fingerprints import FileFingerprints, changed_names
+
+# What the labels of known data sets mean, by name and label feature: a key of LABEL_SPACES.
+KNOWN_LABELS = {
+    ("oxford_iiit_pet", "segmentation_mask"): "oxford_iiit_pet",
+    ("cityscapes", "segmentation_label"): "cityscapes",
+}
+LABEL_WORDS = ("mask", "label", "seg", "annotation")
+VAL_SPLITS = ("validation", "val", "test")
+# The first bytes of a file, and its suffix.
+SIGNATURES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"BM": ".bmp"}
+ONE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B")
+
+
+@dataclass(frozen=True)
+class TfdsOptions:
+    """Which part of a TFDS data set to take; None where it can be told.
+
+    Attributes:
+        image_key: the feature that holds the pictures.
+        label_key: the feature that holds the labels.
+        train_split: TFDS split expression of the training pictures; `train`.
+        val_split: of the validation pictures; the first of validation, val, test.
+    """
+
+    image_key: str | None = None
+    label_key: str | None = None
+    train_split: str | None = None
+    val_split: str | None = None
+
+
+def write_folder(
+    name: str,
+    cache: str | Path,
+    options: TfdsOptions | None = None,
+    label_space: LabelSpace | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Path, LabelSpace]:
+    """Write a prepared TFDS data set as a folder, or keep the folder that is already there.
+
+    The folder holds `images/{train,val}/000000.*`, `labels/{train,val}/000000.*`, numbered in the
+    order of TFDS without shuffling, and `classes.json`. `tfds.json` records what it is made of
+    and whether it is complete. Each file appears under its name when it is whole; a call that was
+    killed is taken up where it stopped.
+
+    Args:
+        name: `NAME`, `NAME/CONFIG` or `NAME/CONFIG:VERSION`, as TFDS takes it.
+        cache: the folder under which to make it, as `NAME-CONFIG-VERSION-HASH`.
+        options: features and splits.
+        label_space: what the labels mean; None for known data sets and where TFDS has names.
+        progress: called with (pictures written, pictures in all).
+
+    Returns:
+        The folder and the label space.
+
+    Raises:
+        DataError: TFDS is missing, has no such data set, it is not prepared, or its features,
+            splits or classes must be named.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataError(
+            f"tfds:{name} needs TensorFlow Datasets: pip install tensorflow-datasets ({error})"
+        ) from error
+
+    options = options or TfdsOptions()
+    builder = _prepared_builder(name, tfds)
+    image_key, label_key = _feature_keys(name, builder.info.features, options, tfds)
+    splits = _split_expressions(name, builder.info.splits, options)
+    label_space = label_space or _label_space_of(name, builder, label_key)
+
+    record = {
+        "data_set": builder.info.full_name,
+        "image_key": image_key,
+        "label_key": label_key,
+        "splits": {part: expression for part, (expression, _) in splits.items()},
+        # Another preparation, with other files, makes another folder.
+        "prepared": {
+            split: [list(info.shard_lengths), info.num_bytes]
+            for split, info in sorted(builder.info.splits.items())
+        },
+    }
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
+    root = Path(cache) / f"{builder.info.full_name.replace('/', '-')}-{digest}"
+    counts = {part: count for part, (_, count) in splits.items()}
+    if not _is_complete(root, record, counts):
+        if root.is_dir() and any(root.iterdir()) and not (root / "tfds.json").is_file():
+            raise DataError(f"{root}: expected a new folder, or one with tfds.json; remove it")
+        root.mkdir(parents=True, exist_ok=True)
+        write_text(root / "tfds.json", json.dumps({**record, "complete": False}, indent=1))
+        features = {"images": image_key, "labels": label_key}
+        done = 0
+        for part, (expression, _) in splits.items():
+            for kind in features:
+                (root / kind / part).mkdir(parents=True, exist_ok=True)
+                remove_leftovers(root / kind / part)
+            records = _read(name, builder, expression, features, tfds)
+            for index, stored in enumerate(records):
+                for kind, key in features.items():
+                    where = f"tfds:{name}, split {expression!r}, record {index}, feature {key!r}"
+                    feature = builder.info.features[key]
+                    content, suffix = _as_file(stored[key], feature, kind == "labels", where)
+                    path = root / kind / part / f"{index:06d}{suffix}"
+                    if not path.exists():
+                        write_bytes(path, content)
+                    elif path.read_bytes() != content:
+                        raise DataError(
+                            f"{path}: another file than {where} holds. Remove it to write it "
+                            "again, or move the folder to keep it"
+                        )
+                done += 1
+                if progress is not None:
+                    progress(done, sum(counts.values()))
+        files = dict(zip(*_fingerprints(root, counts), strict=True))
+        complete = {**record, "complete": True, "files": files}
+        write_text(root / "tfds.json", json.dumps(complete, indent=1))
+    _write_classes(root / "classes.json", label_space)
+    return root, label_space
+
+
+def _prepared_builder(name: str, tfds: Any) -> Any:
+    try:
+        builder = tfds.builder(name)
+    except Exception as error:  # TFDS raises many kinds, with long lists of all its data sets
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(f"tfds:{name}: TFDS has no such data set ({reason})") from error
+    if not builder.is_prepared():
+        manual = (builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split("\n")
+        raise DataError(
+            f"tfds:{name}: not prepared: {builder.data_path} is not there. With a network "
+            'connection run\n    python -c "import tensorflow_datasets as tfds; '
+            f"tfds.builder('{name}').download_and_prepare()\"\nor copy the folder from a machine "
+            "where it is prepared. The environment variable TFDS_DATA_DIR says where TFDS looks."
+            + (
+                "\nIt must be downloaded by hand, into downloads/manual there:\n    "
+                + "\n    ".join(line.strip() for line in manual if line.strip())
+                if any(manual)
+                else ""
+            )
+        )
+    return builder
+
+
+def _feature_keys(name: str, features: Any, options: TfdsOptions, tfds: Any) -> tuple[str, str]:
+    """Return the keys of the pictures and of the labels."""
+    if not isinstance(features, tfds.features.FeaturesDict):
+        raise DataError(f"tfds:{name}: expected a dictionary of features. Received: {features}")
+    listed = "".join(
+        f"\n  {key}: {type(feature).__name__} {feature.shape}" for key, feature in features.items()
+    )
+    pictures = {k: f for k, f in features.items() if isinstance(f, tfds.features.Image)}
+    images = [k for k, f in pictures.items() if f.shape[-1] == 3]
+    labels = [
+        k for k, f in pictures.items()
+        if isinstance(f, tfds.features.LabeledImage)
+        or (f.shape[-1] == 1 and any(word in k.lower() for word in LABEL_WORDS))
+    ]  # fmt: skip
+
+    def choose(given: str | None, option: str, found: list[str], preferred: set[str]) -> str:
+        if given is not None:
+            if given not in features or len(features[given].shape) not in (2, 3):
+                raise DataError(
+                    f"tfds:{name}: {option} must be one of the features that are pictures. "
+                    f"Received: {given!r}; its features are:{listed}"
+                )
+            return given
+        best = sorted(preferred & set(found)) or found
+        if len(best) != 1:
+            raise DataError(
+                f"tfds:{name}: {'several features' if best else 'no feature'} may be meant; say "
+                f"which one with {option}. Its features are:{listed}"
+            )
+        return best[0]
+
+    image_key = choose(options.image_key, "--image-key", images, {"image"})
+    preferred = {"segmentation_mask", "segmentation_label"}
+    return image_key, choose(options.label_key, "--label-key", labels, preferred)
+
+
+def _split_expressions(
+    name: str, splits: Mapping[str, Any], options: TfdsOptions
+) -> dict[str, tuple[str, int]]:
+    """Return the split expressions of train and val, each with its number of pictures."""
+    val = options.val_split or next((split for split in VAL_SPLITS if split in splits), None)
+    if val is None:
+        raise DataError(
+            f"tfds:{name}: has none of the splits {', '.join(VAL_SPLITS)}; take a part of another, "
+            "as in --train-split 'train[:80%]' --val-split 'train[80%:]'. "
+            f"Its splits are: {', '.join(splits)}"
+        )
+    found = {}
+    for part, expression in (("train", options.train_split or "train"), ("val", val)):
+        try:
+            count = splits[expression].num_examples
+        except (KeyError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise DataError(
+                f"tfds:{name}: --{part}-split must be a split of TFDS, as train or train[:80%]. "
+                f"Received: {expression!r} ({reason}); its splits are: {', '.join(splits)}"
+            ) from error
+        if not count:
+            raise DataError(f"tfds:{name}: --{part}-split {expression!r} has no pictures")
+        found[part] = (expression, count)
+    return found
+
+
+def _label_space_of(name: str, builder: Any, label_key: str) -> LabelSpace:
+    if known := KNOWN_LABELS.get((builder.name, label_key)):
+        return LABEL_SPACES[known]
+    try:
+        classes = tuple(builder.info.features[label_key].names)
+    except (AttributeError, ValueError):  # no labelled picture, or its names are not known
+        classes = ()
+    # Where TFDS knows only the number of classes, it calls them 0, 1, ...
+    if classes and classes != tuple(map(str, range(len(classes)))):
+        try:
+            return LabelSpace(classes)
+        except ValueError as error:
+            raise DataError(f"tfds:{name}: {error}") from error
+    raise DataError(
+        f"tfds:{name}: TFDS does not name the classes of {label_key!r}; give --label-space, one of "
+        f"{', '.join(LABEL_SPACES)}, or a file classes.json"
+    )
+
+
+def _is_complete(root: Path, record: Mapping[str, Any], counts: Mapping[str, int]) -> bool:
+    try:
+        recorded = json.loads((root / "tfds.json").read_text())
+    except (OSError, ValueError):
+        return False
+    files = recorded.pop("files", None)  # a folder from before there was this is looked through
+    whole = recorded == {**record, "complete": True} and all(
+        {path.stem for path in (root / kind / part).glob("*")} == {f"{i:06d}" for i in range(count)}
+        for part, count in counts.items()
+        for kind in ("images", "labels")
+    )
+    if not whole or files is None:
+        return False
+    names, fingerprints = _fingerprints(root, counts)
+    if changed := changed_names(files, dict(zip(names, fingerprints, strict=True))):
+        raise DataError(
+            f"{root}: files are no longer as TFDS has them: {changed}. Remove them to write them "
+            "again, or move the folder to keep it"
+        )
+    return True
+
+
+def _fingerprints(root: Path, parts: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the names of all images and labels, and their fingerprints.
+
+    What was read is kept beside the folder, so that files are read again only if they changed.
+    """
+    paths = sorted(
+        path
+        for part in parts
+        for kind in ("images", "labels")
+        for path in (root / kind / part).glob("*")
+    )
+    of = FileFingerprints(root.with_name(f".{root.name}.fingerprints.json"))
+    before = dict(of.known)
+    fingerprints = of.of(paths)
+    if of.known != before:
+        of.save()
+    return [path.relative_to(root).as_posix() for path in paths], fingerprints
+
+
+def _read(name: str, builder: Any, expression: str, features: Mapping[str, str], tfds: Any) -> Any:
+    """Yield the records of a split with encoded pictures, in an order that is always the same."""
+    skipped = {
+        key: tfds.decode.SkipDecoding()
+        for key in features.values()
+        if isinstance(builder.info.features[key], tfds.features.Image)
+    }
+    records = builder.as_dataset(
+        split=expression,
+        shuffle_files=False,
+        decoders=tfds.decode.PartialDecoding(dict.fromkeys(features.values(), True), skipped),
+        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+    )
+    iterator = iter(tfds.as_numpy(records))
+    while True:
+        try:
+            record = next(iterator)
+        except StopIteration:
+            return
+        except Exception as error:  # TensorFlow's errors are of no common Python kind
+            reason = str(error).strip().partition("\n")[0]
+            raise DataError(
+                f"tfds:{name}: the split {expression!r} in {builder.data_path} cannot be read "
+                f"({reason})"
+            ) from error
+        yield record
+
+
+def _as_file(
+    stored: bytes | np.ndarray, feature: Any, is_label: bool, where: str
+) -> tuple[bytes, str]:
+    """Return the content and the suffix of the file for what TFDS stores."""
+    if not isinstance(stored, bytes):
+        return _png(stored, where), ".png"
+    suffix = next((s for start, s in SIGNATURES.items() if stored.startswith(start)), None)
+    if suffix is None:
+        raise DataError(f"{where}: expected PNG, JPEG or BMP. Received: {stored[:8]!r}...")
+    if not is_label:
+        return stored, suffix
+    if suffix == ".jpg":
+        raise DataError(f"{where}: the label is stored as JPEG, which does not keep its values")
+    with Image.open(io.BytesIO(stored)) as picture:
+        mode = picture.mode
+    if feature.shape[-1] == 1 and mode not in ONE_CHANNEL:
+        # Class ids in all channels of a colour picture, of which TFDS makes one.
+        return _png(feature.decode_example(stored).numpy(), where), ".png"
+    return stored, suffix
+
+
+def _png(values: np.ndarray, where: str) -> bytes:
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.dtype != np.uint8:
+        raise DataError(f"{where}: expected uint8. Received: {values.dtype}")
+    content = io.BytesIO()
+    Image.fromarray(values).save(content, "PNG")
+    return content.getvalue()
+
+
+def _write_classes(path: Path, label_space: LabelSpace) -> None:
+    """Write what the labels mean, for those who open the folder by its path."""
+    named = next((key for key, space in LABEL_SPACES.items() if space == label_space), None)
+    content = {"label_space": named} if named else dataclasses.asdict(label_space)
+    text = json.dumps(content, indent=1)
+    if not path.exists() or path.read_text() != text:
+        write_text(path, text)

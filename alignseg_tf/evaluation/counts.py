@@ -1,0 +1,176 @@
+"""What is counted in one picture: everything that a report is made of, in whole numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from alignseg_tf.data.label_space import IGNORE
+from alignseg_tf.evaluation import boundaries
+
+# In pixels: of boundary F-score and trimap IoU.
+BOUNDARY_DISTANCES = (1, 2, 3, 5)
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class PictureScores:
+    """The counts of one picture.
+
+    Attributes:
+        name: of the picture.
+        cells: which cells of the confusion matrix, flattened row by row (rows are the truth), are
+            not zero, int64 [k].
+        pixels: their pixels, int64 [k].
+        boundary: int64 [D, n, 4], see `boundaries.boundary_counts`.
+        trimap: int64 [D, n, 3], see `boundaries.trimap_counts`.
+        calibration: float64 [bins, 3]: labelled pixels whose confidence is in the bin, those of
+            them that are right, the sum of their confidences; None where the model gives none.
+        in_windows: whether the picture was too large to go through whole.
+    """
+
+    name: str
+    cells: np.ndarray
+    pixels: np.ndarray
+    boundary: np.ndarray
+    trimap: np.ndarray
+    calibration: np.ndarray | None = None
+    in_windows: bool = False
+
+    def confusion(self, num_classes: int) -> np.ndarray:
+        """Return the confusion matrix, int64 [n, n]: rows are the truth."""
+        matrix = np.zeros(num_classes**2, np.int64)
+        matrix[self.cells] = self.pixels
+        return matrix.reshape(num_classes, num_classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; `from_dict` reads them back."""
+        return {
+            "name": self.name,
+            "cells": self.cells.tolist(),
+            "pixels": self.pixels.tolist(),
+            "boundary": _sparse(self.boundary),
+            "trimap": _sparse(self.trimap),
+            "calibration": None if self.calibration is None else self.calibration.tolist(),
+            "in_windows": self.in_windows,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "PictureScores":
+        """Read what `to_dict` gave."""
+        calibration = content["calibration"]
+        return cls(
+            content["name"],
+            np.array(content["cells"], np.int64),
+            np.array(content["pixels"], np.int64),
+            _dense(content["boundary"]),
+            _dense(content["trimap"]),
+            None if calibration is None else np.array(calibration, np.float64),
+            content["in_windows"],
+        )
+
+
+def _sparse(counts: np.ndarray) -> dict[str, Any]:
+    """Most classes do not occur in most pictures."""
+    cells = np.flatnonzero(counts)
+    return {
+        "shape": list(counts.shape),
+        "cells": cells.tolist(),
+        "counts": counts.ravel()[cells].tolist(),
+    }
+
+
+def _dense(content: Mapping[str, Any]) -> np.ndarray:
+    counts = np.zeros(content["shape"], np.int64)
+    counts.ravel()[content["cells"]] = content["counts"]
+    return counts
+
+
+def count_confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count the pixels of each (true class, predicted class).
+
+    Args:
+        truth: class ids [H, W]; ids of `num_classes` and more are left out.
+        predicted: class ids [H, W], all below `num_classes`.
+        num_classes: n.
+
+    Returns:
+        int64 [n, n].
+
+    Raises:
+        ValueError: the maps differ in size, or the prediction has other ids.
+    """
+    if truth.shape != predicted.shape:
+        raise ValueError(
+            f"The prediction must have the label's size {truth.shape}. Received: {predicted.shape}"
+        )
+    if predicted.size and int(predicted.max()) >= num_classes:
+        raise ValueError(
+            f"The model predicts class {int(predicted.max())}, but there are {num_classes} classes"
+        )
+    counts = np.zeros(num_classes**2, np.int64)
+    for rows, _ in boundaries.row_bands(*truth.shape):
+        valid = truth[rows] < num_classes
+        cells = truth[rows][valid].astype(np.int64) * num_classes + predicted[rows][valid]
+        counts += np.bincount(cells, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
+
+
+def count_calibration(
+    truth: np.ndarray, predicted: np.ndarray, confidence: np.ndarray
+) -> np.ndarray:
+    """Count the labelled pixels of each bin of confidence.
+
+    Args:
+        truth: class ids, uint8 [H, W], `IGNORE` where there is no label.
+        predicted: class ids, uint8 [H, W].
+        confidence: float32 [H, W] in 0..1.
+
+    Returns:
+        float64 [bins, 3]: pixels, those that are right, the sum of their confidences.
+    """
+    table = np.zeros((CALIBRATION_BINS, 3))
+    for rows, _ in boundaries.row_bands(*truth.shape):
+        labelled = truth[rows] != IGNORE
+        sure = confidence[rows][labelled].astype(np.float64)
+        right = (truth[rows] == predicted[rows])[labelled]
+        place = np.minimum((sure * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+        for column, weights in enumerate((None, right, sure)):
+            table[:, column] += np.bincount(place, weights, CALIBRATION_BINS)
+    return table
+
+
+def score_picture(
+    name: str,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    num_classes: int,
+    confidence: np.ndarray | None = None,
+    in_windows: bool = False,
+) -> PictureScores:
+    """Count a picture.
+
+    Args:
+        name: of the picture.
+        truth: class ids, uint8 [H, W], `IGNORE` where there is no label.
+        predicted: class ids, uint8 [H, W], all below `num_classes`.
+        num_classes: n.
+        confidence: probability of the predicted class, float32 [H, W] in 0..1, or None.
+        in_windows: whether the picture was too large to go through whole.
+
+    Raises:
+        ValueError: as `count_confusion`.
+    """
+    confusion = count_confusion(truth, predicted, num_classes).ravel()
+    cells = np.flatnonzero(confusion)
+    distances = BOUNDARY_DISTANCES
+    return PictureScores(
+        name,
+        cells,
+        confusion[cells],
+        boundaries.boundary_counts(truth, predicted, num_classes, distances),
+        boundaries.trimap_counts(truth, predicted, num_classes, distances),
+        None if confidence is None else count_calibration(truth, predicted, confidence),
+        in_windows,
+    )

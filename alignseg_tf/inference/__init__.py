@@ -1,0 +1,1 @@
+"""The model rewritten to run faster."""

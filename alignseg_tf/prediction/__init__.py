@@ -1,0 +1,1 @@
+"""Segment images, folders and videos with a model in any saved form."""

@@ -1,0 +1,418 @@
+"""Segment many files: pictures in folders, videos, cameras; what became of each is written down."""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import stat
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from alignseg_tf.data.readers import (
+    DataError,
+    Skipped,
+    describe_skipped,
+    find_named_pictures,
+    in_parallel,
+    load_image,
+    special_kind,
+)
+from alignseg_tf.prediction.outcomes import Outcome, OutcomeLog, relative_names
+from alignseg_tf.prediction.outputs import KINDS, check_kinds, paths
+from alignseg_tf.prediction.protocol import add_protocol_arguments, protocol_from_arguments
+from alignseg_tf.prediction.video import CAMERA, VideoWriter, is_video, opened_video
+from alignseg_tf.pretrained import model_path
+from alignseg_tf.system.files import atomic_path, remove_leftovers, write_text
+from alignseg_tf.system.fingerprints import differences, fingerprint
+from alignseg_tf.system.printable import printable
+from alignseg_tf.system.progress import counter
+
+if TYPE_CHECKING:
+    from alignseg_tf.prediction.predictor import Prediction, Predictor
+
+DEFAULT_KINDS = ("classes", "overlay")
+# Foreign files listed in an error message.
+LISTED = 5
+# What the folder holds predictions of, and what became of each picture.
+RUN_FILE, OUTCOMES_FILE = "predictions.json", "predictions.csv"
+
+
+def read_image_file(path: Path) -> tuple[bytes, str]:
+    """Return the bytes of an image's file and their SHA-256, by which results are told apart.
+
+    Raises:
+        DataError: it cannot be read, or is a pipe, a socket or a device, which may never end.
+    """
+    if kind := special_kind(path):
+        raise DataError(f"{path}: expected a file. Received: {kind}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: not readable ({error.strerror or error})") from error
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def predict_pictures(
+    predictor: "Predictor",
+    pictures: Sequence[tuple[Path, Path]],
+    output: Path,
+    kinds: Sequence[str] = DEFAULT_KINDS,
+    progress: Callable[[int, int], None] | None = None,
+    log: OutcomeLog | None = None,
+) -> Iterator[Outcome]:
+    """Segment images and write the results into a folder.
+
+    Skip an image whose results are all there and were made of a file with the same content. The
+    next image is read and the last one written while the network works.
+
+    Args:
+        predictor: the model.
+        pictures: (path, name of the results below `output`), see `result_names`.
+        output: the folder.
+        kinds: which of `KINDS` to write.
+        progress: called with (done, total).
+        log: of the folder, to which outcomes are added; None makes all results again.
+
+    Yields:
+        What became of each, in order.
+    """
+    from tensorflow.errors import OpError
+
+    def load(item: tuple[Path, Path]) -> tuple[Outcome, np.ndarray | None]:
+        path, name = item
+        targets = paths(output / name.parent, name.name, kinds)
+        outcome = Outcome(printable(path), "written", files=relative_names(targets, output))
+        try:
+            content, sha256 = read_image_file(path)
+            outcome = replace(outcome, sha256=sha256)
+            missing = [target for target in targets if not _is_there(target)]
+            if not missing and log is not None and log.belong(outcome.files, sha256):
+                return replace(outcome, outcome="kept"), None
+            image = load_image(path, content)
+        except DataError as error:
+            return outcome.skipped(str(error).removeprefix(f"{path}: ")), None
+        height, width = image.shape[:2]
+        return replace(outcome, height=height, width=width), image
+
+    def segmented() -> Iterator[tuple[Outcome, "Prediction | None", Path]]:
+        loaded = in_parallel(load, pictures, ahead=2)
+        for (path, name), (outcome, image) in zip(pictures, loaded, strict=True):
+            if image is None:
+                yield outcome, None, name
+                continue
+            started = time.monotonic()
+            try:
+                made = predictor(image)
+            except (ValueError, OpError) as error:
+                yield outcome.skipped(str(error)), None, name
+                continue
+            seconds = time.monotonic() - started
+            made = replace(made, file_name=(name.parent / path.name).as_posix())
+            yield replace(outcome, in_windows=made.in_windows, seconds=seconds), made, name
+
+    def write(item: tuple[Outcome, "Prediction | None", Path]) -> Outcome:
+        outcome, made, name = item
+        if made is not None:
+            if log is not None:
+                log.begin(outcome)
+            made.save(output / name.parent, name.name, kinds)
+        if log is not None:
+            log.add(outcome)  # here and not by the caller, who may have been interrupted
+        return outcome
+
+    for done, outcome in enumerate(in_parallel(write, segmented(), ahead=1, workers=1), start=1):
+        if progress is not None:
+            progress(done, len(pictures))
+        yield outcome
+
+
+def _is_there(target: Path) -> bool:
+    """Return whether a result is there.
+
+    Raises:
+        DataError: there can be none: its name is too long, or a file is in its folder's place.
+    """
+    try:
+        if stat.S_ISDIR(target.lstat().st_mode):
+            raise DataError(f"its result cannot be written: {target} is a folder")
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise DataError(f"its result cannot be written: {error.strerror}: {target}") from error
+    return True
+
+
+def predict_video(
+    predictor: "Predictor",
+    source: str,
+    name: str,
+    output: Path,
+    kinds: Sequence[str] = DEFAULT_KINDS,
+    every: int = 1,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Segment the frames of a video or a camera.
+
+    Kinds that are pictures for people become a video each, `NAME_overlay.mp4`; of the others each
+    frame is a file, `NAME/000000_classes.png`, numbered by the frame.
+
+    Args:
+        predictor: the model.
+        source: path of a video, or `camera:N`, which goes on until Ctrl-C or `limit`.
+        name: of the results, see `result_names`.
+        output: the folder.
+        kinds: which of `KINDS` to write.
+        every: take each so-many-th frame.
+        limit: stop after so many frames.
+        progress: called with (done, total), where the number of frames is known.
+
+    Raises:
+        ImportError: PyAV is not installed.
+    """
+    still = [kind for kind in kinds if KINDS[kind].picture is None]
+    outcome = Outcome(printable(source), "written", files=_video_files(name, kinds))
+    size: tuple[int, int] = (0, 0)
+    count, seconds = 0, 0.0
+    if still:
+        _remove_frames(output / name)
+    try:
+        with ExitStack() as stack:
+            video = stack.enter_context(opened_video(source))
+            writers = []
+            for kind in kinds:
+                if (picture := KINDS[kind].picture) is not None:
+                    path = output / f"{name}_{kind}.mp4"
+                    _is_there(path)
+                    writer = VideoWriter(stack.enter_context(atomic_path(path)), video.rate / every)
+                    stack.callback(writer.close)
+                    writers.append((picture, writer))
+            total = None if video.frames is None else -(-video.frames // every)
+            total = min(filter(None, (total, limit)), default=None)
+            try:
+                for number, frame in enumerate(video):
+                    if number % every:
+                        continue
+                    started = time.monotonic()
+                    prediction = predictor(frame)
+                    seconds += time.monotonic() - started
+                    size = size if count else frame.shape[:2]
+                    for picture, writer in writers:
+                        writer.write(picture(prediction))
+                    prediction.save(output / name, f"{number:06d}", still)
+                    count += 1
+                    if progress is not None and total is not None:
+                        progress(min(count, total), total)
+                    if count == limit:
+                        break
+            except KeyboardInterrupt:
+                if not source.startswith(CAMERA):
+                    raise
+            if not count:
+                raise ValueError(f"{source}: no frames")
+    except ValueError as error:
+        if still:
+            _remove_frames(output / name)
+        return outcome.skipped(str(error).removeprefix(f"{source}: "))
+    return replace(outcome, height=size[0], width=size[1], frames=count, seconds=seconds)
+
+
+def _video_files(name: str, kinds: Sequence[str]) -> tuple[str, ...]:
+    """Return the videos, and the folder of frames, that a video becomes."""
+    moving = [f"{name}_{kind}.mp4" for kind in kinds if KINDS[kind].picture is not None]
+    return tuple(map(printable, [*moving, *([name] if len(moving) < len(kinds) else [])]))
+
+
+def _remove_frames(folder: Path) -> None:
+    """Remove the frames of a video that was predicted before: it may have been longer."""
+    endings = "|".join(re.escape(kind.ending) for kind in KINDS.values())
+    for path in folder.glob("[0-9]*"):
+        if re.fullmatch(rf"\d{{6,}}({endings})", path.name):
+            path.unlink()
+
+
+@contextmanager
+def claimed_output(
+    output: Path, run: dict[str, str], targets: Sequence[Path], overwrite: bool
+) -> Iterator[OutcomeLog]:
+    """Write down what a folder holds predictions of, and open its log.
+
+    Args:
+        output: the folder.
+        run: what tells these predictions from others.
+        targets: the files that will be written.
+        overwrite: whether to make everything again that is there.
+
+    Raises:
+        ValueError: the folder holds predictions of another model or protocol, or files with the
+            names of `targets` that `predict` did not write.
+    """
+    run_file, log = output / RUN_FILE, OutcomeLog(output / OUTCOMES_FILE)
+    there = json.loads(run_file.read_text(encoding="utf-8")) if run_file.is_file() else None
+    names = zip(targets, relative_names(targets, output), strict=True)
+    foreign = [name for path, name in names if os.path.lexists(path) and not log.knows(name)]
+    if overwrite:
+        log.outdate(foreign)
+    elif there is None or "since" not in there:  # earlier versions wrote it, and kept no log
+        if there is None and os.path.lexists(log.path):
+            foreign.insert(0, log.path.name)
+        if foreign:
+            raise ValueError(
+                f"{output}: expected a new folder, or only files that predict wrote. Received: "
+                f"{', '.join(foreign[:LISTED])}{' ...' if foreign[LISTED:] else ''}; give another "
+                "--output, or --overwrite"
+            )
+    if there is not None and not overwrite:
+        before = {key: value for key, value in there.items() if key != "since"}
+        if different := differences(before, run):
+            raise ValueError(
+                f"{output} holds other predictions:{different}\n"
+                "give another --output, or --overwrite"
+            )
+    with log:
+        if there is None or overwrite:
+            write_text(run_file, json.dumps(run, indent=1))
+        yield log
+
+
+def result_names(pictures: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """Give each picture a name for its results, below the output folder.
+
+    The name is the picture's without its suffix; of pictures in one folder that differ in the
+    suffix alone, it keeps that: `a_jpg` and `a_png`.
+
+    Args:
+        pictures: (path, path below the folder that was asked for).
+
+    Returns:
+        (path, name).
+
+    Raises:
+        ValueError: two pictures of different folders would have the same results.
+    """
+    counts = Counter(name.with_suffix("") for _, name in pictures)
+    found: dict[Path, Path] = {}
+    for path, name in pictures:
+        stem = name.with_suffix("")
+        if counts[stem] > 1:
+            stem = name.with_name(f"{name.stem}_{name.suffix.removeprefix('.')}")
+        other = found.setdefault(stem, path)
+        if other is not path:
+            raise ValueError(
+                f"{printable(other)} and {printable(path)} would have the same results, "
+                f"{printable(stem)}_...: predict them into separate folders"
+            )
+    return [(path, stem) for stem, path in found.items()]
+
+
+def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `predict`."""
+    parser.add_argument(
+        "model",
+        type=model_path,
+        help="a .keras, .tflite or .onnx file, a SavedModel's folder, or a trained model's name",
+    )
+    parser.add_argument(
+        "pictures", nargs="+",
+        help="pictures, folders, patterns in quotes, videos, or camera:N",
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument(
+        "--write", nargs="+", choices=KINDS, default=list(DEFAULT_KINDS), metavar="KIND",
+        help=f"what to write: {', '.join(KINDS)} ({' '.join(DEFAULT_KINDS)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--overwrite", action="store_true",
+        help="do pictures again that have results; otherwise an interrupted run goes on",
+    )  # fmt: skip
+    videos = parser.add_argument_group("videos and cameras")
+    videos.add_argument("--every", type=int, default=1, help="take each N-th frame (%(default)s)")
+    videos.add_argument("--frames", type=int, help="stop after so many frames (all)")
+    add_protocol_arguments(parser)
+
+
+def predict_from_arguments(arguments: argparse.Namespace) -> int:
+    """Run `predict`; return 1 if something was skipped.
+
+    Raises:
+        ValueError: an argument is wrong; nothing was written.
+    """
+    for option in ("every", "frames"):
+        value = getattr(arguments, option)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option} must be at least 1. Received: {value}")
+    protocol = protocol_from_arguments(arguments)
+    output, kinds = arguments.output, arguments.write
+    pictures, videos = _named_sources(arguments.pictures, output)
+    from alignseg_tf.prediction.predictor import Predictor
+
+    predictor = Predictor(arguments.model, protocol)
+    check_kinds(kinds, predictor.label_space, predictor.network.gives_logits)
+    run = {"model": fingerprint(arguments.model), "protocol": str(protocol)}
+    targets = [target for _, name in pictures for target in paths(output, str(name), kinds)]
+    targets += [output / file for _, name in videos for file in _video_files(str(name), kinds)]
+    for folder in {target.parent for target in targets}:
+        remove_leftovers(folder)
+    started = time.monotonic()
+    with claimed_output(output, run, targets, arguments.overwrite) as log:
+        show = counter("predicting")
+        for outcome in predict_pictures(predictor, pictures, output, kinds, show, log):
+            _report_skipped(outcome)
+        for path, name in videos:
+            video = str(path)
+            if video.startswith(CAMERA) and arguments.frames is None:
+                print(f"{video}: recording until Ctrl-C")
+            show = counter(f"{printable(video)}: frame")
+            outcome = predict_video(
+                predictor, video, str(name), output, kinds, arguments.every, arguments.frames, show
+            )
+            log.add(outcome)
+            _report_skipped(outcome)
+    return report(log, time.monotonic() - started)
+
+
+def report(log: OutcomeLog, seconds: float) -> int:
+    """Print what became of the images of a run; return the exit status."""
+    print(log.summary(seconds))
+    if skipped := log.counts["skipped"]:
+        print(f"error: {skipped} of {log.counts.total()} were skipped", file=sys.stderr)
+    return 1 if skipped else 0
+
+
+def _named_sources(
+    sources: Sequence[str], output: Path
+) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
+    """Return images and videos, each with the name of its results below the output folder."""
+    others = [source for source in sources if not is_video(source)]
+    for folder in map(Path, others):
+        if folder.is_dir() and folder.resolve() == output.resolve():
+            raise ValueError(f"--output must not be the pictures' folder. Received: {output}")
+    skipped: Skipped = {}
+    pictures = result_names(find_named_pictures(others, output.resolve(), skipped))
+    if skipped:
+        print(f"not read: {printable(describe_skipped(skipped))}", file=sys.stderr)
+    # A camera's name has a colon, which names of files must not have everywhere.
+    videos = result_names(
+        [(Path(v), Path(Path(v).name.replace(":", "_"))) for v in sources if is_video(v)]
+    )
+    for video, folder in videos:
+        if inside := next((path for path, name in pictures if name.parent == folder), None):
+            raise ValueError(
+                f"{printable(video)} and {printable(inside)} would have results in one folder, "
+                f"{printable(folder)}: predict them into separate folders"
+            )
+    return pictures, videos
+
+
+def _report_skipped(outcome: Outcome) -> None:
+    if outcome.outcome == "skipped":
+        print(f"skipped: {outcome.source}: {printable(outcome.message)}", file=sys.stderr)

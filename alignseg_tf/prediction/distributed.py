@@ -1,0 +1,299 @@
+"""Segment millions of images on the cores of one machine or of a Ray cluster.
+
+The output folder holds `ab/cd/SHA256-MODEL_classes.png`, where SHA256 is of the image's file and
+starts with `abcd`, and MODEL starts the model's fingerprint; a row an image in `outcomes/RUN.csv`;
+and `models/MODEL.json`. The name of a result depends on content only: an image that is done twice,
+by whomever, is written twice with the same bytes, and several runs may share a folder.
+"""
+
+import argparse
+import json
+import logging
+import os
+import secrets
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from alignseg_tf.data.readers import IMAGE_SUFFIXES, DataError, in_parallel, load_image, walk_files
+from alignseg_tf.prediction.batch import read_image_file, report
+from alignseg_tf.prediction.outcomes import Outcome, OutcomeLog
+from alignseg_tf.system.files import atomic_path, remove_leftovers, write_text
+from alignseg_tf.system.fingerprints import fingerprint
+from alignseg_tf.system.printable import printable
+from alignseg_tf.system.progress import counter
+from alignseg_tf.system.quiet import import_tensorflow_quietly, silent_stderr
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Hexadecimal digits of the model's fingerprint in the names of results.
+FINGERPRINT_LENGTH = 16
+# Images that an actor gets at a time: many, for few messages, but a sixteenth of its share.
+MAX_BLOCK_ROWS, BLOCKS_PER_ACTOR = 256, 16
+# Retries of a block with which an actor died, before its images are tried one by one.
+MAX_DEATHS = 3
+STOPPED = "stopped"  # outcome of an image whose result cannot be written
+
+
+def result_path(sha256: str, model: str) -> str:
+    """Return where the result of an image and a model lies, from the fingerprints of both.
+
+    Example:
+        >>> result_path("abcdef", "0123456789abcdef0123")
+        'ab/cd/abcdef-0123456789abcdef_classes.png'
+    """
+    return f"{sha256[:2]}/{sha256[2:4]}/{sha256}-{model[:FINGERPRINT_LENGTH]}_classes.png"
+
+
+class Segmenter:
+    """Read, segment and write images: a Ray actor, which loads the model once."""
+
+    def __init__(self, saved_model: Path, output: Path, model: str, batch_size: int):
+        import_tensorflow_quietly()
+        from alignseg_tf.prediction.predictor import Predictor
+
+        self.predictor = Predictor(saved_model)
+        self.output, self.model, self.batch_size = output, model, batch_size
+
+    def __call__(self, table: "pa.Table") -> "pa.Table":
+        """Take `row`, a number, and `path`, bytes; return `row`, and `outcome` as JSON."""
+        import pyarrow as pa
+
+        rows, paths = (table[name].to_pylist() for name in ("row", "path"))
+        loaded = in_parallel(self._load, paths, ahead=2, workers=1)
+        outcomes: list[Outcome] = []
+        limit = self.predictor.protocol.largest_whole or 2**63
+        for size, items in groupby(loaded, lambda item: item[1].shape[:2]):
+            most = max(1, min(self.batch_size, limit // max(1, size[0] * size[1])))
+            while group := list(islice(items, most)):
+                outcomes += self._segment(group) if all(size) else [outcome for outcome, _ in group]
+        texts = [json.dumps(asdict(outcome)) for outcome in outcomes]
+        return pa.table({"row": rows, "outcome": pa.array(texts, pa.large_string())})
+
+    def _load(self, path: bytes) -> tuple[Outcome, np.ndarray]:
+        """Return what is known of an image, and its pixels: none if it is not to be segmented."""
+        source = os.fsdecode(path)
+        outcome = Outcome(printable(source), "written")
+        nothing = np.empty((0, 0, 3), np.uint8)
+        try:
+            content, sha256 = read_image_file(Path(source))
+            result = result_path(sha256, self.model)
+            outcome = replace(outcome, sha256=sha256, files=(result,))
+            if (self.output / result).exists():
+                return replace(outcome, outcome="kept"), nothing
+            image = load_image(source, content)
+        except DataError as error:
+            return outcome.skipped(str(error).removeprefix(f"{source}: ")), nothing
+        return replace(outcome, height=image.shape[0], width=image.shape[1]), image
+
+    def _segment(self, group: Sequence[tuple[Outcome, np.ndarray]]) -> list[Outcome]:
+        """Segment images of one size and write the results."""
+        from tensorflow.errors import OpError
+
+        started = time.perf_counter()
+        images = [image for _, image in group]
+        try:
+            if len(images) == 1:
+                class_maps = [self.predictor.class_map(images[0])]
+            else:
+                network: Any = self.predictor.network  # a SavedModel, which takes batches
+                class_maps = list(network.class_maps(np.stack(images)))
+        except (ValueError, OpError) as error:
+            if len(group) == 1:
+                return [group[0][0].skipped(str(error))]
+            return [outcome for item in group for outcome in self._segment([item])]
+        seconds = (time.perf_counter() - started) / len(group)
+        outcomes = [replace(outcome, seconds=seconds) for outcome, _ in group]
+        for index, class_map in enumerate(class_maps):
+            try:
+                with atomic_path(self.output / outcomes[index].files[0]) as path:
+                    Image.fromarray(class_map).save(path)
+            except OSError as error:  # the next one would not be written either
+                outcomes[index] = replace(outcomes[index], outcome=STOPPED, message=str(error))
+        return outcomes
+
+
+def predict_distributed(
+    saved_model: str | Path,
+    folder: str | Path,
+    output: str | Path,
+    actors: int | None = None,
+    threads: int = 1,
+    batch_size: int = 1,
+    address: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> OutcomeLog:
+    """Segment the images of a folder by actors that Ray Data feeds.
+
+    Skip an image whose result is there. All machines must see the folders under the same names.
+
+    Args:
+        saved_model: folder of a SavedModel that `alignseg_tf.export` wrote.
+        folder: holds the images, at all depths.
+        output: is made if it is not there.
+        actors: processes with a copy of the model each; by default one for `threads` cores.
+        threads: of TensorFlow in an actor.
+        batch_size: images of one size that go through the network at a time.
+        address: of a Ray cluster, or `auto`; None for this machine only.
+        progress: called with (done, total).
+
+    Returns:
+        The log of this run: its `counts`, and the `path` of its file.
+
+    Raises:
+        ImportError: Ray Data is not installed.
+        ValueError: an argument is wrong, or there is no such model or no image.
+        OSError: results cannot be written.
+    """
+    for name, value in (("actors", actors), ("threads", threads), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
+    _import_ray(address)
+    import pyarrow as pa
+
+    saved_model, output = Path(saved_model).resolve(), Path(output).resolve()
+    remove_leftovers(output, below=True)
+    model = _describe_model(saved_model, output)
+    found = walk_files(Path(folder).resolve(), {}, output)
+    images = (os.fsencode(path) for path in found if path.lower().endswith(IMAGE_SUFFIXES))
+    if not (paths := pa.array(images, pa.large_binary())):
+        raise DataError(f"{folder}: no pictures ({', '.join(IMAGE_SUFFIXES)}) in this folder")
+    table = pa.table({"row": np.arange(len(paths)), "path": paths})
+    done = np.zeros(len(paths), bool)
+    run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}"
+    with OutcomeLog(output / "outcomes" / f"{run}.csv") as log, _ray(actors, threads, address) as n:
+        size = min(MAX_BLOCK_ROWS, max(len(paths) // (n * BLOCKS_PER_ACTOR), batch_size))
+        # Ray drops a block with which actors died too often. Its images are tried one by one, and
+        # one at an actor at a time, so that none dies with another.
+        for rows, ahead in ((size, None), (1, 1)):
+            left = table.filter(pa.array(~done))
+            blocks = [left.slice(i, rows).combine_chunks() for i in range(0, len(left), rows)]
+            arguments = (saved_model, output, model, batch_size)
+            for row, outcome in _segmented(blocks, arguments, n, threads, ahead):
+                if outcome.outcome == STOPPED:
+                    raise OSError(outcome.message)
+                done[row] = True
+                log.add(outcome)
+                if progress is not None:
+                    progress(log.counts.total(), len(paths))
+            if done.all():
+                break
+        for path in table.filter(pa.array(~done))["path"].to_pylist():
+            message = f"the process that segmented it died {MAX_DEATHS + 1} times"
+            log.add(Outcome(os.fsdecode(path), "skipped", message=message))
+    return log
+
+
+def _segmented(
+    blocks: list["pa.Table"], arguments: tuple, actors: int, threads: int, ahead: int | None
+) -> Iterator[tuple[int, Outcome]]:
+    """Yield row and outcome of images as they are done; `ahead` blocks wait at an actor."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_errored_blocks = -1
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    results = ray.data.from_arrow(blocks).map_batches(
+        Segmenter,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_constructor_args=arguments,
+        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=ahead),
+        num_cpus=threads,
+        max_restarts=-1,
+        max_task_retries=MAX_DEATHS,
+    )
+    try:
+        for result in results.iter_rows():
+            content = json.loads(result["outcome"])
+            yield result["row"], Outcome(**{**content, "files": tuple(content["files"])})
+    except ray.exceptions.RayError as error:
+        raise ValueError(f"Ray has given up: {error}") from error
+
+
+def _import_ray(address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address is None:  # Ray then listens on 127.0.0.1 only, on every system
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ray.data  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"predict-distributed needs Ray Data ({error}): pip install 'alignseg_tf[batch]'"
+        ) from error
+
+
+def _describe_model(saved_model: Path, output: Path) -> str:
+    """Return the fingerprint of a model, and write down what its class ids mean."""
+    from alignseg_tf.prediction.saved_networks import LABEL_SPACE_FILE
+
+    for name in ("saved_model.pb", LABEL_SPACE_FILE):
+        if not (saved_model / name).is_file():
+            raise ValueError(f"{saved_model}: no {name}; expected a folder that `export` wrote")
+    model = fingerprint(saved_model)
+    classes = json.loads((saved_model / LABEL_SPACE_FILE).read_text(encoding="utf-8"))
+    description = json.dumps({"fingerprint": model, **classes}, indent=1)
+    write_text(output / "models" / f"{model[:FINGERPRINT_LENGTH]}.json", description)
+    return model
+
+
+@contextmanager
+def _ray(actors: int | None, threads: int, address: str | None) -> Iterator[int]:
+    """Start Ray, or reach it, without its log; yield the number of actors."""
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        cores = max(os.cpu_count() or 1, (actors or 1) * threads) if address is None else None
+        environment = {"TF_NUM_INTEROP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        environment |= dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"), str(threads))
+        with silent_stderr():  # it says there that it will say nothing
+            ray.init(
+                address=address or "local",
+                num_cpus=cores,
+                include_dashboard=False if address is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": environment},
+            )
+    try:
+        yield actors or max(1, int(ray.cluster_resources()["CPU"]) // threads)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `predict-distributed`."""
+    parser.add_argument("model", type=Path, help="folder of a SavedModel, e.g. savedmodels/NAME/1")
+    parser.add_argument("folder", type=Path, help="folder of images, searched at all depths")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--actors", type=int, help="processes with a copy of the model (all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of TensorFlow in each (%(default)s)"
+    )
+    parser.add_argument("--batch-size", type=int, default=1, help="images at a time (%(default)s)")
+    parser.add_argument("--address", help="of a Ray cluster, or auto (this machine alone)")
+
+
+def distributed_from_arguments(arguments: argparse.Namespace) -> int:
+    """Run `predict-distributed`; return 1 if some images were skipped."""
+    started = time.monotonic()
+    names = ("folder", "output", "actors", "threads", "batch_size", "address")
+    options = {name: getattr(arguments, name) for name in names}
+    log = predict_distributed(arguments.model, **options, progress=counter("predicting"))
+    return report(log, time.monotonic() - started)

@@ -1,0 +1,237 @@
+"""Pictures in, class maps out at the pictures' own size, from any saved form of a model."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from alignseg_tf import visualization
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.data.readers import rgb_pixels
+from alignseg_tf.model import MIN_IMAGE_SIZE
+from alignseg_tf.prediction.protocol import Protocol
+from alignseg_tf.prediction.saved_networks import Network, check_gives_logits, load_network
+from alignseg_tf.prediction.tiling import resized, segment_in_bands
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model sees in a picture.
+
+    Attributes:
+        image: the picture, uint8 RGB [H, W, 3].
+        class_map: class ids, uint8 [H, W].
+        label_space: names and colours of the classes.
+        confidence: probability of the chosen class, float32 [H, W] in 0..1; None where the model
+            gives class maps alone.
+        in_windows: whether the picture was too large to go through whole, see
+            `Protocol.largest_whole`.
+        file_name: of the image, for files that name it; None where it is unknown.
+    """
+
+    image: np.ndarray
+    class_map: np.ndarray
+    label_space: LabelSpace
+    confidence: np.ndarray | None = None
+    in_windows: bool = False
+    file_name: str | None = None
+    _compute_probabilities: Callable[[np.ndarray], np.ndarray] | None = field(
+        default=None, repr=False, compare=False
+    )
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Probabilities of the classes, float32 [H, W, classes].
+
+        They are large, so they are computed when they are first asked for, by another pass through
+        the network.
+
+        Raises:
+            ValueError: the model gives class maps alone.
+        """
+        if self._compute_probabilities is None:
+            raise ValueError("This prediction was made without a model that gives probabilities")
+        return self._compute_probabilities(self.image)
+
+    def color(self) -> np.ndarray:
+        """Return the class map in the colours of the classes, uint8 [H, W, 3]."""
+        return visualization.colorize(self.class_map, self.label_space.palette)
+
+    def overlay(self) -> np.ndarray:
+        """Return the class map painted over the picture, uint8 [H, W, 3]."""
+        return visualization.overlay(self.image, self.class_map, self.label_space.palette)
+
+    def side_by_side(self) -> np.ndarray:
+        """Return the picture, the overlay beside it, and a legend below, uint8 [any, any, 3]."""
+        row = visualization.side_by_side(self.image, self.overlay())
+        return np.concatenate([row, visualization.legend(self.label_space, row.shape[1])])
+
+    def save(
+        self, folder: str | Path, stem: str, kinds: Sequence[str] = ("classes", "overlay")
+    ) -> list[Path]:
+        """Write files into a folder, each at once or not at all.
+
+        Args:
+            folder: is made if it is not there.
+            stem: start of the files' names.
+            kinds: which of `outputs.KINDS`; `classes` is a PNG whose grey values are class
+                ids, `overlay` a PNG in colours.
+
+        Returns:
+            The paths, in the order of `kinds`.
+
+        Raises:
+            ValueError: an unknown kind, or one that does not fit the model.
+        """
+        from alignseg_tf.prediction import outputs
+
+        return outputs.save(self, Path(folder), stem, kinds)
+
+
+class Predictor:
+    """Segments pictures with a Keras model, a `.keras` or `.tflite` file, or a SavedModel folder.
+
+    Args:
+        model_or_path: an `AlignSeg`, the path of a `.keras` or `.tflite` file, or the folder of a
+            SavedModel that `alignseg_tf.export` wrote.
+        protocol: how pictures go through the model: whole, in sliding windows, at several scales,
+            mirrored. By default whole and once; very large ones in windows, see
+            `Protocol.largest_whole`.
+        device: TensorFlow device for a Keras model, such as `GPU:1`; None leaves that to
+            TensorFlow.
+
+    Raises:
+        ValueError: there is no model at that path, or it does not go with the protocol.
+
+    Example:
+        >>> from alignseg_tf import AlignSeg, backbones
+        >>> model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=4), num_classes=3, channels=8)
+        >>> prediction = Predictor(model)(np.zeros((48, 64, 3), np.uint8))
+        >>> prediction.class_map.shape, prediction.overlay().shape, prediction.probabilities.shape
+        ((48, 64), (48, 64, 3), (48, 64, 3))
+    """
+
+    def __init__(
+        self, model_or_path: Any, protocol: Protocol | None = None, device: str | None = None
+    ):
+        self.protocol = protocol or Protocol()
+        self.network: Network = load_network(model_or_path, device)
+        self.label_space = self.network.label_space
+        if not self.protocol.is_plain:
+            check_gives_logits(self.network)
+
+    def __call__(self, image: Any) -> Prediction:
+        """Segment a picture.
+
+        Args:
+            image: uint8 RGB [H, W, 3], or a Pillow picture of any mode, which is turned as its EXIF
+                orientation says. H and W are at least 32, unless the model's input has a fixed
+                size, to which the picture is resized.
+
+        Raises:
+            ValueError: `image` is no such picture.
+        """
+        file_name = Path(os.fsdecode(getattr(image, "filename", ""))).name or None
+        image = picture_array(image)
+        class_map, confidence, protocol = self._segment(image, with_confidence=True)
+        compute = self.probabilities if self.network.gives_logits else None
+        in_windows = protocol != self.protocol
+        return Prediction(
+            image, class_map, self.label_space, confidence, in_windows, file_name, compute
+        )
+
+    def _segment(
+        self, image: np.ndarray, with_confidence: bool
+    ) -> tuple[np.ndarray, np.ndarray | None, Protocol]:
+        """Return class ids, confidence, and how the picture went through the network."""
+        if not self.network.gives_logits:
+            return self._class_map(image), None, self.protocol
+        protocol = self._protocol_for(image)
+        class_map = np.empty(image.shape[:2], np.uint8)
+        confidence = np.empty(image.shape[:2], np.float32) if with_confidence else None
+        for band in self._bands(image, protocol, with_confidence=with_confidence):
+            rows = slice(band.first, band.first + len(band.class_map))
+            class_map[rows] = band.class_map
+            if confidence is not None:
+                confidence[rows] = band.confidence
+        return class_map, confidence, protocol
+
+    def _protocol_for(self, image: np.ndarray) -> Protocol:
+        if self.network.input_size is not None:  # it gets large pictures made smaller
+            return self.protocol
+        return self.protocol.for_picture(*image.shape[:2])
+
+    def _bands(self, image: np.ndarray, protocol: Protocol, **wanted: bool) -> Any:
+        return segment_in_bands(
+            self.network.logits,
+            image,
+            self.label_space.num_classes,
+            protocol,
+            self.network.input_size,
+            **wanted,
+        )
+
+    def _class_map(self, image: np.ndarray) -> np.ndarray:
+        """Return the class ids of a picture from a model that gives nothing else."""
+        size = self.network.input_size
+        if size is None:
+            if min(image.shape[:2]) < MIN_IMAGE_SIZE:
+                raise ValueError(
+                    f"The picture must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels. "
+                    f"Received: {image.shape[1]} x {image.shape[0]}"
+                )
+            return self.network.class_map(image)
+        class_map = Image.fromarray(self.network.class_map(resized(image, size)))
+        return np.asarray(class_map.resize(image.shape[1::-1], Image.Resampling.NEAREST))
+
+    def class_map(self, image: Any) -> np.ndarray:
+        """Return the class ids of a picture, uint8 [H, W]; see `__call__` for the rest."""
+        return self._segment(picture_array(image), with_confidence=False)[0]
+
+    def probabilities(self, image: Any) -> np.ndarray:
+        """Return the probabilities of the classes, float32 [H, W, classes].
+
+        Raises:
+            ValueError: `image` is no picture, or the model gives class maps alone.
+        """
+        image = picture_array(image)
+        check_gives_logits(self.network)
+        protocol = self._protocol_for(image)
+        bands = self._bands(image, protocol, with_probabilities=True)
+        return np.concatenate([band.probabilities for band in bands])
+
+
+def picture_array(image: Any) -> np.ndarray:
+    """Return a picture as uint8 RGB [H, W, 3].
+
+    Args:
+        image: such an array, or a Pillow picture.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(image, Image.Image):
+        return rgb_pixels(image)
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
+        raise ValueError(
+            "Expected a uint8 RGB picture [H, W, 3] or a Pillow picture. "
+            f"Received: {image.dtype} of shape {image.shape}"
+        )
+    return image
+
+
+def predictors_on_all_gpus(
+    model_or_path: str | Path, protocol: Protocol | None = None
+) -> list[Predictor]:
+    """Load a model once a GPU, or once where there are not several, or it is no `.keras` file."""
+    gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
+    if len(gpus) < 2 or Path(model_or_path).suffix != ".keras":
+        return [Predictor(model_or_path, protocol)]
+    return [Predictor(model_or_path, protocol, gpu) for gpu in gpus]

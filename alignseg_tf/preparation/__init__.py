@@ -1,0 +1,1 @@
+"""Check a data set, or import one from another annotation tool."""

@@ -1,0 +1,609 @@
+"""Annotations of other tools, written as a folder that trains: `python -m alignseg_tf import`.
+
+The folder holds `images/{train,val}` with the pictures, copied byte for byte,
+`labels/{train,val}/X.png` with class ids as grey values and 255 for no class, `classes.json`, and
+`import.json`, which says where they are from.
+"""
+
+import argparse
+import filecmp
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from alignseg_tf.data.label_space import IGNORE, LabelSpace, default_palette
+from alignseg_tf.data.readers import (
+    IMAGE_SUFFIXES,
+    LISTED,
+    DataError,
+    Sample,
+    in_parallel,
+    is_derived_file,
+    list_problems,
+    load_sample,
+    opened,
+    orientation_of,
+)
+from alignseg_tf.preparation.annotation_files import Invalid, composed, unpacked
+from alignseg_tf.preparation.annotations import (
+    Annotated,
+    Annotations,
+    merge_annotations,
+    read_coco,
+    read_cvat,
+    read_labelme,
+)
+from alignseg_tf.system.files import (
+    RECORD_FILE,
+    Output,
+    add_overwrite_argument,
+    atomic_folder,
+    has_keys,
+    remove_leftovers,
+    write_text,
+)
+from alignseg_tf.system.printable import printable
+
+BACKGROUND = "background"
+SPLITS = ("train", "val", "test")
+OURS = {"images", "labels", "classes.json", "import.json"}
+IMPORT = Output(
+    "import",
+    lambda folder: has_keys(folder / "import.json", "imports"),
+    ("images/*", "labels/*", "classes.json", "import.json"),
+)
+# The least EXIF orientation that swaps height and width.
+LEAST_TURNED = 5
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """How annotations become labels.
+
+    Attributes:
+        split: the split that all pictures belong to; None where they have splits of their own, or
+            `val_share` is given.
+        val_share: share of the pictures, chosen by a hash of their names, that become val.
+        unlabelled: what pixels without annotation are: class 0, `background`, or `void`.
+        void: classes whose pixels get no class.
+        annotated_on: for pictures that EXIF turns, what the annotations are of: `upright`, as
+            they are shown, or `stored`, as their pixels are stored.
+    """
+
+    split: str | None = None
+    val_share: float | None = None
+    unlabelled: str = BACKGROUND
+    void: tuple[str, ...] = ()
+    annotated_on: str = "upright"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "void", tuple(map(composed, self.void)))
+        if self.split not in (None, *SPLITS):
+            raise DataError(f"--split must be one of {', '.join(SPLITS)}. Received: {self.split!r}")
+        if self.val_share is not None and not 0 < self.val_share < 1:
+            raise DataError(f"--val-share must be between 0 and 1. Received: {self.val_share}")
+        if self.split is not None and self.val_share is not None:
+            raise DataError("give --split or --val-share, not both")
+        if self.unlabelled not in (BACKGROUND, "void"):
+            raise DataError(
+                f"--unlabelled must be background or void. Received: {self.unlabelled!r}"
+            )
+        if self.unlabelled == BACKGROUND and BACKGROUND in self.void:
+            raise DataError("--void background is --unlabelled void: give that")
+        if self.annotated_on not in ("upright", "stored"):
+            raise DataError(
+                f"--annotated-on must be upright or stored. Received: {self.annotated_on!r}"
+            )
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import wrote.
+
+    Attributes:
+        root: the folder.
+        label_space: its classes.
+        pictures: number of pictures of each split that was written.
+        pixels: pixels of each class in them, int64 [n].
+        ignored: pixels without a class.
+        left_out: pictures in which no pixel has a class.
+        skipped: what was invalid and skipped, with the reason.
+    """
+
+    root: Path
+    label_space: LabelSpace
+    pictures: Mapping[str, int]
+    pixels: np.ndarray
+    ignored: int
+    left_out: int
+    skipped: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """Return a summary and what to do next."""
+        split = " and ".join(f"{count} {name}" for name, count in self.pictures.items())
+        total = int(self.pixels.sum()) + self.ignored
+        names = [*map(printable, self.label_space.classes), "(void)"]
+        rows = list(zip(names, [*self.pixels.tolist(), self.ignored], strict=True))
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{self.root}: {split} pictures", ""]
+        lines += [
+            f"{number if number < len(self.pixels) else IGNORE:>5}  {name:<{width}}"
+            f"  {100 * count / total:6.2f} % of the pixels"
+            for number, (name, count) in enumerate(rows)
+        ]
+        if self.left_out:
+            lines += ["", f"Left out: {self.left_out} pictures in which no pixel has a class"]
+        if absent := [name for name, count in rows[:-1] if not count]:
+            lines += ["", f"Warning: no pixel has the classes: {', '.join(absent)}"]
+        if BACKGROUND in absent:
+            lines.append("Every pixel is annotated: --unlabelled void leaves background away")
+        if self.skipped:
+            shown = list_problems([printable(problem) for problem in self.skipped])
+            more = f"; all are in {self.root / 'import.json'}" * (len(self.skipped) > LISTED)
+            lines += ["", f"Skipped as invalid: {len(self.skipped)}{more}{shown}"]
+        lines += [
+            "",
+            "Next:",
+            f"  python -m alignseg_tf inspect {self.root} --output inspection",
+            f"  python -m training.train --data {self.root} --output runs/{self.root.name}",
+        ]
+        return "\n".join(lines)
+
+
+def write_import(
+    annotations: Annotations,
+    output: str | Path,
+    options: ImportOptions | None = None,
+    source: str = "",
+    progress: Callable[[int, int], None] | None = None,
+    overwrite: bool = False,
+) -> ImportReport:
+    """Write annotated pictures as a folder, at once when all of it is done.
+
+    A folder that an import wrote may be given again: the same splits are replaced, others are
+    kept, with their classes. Every picture and label is read back once.
+
+    Args:
+        annotations: what a reader of `annotations.py` found.
+        output: the folder; it must be new, empty, or from an import.
+        options: how annotations become labels.
+        source: what `import.json` shall say.
+        progress: called with (done, total).
+        overwrite: replace what is there even if no import wrote it, or it was changed since.
+
+    Raises:
+        ForeignFileError: a file that would be replaced was added or changed since.
+        DataError: `output` holds something else, or pictures or annotations do not fit; the first
+            ones are named. Those that `annotations.invalid` skips are in the report instead.
+    """
+    options = options or ImportOptions()
+    output = Path(output)
+    invalid = annotations.invalid
+    unknown = set(options.void) - set(annotations.classes)
+    if unknown:
+        raise DataError(
+            f"--void must name classes: {', '.join(annotations.classes)}. "
+            f"Received: {', '.join(sorted(unknown))}"
+        )
+    split_of = _choose_splits(_writable(annotations), options, invalid)
+    splits = [split for split in SPLITS if split in split_of]
+    remove_leftovers(output.absolute().parent)
+    former = _former_import(output, overwrite)
+    kept = _kept_imports(output, former, splits, options)
+    label_space = _label_space(annotations, options, output / "classes.json" if kept else None)
+    split_of = {split: _not_kept(split, split_of[split], output, kept, invalid) for split in splits}
+
+    carried_over = [
+        f"{kind}/{split}"
+        for record in kept
+        for split in record["splits"]
+        for kind in ("images", "labels")
+    ]
+    if kept:
+        carried_over.append("classes.json")
+    with atomic_folder(output, IMPORT, overwrite, carried_over) as folder:
+        _copy_kept(output, folder, kept)
+        writer = _Writer(folder, output, label_space, options)
+        pixels, left_out = _write_splits(writer, split_of, invalid, progress)
+        if not kept:
+            classes = {**label_space.to_dict(), "void": label_space.void}
+            write_text(folder / "classes.json", json.dumps(classes, indent=1))
+        skipped = tuple(sorted(invalid.problems))
+        this = {"source": source, "splits": splits} | ({"skipped": skipped} if skipped else {})
+        record = {"unlabelled": options.unlabelled, "imports": [*kept, this]}
+        write_text(folder / "import.json", json.dumps(record, indent=1))
+
+    count = label_space.num_classes
+    total = sum(pixels[split].sum(0) for split in splits)
+    pictures = {split: len(pixels[split]) for split in splits}
+    ignored = int(total[count:].sum())
+    return ImportReport(output, label_space, pictures, total[:count], ignored, left_out, skipped)
+
+
+def _copy_kept(output: Path, folder: Path, kept: Sequence[Mapping[str, Any]]) -> None:
+    """Link what earlier imports wrote into a new folder."""
+    for split in (split for record in kept for split in record["splits"]):
+        for kind in ("images", "labels"):
+            shutil.copytree(output / kind / split, folder / kind / split, copy_function=_link)
+    if kept:
+        _link(output / "classes.json", folder / "classes.json")
+
+
+def _write_splits(
+    writer: "_Writer",
+    split_of: Mapping[str, Sequence[Annotated]],
+    invalid: Invalid,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[dict[str, np.ndarray], int]:
+    """Write all images.
+
+    Returns:
+        For each split the pixels of each label value in each image, int64 [images, 256], and the
+        number of images that are left out, since no pixel has a class.
+    """
+
+    def write(job: tuple[str, Annotated]) -> np.ndarray | str | None:
+        try:
+            return writer.write_pair(*job)
+        except DataError as error:
+            return str(error)
+
+    jobs = [(split, image) for split, part in split_of.items() for image in part]
+    counts: dict[str, list[np.ndarray]] = {split: [] for split in split_of}
+    problems = []
+    for done, ((split, _), result) in enumerate(
+        zip(jobs, in_parallel(write, jobs), strict=True), start=1
+    ):
+        if isinstance(result, str):
+            problems.append(result)
+        elif result is not None:
+            counts[split].append(result)
+        if progress is not None:
+            progress(done, len(jobs))
+    if problems and not invalid.skip:
+        raise DataError(
+            f"{len(problems)} of {len(jobs)} pictures are unfit; nothing was written:"
+            f"{list_problems(problems)}"
+        )
+    invalid.problems.extend(problems)
+    if empty := [split for split, found in counts.items() if not found]:
+        skipped = f"; skipped as invalid:{list_problems(invalid.problems)}" * bool(invalid.problems)
+        raise DataError(f"{empty[0]}: in none of its pictures has a pixel a class{skipped}")
+    left_out = len(jobs) - len(problems) - sum(map(len, counts.values()))
+    return {split: np.array(found) for split, found in counts.items()}, left_out
+
+
+def _writable(annotations: Annotations) -> list[Annotated]:
+    """Return the images that can be written; refuse names that readers would not find again."""
+    seen: dict[str, Annotated] = {}
+    for image in annotations.pictures:
+        with annotations.invalid.skipped():
+            file_name = f"{image.name}{image.suffix}"
+            if image.suffix.lower() not in IMAGE_SUFFIXES:
+                raise DataError(
+                    f"{image.source}: the image must be one of {', '.join(IMAGE_SUFFIXES)}. "
+                    f"Received: {file_name}"
+                )
+            if is_derived_file(PurePath(file_name)):
+                raise DataError(f"{image.source}: {file_name} is hidden, so it is no data")
+            try:
+                file_name.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"{image.source}: expected a name in UTF-8. Received: {printable(file_name)}"
+                ) from error
+            if image.name in seen:
+                raise DataError(
+                    f"{image.source}: a second picture {file_name}, beside that of "
+                    f"{seen[image.name].source}"
+                )
+            seen[image.name] = image
+    return list(seen.values())
+
+
+def _choose_splits(
+    pictures: Sequence[Annotated], options: ImportOptions, invalid: Invalid
+) -> dict[str, list[Annotated]]:
+    if not pictures:
+        skipped = f"; skipped as invalid:{list_problems(invalid.problems)}" * bool(invalid.problems)
+        raise DataError(f"there are no pictures to import{skipped}")
+    chosen: dict[str, list[Annotated]] = {}
+    if options.split is not None:
+        chosen[options.split] = list(pictures)
+    elif options.val_share is not None:
+        if len(pictures) < 2:
+            raise DataError("--val-share needs two or more pictures")
+        # The same pictures always fall on the same side, in whatever order they come.
+        hashed = sorted(pictures, key=lambda p: hashlib.sha256(p.name.encode()).digest())
+        count = min(max(1, round(options.val_share * len(hashed))), len(hashed) - 1)
+        chosen = {"train": hashed[count:], "val": hashed[:count]}
+    elif all(picture.split is not None for picture in pictures):
+        for picture in pictures:
+            chosen.setdefault(str(picture.split), []).append(picture)
+    else:
+        raise DataError("the source has no splits of its own: give --split train, val or test, or "
+                        "--val-share 0.2")  # fmt: skip
+    return {split: sorted(part, key=lambda p: p.name) for split, part in chosen.items()}
+
+
+def _former_import(output: Path, overwrite: bool) -> dict[str, Any]:
+    """Return what an import left in a folder; nothing where it is new or empty."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return {"imports": []}
+    found = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
+    found.discard(RECORD_FILE)
+    former = None
+    if IMPORT.from_before(output):
+        former = json.loads((output / "import.json").read_text(encoding="utf-8"))
+    if overwrite:
+        return former or {"imports": []}
+    if former is None or found - OURS:
+        others = ", ".join(sorted(found - OURS) or sorted(found))
+        raise DataError(
+            f"{output}: expected a new or empty folder, or one from an import. Received: one with "
+            f"{others}; give another name, or --overwrite"
+        )
+    return former
+
+
+def _kept_imports(
+    output: Path, former: Mapping[str, Any], splits: Sequence[str], options: ImportOptions
+) -> list[dict[str, Any]]:
+    """Return the former imports whose splits are not replaced."""
+    kept = [record for record in former["imports"] if not set(record["splits"]) <= set(splits)]
+    for record in kept:
+        if set(record["splits"]) & set(splits):
+            raise DataError(
+                f"{output}: {' and '.join(record['splits'])} were imported together; replace both, "
+                f"or import into another folder. Received: {' and '.join(splits)}"
+            )
+    if kept and former["unlabelled"] != options.unlabelled:
+        raise DataError(
+            f"{output}: its {kept[0]['splits'][0]} pictures were imported with --unlabelled "
+            f"{former['unlabelled']}. Received: {options.unlabelled}"
+        )
+    return kept
+
+
+def _label_space(
+    annotations: Annotations, options: ImportOptions, classes_file: Path | None
+) -> LabelSpace:
+    """Return the classes: those of a folder that is kept, else those of the annotations."""
+    names = [name for name in annotations.classes if name not in options.void]
+    if options.unlabelled == BACKGROUND:
+        names = [BACKGROUND, *(name for name in names if name != BACKGROUND)]
+    try:
+        if classes_file is not None:
+            there = LabelSpace.from_file(classes_file)
+            if not set(names) <= set(there.classes):
+                raise ValueError(
+                    f"{classes_file}: both imports must have the same classes: "
+                    f"{', '.join(there.classes)}. Received: {', '.join(names)}"
+                )
+            return there
+        colors = {BACKGROUND: (0, 0, 0), **annotations.colors}
+        others = iter(default_palette(len(names)))
+        palette = tuple(colors[name] if name in colors else next(others) for name in names)
+        return LabelSpace(tuple(names), palette)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _not_kept(
+    split: str,
+    images: Sequence[Annotated],
+    output: Path,
+    kept: Sequence[Mapping[str, Any]],
+    invalid: Invalid,
+) -> list[Annotated]:
+    """Return images, and refuse those that are in a kept split already."""
+    found = []
+    for image in images:
+        with invalid.skipped():
+            for other in (name for record in kept for name in record["splits"]):
+                there = output / "images" / other / f"{image.name}{image.suffix}"
+                if there.is_file() and _same_content(image.picture, there):
+                    raise DataError(
+                        f"{image.source}: the picture is already there as {there}: what is "
+                        f"in {other} must not be in {split}"
+                    )
+            found.append(image)
+    return found
+
+
+def _same_content(picture: Path | bytes, path: Path) -> bool:
+    if isinstance(picture, bytes):
+        return path.read_bytes() == picture
+    return filecmp.cmp(picture, path, shallow=False)
+
+
+class _Writer:
+    """Writes images and their labels.
+
+    Args:
+        folder: where they are written.
+        output: what messages call it.
+        label_space: the classes.
+        options: how annotations become labels.
+    """
+
+    def __init__(self, folder: Path, output: Path, label_space: LabelSpace, options: ImportOptions):
+        self.folder, self.output = folder, output
+        self.label_space, self.options = label_space, options
+        self.ids = dict.fromkeys(options.void, IGNORE)
+        for index, name in enumerate(label_space.classes):
+            self.ids.setdefault(name, index)
+        self.unlabelled = self.ids[BACKGROUND] if options.unlabelled == BACKGROUND else IGNORE
+
+    def write_pair(self, split: str, image: Annotated) -> np.ndarray | None:
+        """Write an image and its label, and count the label's values; nothing where all are void.
+
+        Raises:
+            DataError: the annotations do not fit the image; nothing is left of it.
+        """
+        label = self._label(image)
+        if (label == IGNORE).all():
+            return None
+        image_file = self.folder / "images" / split / f"{image.name}{image.suffix}"
+        label_file = self.folder / "labels" / split / f"{image.name}.png"
+        for path in (image_file, label_file):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(image.picture, bytes):
+            image_file.write_bytes(image.picture)
+        else:
+            shutil.copyfile(image.picture, image_file)
+        Image.fromarray(label).save(label_file)
+        try:
+            _, label = load_sample(Sample(image_file, label_file), self.label_space)
+        except DataError as error:
+            image_file.unlink()
+            label_file.unlink()
+            message = str(error).replace(str(self.folder), str(self.output))
+            raise DataError(f"{image.source}: {message}") from error
+        return np.bincount(label.ravel(), minlength=256)
+
+    def _label(self, image: Annotated) -> np.ndarray:
+        """Draw the annotations on an image as it is shown."""
+        stored, upright, orientation = _sizes(image)
+        as_stored = self.options.annotated_on == "stored"
+        size = stored if as_stored else upright
+        if image.size is not None and image.size != size:
+            height, width = image.size
+            other = "upright" if as_stored else "stored"
+            hint = (
+                f", {self.options.annotated_on}; EXIF turns it by 90 degrees, so try "
+                f"--annotated-on {other}"
+            )
+            raise DataError(
+                f"{image.source}: the annotations are for {width} x {height} pixels, the picture "
+                f"{image.name}{image.suffix} has {size[1]} x {size[0]}"
+                + hint
+                * (orientation >= LEAST_TURNED)
+            )
+        label = image.draw(size, self.ids, self.unlabelled)
+        if not as_stored:
+            return label
+        turned = Image.fromarray(label)
+        turned.getexif()[ExifTags.Base.Orientation] = orientation
+        return np.asarray(ImageOps.exif_transpose(turned))
+
+
+def _sizes(image: Annotated) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Return (height, width) as stored and as shown, and the EXIF orientation."""
+    content = image.picture
+    try:
+        if isinstance(content, bytes):
+            context = opened(f"{image.name}{image.suffix}", content=content)
+        else:
+            context = opened(content)
+        with context as picture:
+            size = (picture.height, picture.width)
+            is_tiff, orientation = picture.format == "TIFF", orientation_of(picture)
+    except DataError as error:
+        raise DataError(f"{image.source}: {error}") from error
+    turned = size[::-1] if orientation >= LEAST_TURNED else size
+    # Pillow has turned the size of a TIFF already.
+    return (turned, size, orientation) if is_tiff else (size, turned, orientation)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    """Let a file be in two folders, or copy it where the file system cannot do that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def add_import_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the sources of an import and their arguments."""
+    sources = parser.add_subparsers(required=True, metavar="SOURCE", dest="source")
+
+    def add(name: str, help: str) -> argparse.ArgumentParser:
+        source = sources.add_parser(name, help=help, description=help)
+        source.add_argument("--output", type=Path, required=True, help="the folder to write")
+        splits = source.add_mutually_exclusive_group()
+        splits.add_argument("--split", choices=SPLITS, help="what all these pictures are for")
+        splits.add_argument(
+            "--val-share", type=float, metavar="SHARE",
+            help="share of the pictures to hold out, chosen by a hash of their names, as 0.2",
+        )  # fmt: skip
+        source.add_argument(
+            "--unlabelled", choices=(BACKGROUND, "void"), default=ImportOptions.unlabelled,
+            help="what pixels without annotation are (%(default)s, class 0)",
+        )  # fmt: skip
+        source.add_argument(
+            "--void", nargs="+", default=(), metavar="CLASS", help="classes to ignore"
+        )
+        source.add_argument(
+            "--annotated-on", choices=("upright", "stored"), default=ImportOptions.annotated_on,
+            help="what was annotated where EXIF turns a picture (%(default)s)",
+        )  # fmt: skip
+        source.add_argument(
+            "--skip-invalid", action="store_true",
+            help="import the rest where annotations or images are invalid; list them, status 1",
+        )  # fmt: skip
+        add_overwrite_argument(source)
+        return source
+
+    source = add("coco", "instances of a COCO file: polygons and RLE")
+    source.add_argument(
+        "--annotations", type=Path, required=True, nargs="+", metavar="JSON", help="the files"
+    )
+    source.add_argument("--images", type=Path, required=True, help="the folder of its pictures")
+
+    source = add("cvat", "CVAT's export 'Segmentation mask 1.1'")
+    source.add_argument("--export", type=Path, required=True, help="the .zip, or its folder")
+    source.add_argument("--images", type=Path, help="folder of the pictures (JPEGImages within)")
+
+    source = add("labelme", "the JSON files of LabelMe")
+    source.add_argument("--annotations", type=Path, required=True, help="the folder with them")
+    source.add_argument("--images", type=Path, help="folder of the images (that of the JSON files)")
+    source.add_argument(
+        "--classes", nargs="+", default=(), metavar="CLASS",
+        help="names in the order of their ids (those found, sorted)",
+    )  # fmt: skip
+    source.add_argument(
+        "--line-width", type=int, metavar="PIXELS",
+        help="how wide lines and points are drawn (they are refused)",
+    )  # fmt: skip
+
+
+def import_from_arguments(
+    arguments: argparse.Namespace, progress: Callable[[int, int], None] | None = None
+) -> ImportReport:
+    """Import what the command line names.
+
+    Raises:
+        DataError: as `write_import` and the readers of `annotations.py`.
+    """
+    options = ImportOptions(
+        arguments.split, arguments.val_share, arguments.unlabelled, tuple(arguments.void),
+        arguments.annotated_on,
+    )  # fmt: skip
+    invalid = Invalid(arguments.skip_invalid)
+
+    def write(annotations: Annotations, path: Path) -> ImportReport:
+        source = f"{arguments.source} {path.name}"
+        return write_import(
+            annotations, arguments.output, options, source, progress, arguments.overwrite
+        )
+
+    if arguments.source == "cvat":
+        with unpacked(arguments.export) as folder:
+            annotations = read_cvat(folder, arguments.images, invalid)
+            return write(annotations, arguments.export)
+    if arguments.source == "coco":
+        read = [read_coco(path, arguments.images, invalid) for path in arguments.annotations]
+        return write(merge_annotations(read), arguments.annotations[0])
+    annotations = read_labelme(
+        arguments.annotations, arguments.classes, arguments.line_width, arguments.images, invalid
+    )
+    return write(annotations, arguments.annotations)

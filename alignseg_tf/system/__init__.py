@@ -1,0 +1,1 @@
+"""Files, processes, processors and the terminal."""

@@ -1,0 +1,1 @@
+"""Train variants of the model on equal terms and compare them."""

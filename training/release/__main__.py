@@ -1,0 +1,279 @@
+"""Put a trained model where users find it: in the package, and in `savedmodels/`.
+
+    python -m training.release.__main__ runs/release/best.keras --name camvid_lite0 --data FOLDER \
+        --scales 1.5 --block 10 --size 540 720 --about about.md
+
+writes
+
+    alignseg_tf/weights/NAME.keras              for `AlignSeg.from_pretrained`; weights of 9 bits
+    alignseg_tf/weights/NAME.evaluation.json    of that file, on the validation pictures
+    alignseg_tf/weights/NAME.run.json           from `run.json` beside the trained model
+    alignseg_tf/weights/NAME.about.md           from --about
+    savedmodels/NAME/NAME.keras                 a link to the first
+    savedmodels/NAME/MODEL_CARD.md              made of the three after it
+
+and with --size also
+
+    savedmodels/NAME/1/                         a SavedModel with float16 weights
+    savedmodels/NAME/NAME.tflite                int8, for pictures of --size
+
+With --unpackaged the first four are in savedmodels/NAME/ too, and the package stays as it is: for a
+model that stands behind a figure and is not what people should use.
+
+All of it is made of the packed `.keras` file, and replaces an older release at the end, when
+everything is there.
+"""
+
+import argparse
+import json
+import sys
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from alignseg_tf import AlignSeg, pretrained
+from alignseg_tf.data.readers import load_image
+from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
+from alignseg_tf.export import export_saved_model, export_tflite
+from alignseg_tf.export.model_card import (
+    ABOUT_FILE,
+    CARD_FILE,
+    QUALITY_FILE,
+    RUN_FILE,
+    is_card,
+    known_facts,
+    model_card,
+)
+from alignseg_tf.export.saved_model import SAVED_MODEL
+from alignseg_tf.export.tflite import CALIBRATION_PICTURES, spread
+from alignseg_tf.precision import with_dtype_policy
+from alignseg_tf.prediction.protocol import (
+    Protocol,
+    add_block_argument,
+    add_protocol_arguments,
+    protocol_from_arguments,
+)
+from alignseg_tf.prediction.saved_networks import load_model
+from alignseg_tf.system.files import (
+    Output,
+    add_overwrite_argument,
+    atomic_folder,
+    atomic_path,
+    check_folder,
+    check_replaceable,
+    has_keys,
+    remove_leftovers,
+    temporary_folder,
+    write_text,
+)
+from alignseg_tf.system.printable import printable_output
+from alignseg_tf.system.progress import counter
+from training.evaluate import evaluate_and_write
+from training.report import ROOT
+
+# Significant bits of a kernel's values. Half precision has 11. With 9 the mean IoU of
+# camvid_lite0_train went from 79.02 to 79.03 % and at three scales from 79.19 to 79.14; a bit is
+# half a megabyte.
+BITS = 9
+# Kernels with fewer values, biases and statistics are left as they are.
+LEAST_ROUNDED = 1024
+# Exports are compared with the model on at most so many pictures of the validation split.
+CHECKED = 16
+
+
+def rounded(values: np.ndarray, bits: int = BITS) -> np.ndarray:
+    """Return float32 values with so many significant bits, rounded to the nearest."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits).astype(np.float32)
+
+
+def save_packed(model: AlignSeg, path: Path) -> None:
+    """Write a `.keras` file of a third of the size: kernels of 9 bits, compressed by LZMA.
+
+    Args:
+        model: its kernels are rounded.
+        path: the file, which `keras.saving.load_model` reads as any other.
+    """
+    for weight in model.weights:
+        values = keras.ops.convert_to_numpy(weight)
+        if values.ndim > 1 and values.size >= LEAST_ROUNDED:
+            weight.assign(rounded(values))
+    with atomic_path(path) as temporary:
+        whole = temporary.with_name(f"{temporary.stem}.whole.keras")
+        try:
+            model.save(whole)
+            with (
+                zipfile.ZipFile(whole) as there,
+                zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as packed,
+            ):
+                for name in there.namelist():
+                    packed.writestr(name, there.read(name))
+        finally:
+            whole.unlink(missing_ok=True)
+
+
+def release(
+    source: Path,
+    name: str,
+    data: DataSource,
+    about: str,
+    size: tuple[int, int] | None = None,
+    protocol: Protocol | None = None,
+    block: int = 1,
+    packaged: bool = True,
+    root: Path = ROOT,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write the files of a release.
+
+    Args:
+        source: the `.keras` file of a training run, with `run.json` beside it.
+        name: of the model, from then on.
+        data: what it was trained for; training pictures calibrate int8, validation pictures
+            evaluate the model and check the exports.
+        about: Markdown for the model card.
+        size: height and width of the pictures that the `.tflite` file takes; None for no exports.
+        protocol: how validation pictures go through the model.
+        block: neighbouring pictures that intervals draw together.
+        packaged: whether the package is to have the model, or `savedmodels/` alone.
+        root: the clone to write into.
+        overwrite: replace files of that name even if no release wrote them.
+
+    Returns:
+        The paths.
+
+    Raises:
+        ValueError: the model, what lies beside it, or the data cannot be read, or an export does
+            not agree, or the package has another model of the name, or there are files that no
+            release wrote; what was released before stays.
+    """
+    weights, folder = root / "alignseg_tf" / pretrained.FOLDER.name, root / "savedmodels" / name
+    if not packaged and (weights / f"{name}.keras").exists():
+        raise ValueError(f"{name} is in the package: an unpackaged model must have another name")
+    in_package, in_folder = _outputs(name)
+    if packaged:
+        check_replaceable(weights, in_package, in_package.files, overwrite)
+    check_folder(folder, in_folder, overwrite)
+    remove_leftovers(root)
+    run = known_facts(source)["run"]
+    # A file may say that it was trained in half precision.
+    model = with_dtype_policy(load_model(source), "float32")
+    validation = data.samples("val")
+    # On the disk of the clone, so that renaming is all that is left at the end.
+    with temporary_folder(root) as stage:
+        exports = stage / name
+        made = stage / "weights" if packaged else exports
+        made.mkdir()
+        packed = made / f"{name}.keras"
+        save_packed(model, packed)
+        evaluation = made / f"{name}.{QUALITY_FILE}"
+        evaluate_and_write(packed, validation, data.label_space, evaluation, protocol, block=block)
+        if run is not None:
+            write_text(made / f"{name}.{RUN_FILE}", json.dumps(run, indent=1))
+        write_text(made / f"{name}.{ABOUT_FILE}", about)
+        _write_exports(packed, exports, data, size)
+        if packaged:
+            link = Path("../../alignseg_tf") / weights.name / packed.name
+            (exports / packed.name).symlink_to(link)
+        with atomic_folder(folder, in_folder, overwrite) as temporary:
+            for path in exports.iterdir():
+                path.rename(temporary / path.name)
+        if packaged:
+            weights.mkdir(parents=True, exist_ok=True)
+            for path in sorted(made.iterdir()):
+                path.replace(weights / path.name)
+            if run is None:  # that of an older model is not this one's
+                (weights / f"{name}.{RUN_FILE}").unlink(missing_ok=True)
+    return [*(sorted(weights.glob(f"{name}.*")) if packaged else []), *sorted(folder.glob("[!.]*"))]
+
+
+def _outputs(name: str) -> tuple[Output, Output]:
+    """Return how a release is told from other files, in the package and in `savedmodels/NAME`."""
+    facts = [f"{name}.{kind}" for kind in (ABOUT_FILE, QUALITY_FILE, RUN_FILE)]
+    forms = [f"{name}.keras", f"{name}.tflite", *(f"1/{file}" for file in SAVED_MODEL.files)]
+
+    def is_in_package(folder: Path) -> bool:
+        about = (folder / facts[0]).is_file()
+        return about and has_keys(folder / facts[1], "mean_iou", "protocol")
+
+    def is_in_folder(folder: Path) -> bool:
+        return is_card(folder / CARD_FILE)
+
+    return (
+        Output("training.release.__main__", is_in_package, [forms[0], *facts]),
+        Output("training.release.__main__", is_in_folder, [*forms, *facts, CARD_FILE]),
+    )
+
+
+def _write_exports(
+    packed: Path, folder: Path, data: DataSource, size: tuple[int, int] | None
+) -> None:
+    """Write the card of a model into a folder and, for pictures of a size, its other forms."""
+    model, facts = load_model(packed), known_facts(packed)
+    if size is None:
+        write_text(folder / CARD_FILE, model_card(model, folder.name, None, **facts))
+        return
+    calibration, check = (
+        [load_image(sample.image) for sample in spread(data.samples(split), most)]
+        for split, most in (("train", CALIBRATION_PICTURES), ("val", CHECKED))
+    )
+    export_saved_model(model, folder / "1", check, quantization="float16", **facts)
+    export_tflite(
+        model, folder / f"{folder.name}.tflite", size, "int8", calibration_images=calibration,
+        check_images=check, progress=counter("measuring ranges"),
+    )  # fmt: skip
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.release.__main__",
+        description="Put a trained model into the package and into savedmodels/.",
+    )
+    parser.add_argument("model", type=Path, help="best.keras of a run")
+    parser.add_argument("--name", required=True, help="what it is called from then on")
+    parser.add_argument(
+        "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
+        help="of the pictures that a .tflite file takes, in pixels (no SavedModel and no .tflite)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--about", type=Path, required=True, help="Markdown: data, terms, intended use, failures"
+    )
+    parser.add_argument(
+        "--unpackaged", action="store_true",
+        help="put it into savedmodels/ alone, not into the package",
+    )  # fmt: skip
+    add_overwrite_argument(parser)
+    add_data_arguments(parser)
+    add_block_argument(parser)
+    add_protocol_arguments(parser)
+    return parser
+
+
+@printable_output()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        about = parsed.about.read_text(encoding="utf-8")
+        data = data_from_arguments(parsed, counter("making the data set"))
+        size = None if parsed.size is None else tuple(parsed.size)
+        protocol = protocol_from_arguments(parsed)
+        written = release(
+            parsed.model, parsed.name, data, about, size, protocol, parsed.block,
+            packaged=not parsed.unpackaged, overwrite=parsed.overwrite,
+        )  # fmt: skip
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in written:
+        files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+        print(f"{sum(f.stat().st_size for f in files) / 1e6:5.1f} MB  {path.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

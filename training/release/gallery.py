@@ -1,0 +1,222 @@
+"""Draw what a model sees in labelled pictures, many in one file, for a page or a paper.
+
+    python -m training.release.gallery MODEL --data FOLDER --output gallery.png --choose worst
+
+evaluates the model on every picture, chooses some by their mean IoU, and draws each beside its
+truth, its prediction or its mistakes, with its name and its mean IoU above and the classes below.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from alignseg_tf import visualization
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.data.readers import Sample, load_sample
+from alignseg_tf.data.sources import add_data_arguments, data_from_arguments
+from alignseg_tf.evaluation.evaluator import evaluate_model
+from alignseg_tf.evaluation.report import percent
+from alignseg_tf.export.model_card import warn_if_trained_on
+from alignseg_tf.prediction.predictor import predictors_on_all_gpus
+from alignseg_tf.prediction.protocol import add_protocol_arguments, protocol_from_arguments
+from alignseg_tf.pretrained import model_path
+from alignseg_tf.system.files import add_overwrite_argument, atomic_path, check_file
+from alignseg_tf.system.printable import printable_output
+from alignseg_tf.system.progress import counter
+
+CHOICES = ("worst", "spread")
+PANELS = ("picture", "truth", "prediction", "mistakes")
+SUFFIXES = (".png", ".jpg", ".jpeg")
+# The comment of a gallery's file.
+COMMENT = "alignseg_tf gallery"
+GAP = 4
+
+
+def chosen(scores: np.ndarray, count: int, how: str) -> list[int]:
+    """Choose pictures by their scores.
+
+    Args:
+        scores: of each picture, in their order, [n]; NaN where a picture has no label.
+        count: how many, at most.
+        how: `worst`: those with the lowest scores that are at least n / (2 count) places from
+            each other, for neighbours may be frames of one video; `spread`: at even distances from
+            the lowest score to the highest.
+
+    Returns:
+        Their places, the lowest score first.
+    """
+    ranked = [int(i) for i in np.argsort(scores, kind="stable") if not np.isnan(scores[i])]
+    if how == "spread":
+        ranks = np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int)
+        return [ranked[rank] for rank in ranks]
+    taken: list[int] = []
+    for index in ranked:
+        if all(abs(index - other) >= len(scores) / (2 * count) for other in taken):
+            taken.append(index)
+    return taken[:count]
+
+
+def draw_panel(
+    panel: str,
+    image: np.ndarray,
+    truth: np.ndarray,
+    predicted: np.ndarray,
+    palette: visualization.Palette,
+) -> np.ndarray:
+    """Return one of `PANELS` of a picture, uint8 [H, W, 3]."""
+    if panel == "picture":
+        return image
+    if panel == "mistakes":
+        return visualization.mistakes(image, truth, predicted)
+    return visualization.overlay(image, truth if panel == "truth" else predicted, palette)
+
+
+def draw_gallery(
+    samples: Iterable[tuple[Sample, str]],
+    class_map: Callable[[np.ndarray], np.ndarray],
+    label_space: LabelSpace,
+    panels: Sequence[str] = PANELS,
+    columns: int = 1,
+    width: int = 240,
+) -> np.ndarray:
+    """Draw pictures below each other, each as a row of panels under a line of text.
+
+    Args:
+        samples: pictures with labels, each with its text; panels have the shape of the first one.
+        class_map: uint8 RGB picture [H, W, 3] -> class ids [H, W].
+        label_space: what the labels mean.
+        panels: what is shown of each, of `PANELS`.
+        columns: how many such rows are beside each other.
+        width: of a panel, in pixels.
+
+    Returns:
+        uint8 RGB [any, any, 3].
+
+    Raises:
+        DataError: a file is unreadable.
+    """
+    tiles: list[np.ndarray] = []
+    size: tuple[int, int] | None = None
+    for sample, text in samples:
+        image, truth = load_sample(sample, label_space)
+        predicted = class_map(image)
+        size = size or (width, max(1, round(width * image.shape[0] / image.shape[1])))
+        drawn = [
+            _fitted(draw_panel(panel, image, truth, predicted, label_space.palette), size)
+            for panel in panels
+        ]
+        tiles.append(visualization.titled(visualization.side_by_side(*drawn, gap=GAP), text))
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    rows = [
+        visualization.side_by_side(*tiles[start : start + columns], gap=3 * GAP)
+        for start in range(0, len(tiles), columns)
+    ]
+    rows.append(visualization.legend(label_space, rows[0].shape[1]))
+    return np.concatenate(rows)
+
+
+def _fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a picture in a box of (width, height) pixels, white beside it."""
+    padded = ImageOps.pad(Image.fromarray(picture), size, Image.Resampling.LANCZOS, color="white")
+    return np.asarray(padded)
+
+
+def write_gallery(drawn: np.ndarray, path: Path) -> None:
+    """Write a gallery with a comment that says so."""
+    information = PngInfo()
+    information.add_text("comment", COMMENT)
+    with atomic_path(path) as temporary:
+        Image.fromarray(drawn).save(temporary, quality=90, pnginfo=information, comment=COMMENT)
+
+
+def is_gallery(path: Path) -> bool:
+    """Whether `write_gallery` wrote a file."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("comment") in (COMMENT, COMMENT.encode())
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        return False
+
+
+def check_arguments(parsed: argparse.Namespace) -> None:
+    """Refuse what could not be drawn, before anything is evaluated.
+
+    Raises:
+        ValueError: a number is not positive, the file's name has another ending, or the file is
+            there and is no gallery.
+    """
+    for name in ("pictures", "columns", "width"):
+        if getattr(parsed, name) < 1:
+            raise ValueError(f"--{name} must be at least 1. Received: {getattr(parsed, name)}")
+    if parsed.output.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--output must end in {', '.join(SUFFIXES)}. Received: {parsed.output}")
+    check_file(parsed.output, "training.release.gallery", is_gallery, parsed.overwrite)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.release.gallery", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("model", type=model_path, help="as for training.evaluate")
+    add_data_arguments(parser)
+    parser.add_argument("--split", default="val", help="which part of the data (%(default)s)")
+    parser.add_argument("--output", required=True, type=Path, help="a .png or .jpg file")
+    add_overwrite_argument(parser)
+    parser.add_argument(
+        "--choose", choices=CHOICES, default="spread",
+        help="the worst pictures, or some from the worst to the best (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--pictures", type=int, default=6, help="how many (%(default)s)")
+    parser.add_argument(
+        "--panels", nargs="+", choices=PANELS, default=list(PANELS), help="what is shown of each"
+    )
+    parser.add_argument(
+        "--columns", type=int, default=1, help="pictures beside each other (%(default)s)"
+    )
+    parser.add_argument(
+        "--width", type=int, default=240, help="of a panel, in pixels (%(default)s)"
+    )
+    add_protocol_arguments(parser)
+    return parser
+
+
+@printable_output()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        check_arguments(parsed)
+        protocol = protocol_from_arguments(parsed)
+        data = data_from_arguments(parsed, counter("making the data set"))
+        samples = data.samples(parsed.split)
+        warn_if_trained_on(parsed.model, data, parsed.split)
+        predictors = predictors_on_all_gpus(parsed.model, protocol)
+        report = evaluate_model(
+            parsed.model, predictors, samples, data.label_space, progress=counter("evaluating")
+        )
+        shown = [
+            (samples[i], f"{samples[i].image.name}: {percent(report.picture_iou[i])} %")
+            for i in chosen(report.picture_iou, parsed.pictures, parsed.choose)
+        ]
+        if not shown:
+            raise ValueError(f"{data.root}: no picture of the split {parsed.split!r} has a label")
+        drawn = draw_gallery(
+            shown, predictors[0].class_map, data.label_space, parsed.panels, parsed.columns,
+            parsed.width,
+        )  # fmt: skip
+        write_gallery(drawn, parsed.output)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(shown)} of {len(samples)} pictures, with the mean IoU of each: {parsed.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
