@@ -13,25 +13,28 @@ from alignseg_tf.system.quiet import import_tensorflow_quietly, is_own_command
 if is_own_command():
     import_tensorflow_quietly()
 
+# Importing `inference.layers` registers the layers of exported graphs.
+from alignseg_tf import backbones, layers, losses, metrics, official_weights, optimizers
+from alignseg_tf.inference import layers as _inference_layers  # noqa: F401
 from alignseg_tf.model import AlignSeg
 from alignseg_tf.version import __version__
 
 if TYPE_CHECKING:
     from alignseg_tf import data, evaluation, export, prediction, visualization
-    from alignseg_tf.prediction.predictor import Predictor
+    from alignseg_tf.prediction import Predictor
 
 __all__ = [
     "AlignSeg",
     "Predictor",
     "__version__",
     "backbones",
-    "checkpoints",
     "data",
     "evaluation",
     "export",
     "layers",
     "losses",
     "metrics",
+    "official_weights",
     "optimizers",
     "prediction",
     "visualization",

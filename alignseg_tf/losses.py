@@ -22,69 +22,17 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from alignseg_tf.layers.sampling import resize_align_corners
-from alignseg_tf.logits_and_labels import can_go_in_bands, cross_entropy_sum
+from alignseg_tf.logits_and_labels import (
+    IgnoreClass,
+    can_go_in_bands,
+    cross_entropy_sum,
+    is_class,
+    is_ignored,
+    label_ids,
+    logits_at_label_size,
+)
 
 Tensor = Any
-IgnoreClass = int | Sequence[int] | None
-
-
-def ignored_ids(ignore_class: IgnoreClass) -> tuple[int, ...]:
-    """Return the ignored ids as a tuple: of none, one or several ints."""
-    if ignore_class is None:
-        return ()
-    if isinstance(ignore_class, Sequence):
-        return tuple(ignore_class)
-    return (ignore_class,)
-
-
-def label_ids(y_true: Tensor) -> Tensor:
-    """Return labels [B, H, W] or [B, H, W, 1] as int32 ids [B, H, W].
-
-    Raises:
-        ValueError: the labels have another shape, as one-hot masks do.
-    """
-    shape = tuple(y_true.shape)
-    if len(shape) == 4 and shape[-1] == 1:
-        y_true = ops.squeeze(y_true, axis=-1)
-    elif len(shape) == 4:
-        raise ValueError(
-            "`y_true` must hold class ids, shape [B, H, W] or [B, H, W, 1]; its last side says "
-            f"that it is one-hot (use argmax over the last axis). Received: shape {shape}"
-        )
-    elif len(shape) != 3:
-        raise ValueError(
-            "`y_true` must hold class ids, shape [B, H, W] or [B, H, W, 1]. "
-            f"Received: shape {shape}"
-        )
-    return ops.cast(y_true, "int32")
-
-
-def logits_at_label_size(y_pred: Tensor, ids: Tensor) -> Tensor:
-    """Return logits [B, h, w, C] as float32 [B, H, W, C], resized to `ids` [B, H, W] if need be.
-
-    The resize is bilinear and aligns corners: the centres of the outer cells meet the centres of
-    the outer pixels.
-    """
-    if len(y_pred.shape) != 4:
-        raise ValueError(
-            "`y_pred` must be logits, shape [B, h, w, classes]. "
-            f"Received: shape {tuple(y_pred.shape)}"
-        )
-    return resize_align_corners(ops.cast(y_pred, "float32"), tuple(ops.shape(ids)[1:3]))
-
-
-def is_ignored(ids: Tensor, ignore_class: IgnoreClass) -> Tensor:
-    """Return a boolean mask in the shape of `ids`: where the id is an ignored one."""
-    mask = ops.zeros_like(ids, dtype="bool")
-    for ignored in ignored_ids(ignore_class):
-        mask = ops.logical_or(mask, ids == ignored)
-    return mask
-
-
-def is_class(ids: Tensor, num_classes: int) -> Tensor:
-    """Return a boolean mask in the shape of `ids`: where the id is one of 0 .. num_classes-1."""
-    return ops.logical_and(ids >= 0, ids < num_classes)
 
 
 def _cross_entropy(ids: Tensor, logits: Tensor, valid: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from alignseg_tf.logits_and_labels import can_go_in_bands, classes_at
-from alignseg_tf.losses import (
+from alignseg_tf.logits_and_labels import (
     IgnoreClass,
+    can_go_in_bands,
+    classes_at,
     ignored_ids,
     is_class,
     is_ignored,

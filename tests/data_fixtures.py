@@ -15,8 +15,8 @@ from conftest import write_folder
 from PIL import Image
 
 from alignseg_tf import backbones
+from alignseg_tf.data.datasets.camvid import CAMVID_ORIGINAL, CAMVID_VOID
 from alignseg_tf.data.label_space import voc_palette
-from alignseg_tf.data.label_spaces import CAMVID_ORIGINAL, CAMVID_VOID
 from training import build, evaluate, train
 
 SIZE = (64, 96)

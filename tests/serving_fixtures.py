@@ -3,6 +3,9 @@
 import asyncio
 import io
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +19,7 @@ for package in ("fastapi", "httpx", "hypercorn", "prometheus_client", "python_mu
     pytest.importorskip(package, reason="needs the server: pip install 'alignseg_tf[serve]' httpx")
 
 import httpx
+from conftest import ROOT
 
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.prediction.saved_networks import LABEL_SPACE_FILE
@@ -29,6 +33,7 @@ SPACE = LabelSpace(("ground", "box", "disc", "sky"))
 POISON = (255, 254, 253)
 # The model gives this red value the class of 255 // 64, and NaN as logits.
 NOT_FINITE = 252
+SECONDS = 30
 PICTURES = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
 
 
@@ -152,3 +157,26 @@ def running(
             yield Client(create_app(service, hosts), runner), service
     finally:
         assert service.stop(10)
+
+
+@contextmanager
+def process(folder, *options):
+    """A server in a process of its own, and its address; it is killed if it is still there."""
+    command = [sys.executable, "-m", "alignseg_tf", "serve", folder, "--port", "0", *options]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as started:
+        try:
+            line = started.stdout.readline()
+            assert line.startswith("http://127.0.0.1:"), line + started.stderr.read()
+            yield started, line.split()[0]
+        finally:
+            started.kill()
+
+
+def until(condition):
+    """Wait for something, a while."""
+    last = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < last, "nothing happened"
+        time.sleep(0.05)

@@ -17,6 +17,7 @@ from keras import ops
 
 from alignseg_tf import logits_and_labels as resized_logits
 from alignseg_tf import losses
+from alignseg_tf.logits_and_labels import logits_at_label_size
 from alignseg_tf.losses import (
     BoundaryCrossEntropy,
     CombinedLoss,
@@ -535,7 +536,7 @@ def test_cells_give_what_pixels_give(name, rows, mode, monkeypatch):
     loss = functools.partial(LOSSES[name], sample_weight=ops.convert_to_tensor(weights))
 
     def of_pixels(labels, logits):
-        return loss(labels, losses.logits_at_label_size(logits, labels))
+        return loss(labels, logits_at_label_size(logits, labels))
 
     value, gradient = value_and_gradient(loss, labels, logits, mode)
     expected, expected_gradient = value_and_gradient(of_pixels, labels, logits)
@@ -566,7 +567,7 @@ def test_a_tape_does_not_mind_the_metric():
 
 def test_classes_of_cells_are_those_of_resized_logits(monkeypatch):
     labels, logits = example(label_size=(13, 17))
-    resized = losses.logits_at_label_size(ops.convert_to_tensor(logits), labels)
+    resized = logits_at_label_size(ops.convert_to_tensor(logits), labels)
     expected = ops.convert_to_numpy(resized).argmax(-1)
     for rows in (1, 3, 13, 99):
         monkeypatch.setattr(resized_logits, "BAND_VALUES", rows * 17 * 5)

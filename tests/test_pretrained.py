@@ -10,7 +10,7 @@ from alignseg_tf import AlignSeg, Predictor, backbones, pretrained
 from alignseg_tf.__main__ import main
 from alignseg_tf.data.datasets import street_painter
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.export.model_card import known_facts, trained_on_validation
+from alignseg_tf.evaluation.provenance import known_facts, trained_on_validation
 from alignseg_tf.prediction.saved_networks import load_model
 from alignseg_tf.pretrained import model_path, pretrained_file, pretrained_names
 from training import build

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from alignseg_tf import visualization
-from alignseg_tf.data.label_space import CAMVID, IGNORE
+from alignseg_tf.data.datasets.camvid import CAMVID
+from alignseg_tf.data.label_space import IGNORE
 
 PALETTE = [[255, 0, 0], [0, 0, 255]]
 

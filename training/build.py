@@ -9,7 +9,10 @@ import numpy as np
 from alignseg_tf import AlignSeg, backbones, losses, metrics, official_weights, optimizers
 from alignseg_tf.data.augmentation import Augmentation
 from alignseg_tf.data.label_space import IGNORE, LabelSpace
+from alignseg_tf.layers.nested import nested_layers
 from alignseg_tf.model import freeze_batch_norm
+from alignseg_tf.optimizers import averaged_weights
+from alignseg_tf.precision import with_dtype_policy
 from alignseg_tf.prediction.saved_networks import load_model
 from alignseg_tf.transfer import transfer_weights
 from training.recipe import Recipe, RecipeError
@@ -200,3 +203,46 @@ def mean_color(model: AlignSeg) -> tuple[float, float, float]:
         return Augmentation.fill
     mean = tuple(model.normalization["mean"])
     return mean[::-1] if model.normalization.get("channel_order") == "bgr" else mean  # type: ignore[return-value]
+
+
+def set_synchronized_batch_norm(model: keras.Model, synchronized: bool) -> None:
+    """Say whether batch norms average over all replicas; before the first step."""
+    for layer in nested_layers(model):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = synchronized
+
+
+def for_inference(model: AlignSeg) -> AlignSeg:
+    """Return a float32 copy without optimizer and without traces of how it was trained.
+
+    Its logits have the size of the picture. It has the averaged weights where the optimizer keeps
+    an average. Processors that cannot compute in the precision that it was trained in run it all
+    the same.
+    """
+    copy = with_dtype_policy(model, "float32", upsample_logits=True)
+    for layer in (copy, *nested_layers(copy)):
+        layer.trainable = True
+    average = averaged_weights(model)
+    if average is not None:
+        copy.set_weights(average)
+    set_synchronized_batch_norm(copy, False)
+    return copy
+
+
+def check_batch_size(recipe: Recipe, replicas: int) -> None:
+    """Refuse a batch that cannot be shared among the devices."""
+    if recipe.batch_size % replicas:
+        raise RecipeError(
+            f"batch_size {recipe.batch_size} must be a multiple of the {replicas} replicas"
+        )
+    if recipe.accumulate > 1 and replicas > 1:
+        raise RecipeError(
+            "accumulate works on one device: Keras cannot accumulate under tf.distribute. "
+            f"Received: accumulate {recipe.accumulate} on {replicas} devices"
+        )
+    if recipe.context == "global" and recipe.batch_size == replicas:
+        raise RecipeError(
+            "context 'global' needs at least 2 crops on each device: batch norm over the one value "
+            f"of a map pooled to 1x1 is undefined. Received: batch_size {recipe.batch_size} on "
+            f"{replicas} devices"
+        )

@@ -10,6 +10,7 @@ import tensorflow as tf
 from alignseg_tf import AlignSeg
 from alignseg_tf.data.checking import DataSummary, Findings, check_samples
 from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.data.listing import Sample, describe_skipped
 from alignseg_tf.data.pipeline import (
     RareClassSampling,
     SampleCache,
@@ -17,7 +18,6 @@ from alignseg_tf.data.pipeline import (
     batch_samples,
     training_dataset,
 )
-from alignseg_tf.data.readers import Sample, describe_skipped
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.prediction.protocol import Protocol, axis_windows
 from alignseg_tf.system.fingerprints import file_fingerprint
@@ -172,3 +172,12 @@ def for_outputs(model: AlignSeg, dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Give each output of the model the same labels."""
     names = list(model.output)
     return dataset.map(lambda image, label: (image, dict.fromkeys(names, label)))
+
+
+def training_samples(recipe: Recipe, data: DataSource) -> list[Sample]:
+    """List the samples of the splits that a recipe trains on.
+
+    Raises:
+        DataError: there is no such split, or a file is missing.
+    """
+    return [sample for split in recipe.train_on.split("+") for sample in data.samples(split)]

@@ -21,16 +21,19 @@ from PIL import Image
 
 from alignseg_tf.data.datasets import street_painter
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.data.readers import DataError, load_image, read_image_sizes
+from alignseg_tf.data.listing import DataError
+from alignseg_tf.data.readers import load_image, read_image_sizes
 from alignseg_tf.data.sources import DataSource, open_data
 from alignseg_tf.export import export_saved_model
-from alignseg_tf.prediction.predictor import Prediction, Predictor
+from alignseg_tf.prediction.outputs import Prediction
+from alignseg_tf.prediction.predictor import Predictor
 from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.prediction.saved_networks import load_model
 from alignseg_tf.system.files import ForeignFileError, Output, atomic_result, check_replaceable
 from alignseg_tf.system.printable import printable_output
 from alignseg_tf.system.progress import counter, duration
-from training.recipe import Recipe, RecipeError, load_recipe
+from training.options import load_recipe
+from training.recipe import Recipe, RecipeError
 from training.train import train
 
 # The trained model, and how it looks at a street: at its card's height and at lower ones, whose

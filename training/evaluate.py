@@ -9,9 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from alignseg_tf.commands.options import (
+    add_block_argument,
+    add_data_arguments,
+    add_protocol_arguments,
+    data_from_arguments,
+    protocol_from_arguments,
+)
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.data.readers import Sample
-from alignseg_tf.data.sources import add_data_arguments, data_from_arguments
+from alignseg_tf.data.listing import Sample
 from alignseg_tf.evaluation.evaluator import evaluate_model
 from alignseg_tf.evaluation.page import (
     EVALUATION,
@@ -20,15 +26,10 @@ from alignseg_tf.evaluation.page import (
     is_evaluation,
     write_report,
 )
+from alignseg_tf.evaluation.provenance import warn_if_trained_on
 from alignseg_tf.evaluation.report import Report
-from alignseg_tf.export.model_card import warn_if_trained_on
 from alignseg_tf.prediction.predictor import predictors_on_all_gpus
-from alignseg_tf.prediction.protocol import (
-    Protocol,
-    add_block_argument,
-    add_protocol_arguments,
-    protocol_from_arguments,
-)
+from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.system.files import (
     add_overwrite_argument,

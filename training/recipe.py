@@ -1,15 +1,10 @@
 """What a training run is made of, as plain values that the command line can override."""
 
-import argparse
 import dataclasses
-import importlib
 import json
 import math
-import pkgutil
 from dataclasses import dataclass, field
 from typing import Any
-
-from training import recipes
 
 
 class RecipeError(ValueError):
@@ -149,72 +144,3 @@ def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
     """
     defaults: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(Recipe())))
     return defaults | recorded
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the recipe files."""
-    return sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
-
-
-def load_recipe(name: str) -> Recipe:
-    """Return the `RECIPE` of a recipe file.
-
-    Raises:
-        RecipeError: there is no such recipe.
-    """
-    if name not in recipe_names():
-        raise RecipeError(f"no recipe {name!r}; there are: {', '.join(recipe_names())}")
-    return importlib.import_module(f"training.recipes.{name}").RECIPE
-
-
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--recipe` and one option for each of its values."""
-    parser.add_argument(
-        "--recipe", default="own_data", help=f"one of {', '.join(recipe_names())} (%(default)s)"
-    )
-    group = parser.add_argument_group(
-        "values of the recipe that are to be overridden",
-        "What stands in brackets holds unless the recipe says otherwise.",
-    )
-    for option in dataclasses.fields(Recipe):
-        default: Any = option.default
-        kind = type(default)
-        flag = "--" + option.name.replace("_", "-")
-        text = f"{option.metadata['help']} [{_shown(default)}]"
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-            continue
-        group.add_argument(
-            flag,
-            dest=option.name,
-            type=type(default[0]) if kind is tuple else kind,
-            nargs=len(default) if kind is tuple else None,
-            choices=option.metadata["choices"],
-            metavar=None if option.metadata["choices"] else _metavar(default),
-            help=text,
-        )
-
-
-def _metavar(default: Any) -> str | tuple[str, ...]:
-    if isinstance(default, tuple):
-        return tuple(type(value).__name__.upper() for value in default)
-    return type(default).__name__.upper()
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, bool):
-        return "yes" if default else "no"
-    if default == "":
-        return "none"
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-
-
-def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
-    """Return the named recipe with the overrides of the command line."""
-    recipe = load_recipe(arguments.recipe)
-    overrides: dict[str, Any] = {}
-    for option in dataclasses.fields(Recipe):
-        value = getattr(arguments, option.name)
-        if value is not None:
-            overrides[option.name] = tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(recipe, **overrides)

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from alignseg_tf.data.readers import Sample
+from alignseg_tf.data.listing import Sample
 from alignseg_tf.data.sources import DataSource
+from alignseg_tf.evaluation.provenance import trained_on_validation
 from alignseg_tf.evaluation.report import Report
-from alignseg_tf.export.model_card import trained_on_validation
 from alignseg_tf.system.environment import machine, versions
 from alignseg_tf.system.files import Output, atomic_result, check_replaceable, write_files
 from alignseg_tf.system.fingerprints import file_fingerprint

@@ -9,47 +9,46 @@ curves, and `tensorboard/`. The same command goes on where a killed run stopped.
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from alignseg_tf import AlignSeg, metrics
-from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.commands.options import add_data_arguments, data_from_arguments
+from alignseg_tf.data.listing import DataError
 from alignseg_tf.data.pipeline import (
     evaluation_dataset,
     steps_per_epoch,
 )
-from alignseg_tf.data.readers import DataError, Sample
-from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
-from alignseg_tf.evaluation.evaluator import label_encoding, samples_fingerprints
+from alignseg_tf.data.sources import DataSource
+from alignseg_tf.evaluation.provenance import RUN_FILE
 from alignseg_tf.evaluation.report import Report
-from alignseg_tf.export.model_card import RUN_FILE, read_run
 from alignseg_tf.precision import global_dtype_policy
-from alignseg_tf.system.files import DiskFullError, ForeignFileError, check_replaceable, write_text
-from alignseg_tf.system.fingerprints import differences, fingerprint, named_fingerprints, names_hash
+from alignseg_tf.system.files import DiskFullError, write_text
 from alignseg_tf.system.printable import printable_output
 from alignseg_tf.system.processor import prepare_processor
 from alignseg_tf.system.progress import counter
-from training.build import build_model, compile_model
+from training.build import build_model, check_batch_size, compile_model, set_synchronized_batch_norm
 from training.callbacks.averaging import ValidateAveraged
 from training.callbacks.progress import Progress
 from training.callbacks.run_folder import (
+    FILES_FILE,
     RunFolder,
-    RunStoppedError,
-    SeedDropout,
-    StopOnNonFinite,
-    StopOnSignal,
+    check_run_folder,
+    data_files,
+    describe_content,
+    describe_run,
+    load_last,
     locked,
-    set_synchronized_batch_norm,
 )
+from training.callbacks.seed_dropout import SeedDropout
+from training.callbacks.stopping import RunStoppedError, StopOnNonFinite, StopOnSignal
 from training.callbacks.tensorboard import TensorBoard
 from training.data import (
     Checked,
@@ -57,166 +56,23 @@ from training.data import (
     check_data,
     for_outputs,
     stages,
+    training_samples,
     validation_views,
 )
 from training.distributed import workers
+from training.distributed.fit import (
+    WorkerProgress,
+    distribution_strategy,
+    fit_workers,
+    multi_worker_strategy,
+    validation_share,
+)
 from training.distributed.workers import Worker
 from training.dry_run import dry_run
 from training.evaluate import evaluate_and_write
-from training.recipe import (
-    Recipe,
-    RecipeError,
-    add_recipe_arguments,
-    recipe_from_arguments,
-    with_defaults,
-)
-from training.report import REPORT, REPORT_FILES, describe_data, write_report
-
-# What a run replaces in its folder, besides its report.
-RUN_FILES = (
-    "metrics.csv",
-    "iou.csv",
-    "best.keras",
-    "last.keras",
-    "evaluation.json",
-    "nan_batch.npz",
-)
-# In a run's folder: the fingerprint of each file of its data, to say which ones differ.
-FILES_FILE = "data_files.json"
-# Values of a run that are read from files' bytes; runs from before they were recorded lack them.
-CONTENT = {
-    "label_encoding", "training_images", "training_labels", "validation_images",
-    "validation_labels", "initial_weights",
-}  # fmt: skip
-
-
-def distribution_strategy(cpu_replicas: int) -> tf.distribute.Strategy:
-    """Mirror over all visible GPUs, or over logical CPU devices; nothing where there is one."""
-    if cpu_replicas > 1:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(
-            cpu, [tf.config.LogicalDeviceConfiguration()] * cpu_replicas
-        )
-        return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(cpu_replicas)])
-    if len(tf.config.list_physical_devices("GPU")) > 1:
-        return tf.distribute.MirroredStrategy()
-    return tf.distribute.get_strategy()
-
-
-def training_samples(recipe: Recipe, data: DataSource) -> list[Sample]:
-    """List the samples of the splits that a recipe trains on.
-
-    Raises:
-        DataError: there is no such split, or a file is missing.
-    """
-    return [sample for split in recipe.train_on.split("+") for sample in data.samples(split)]
-
-
-def describe_run(recipe: Recipe, label_space: LabelSpace, samples: Sequence[Sample]) -> dict:
-    """Return what makes a run this one, without a look into files: recipe, classes and names."""
-    run = dataclasses.asdict(recipe) | {
-        "classes": label_space.classes,
-        "training_pictures": len(samples),
-        "training_picture_names": names_hash(sample.image.name for sample in samples),
-    }
-    return json.loads(json.dumps(run))
-
-
-def describe_content(recipe: Recipe, data: DataSource, training: Sequence[Sample]) -> dict:
-    """Return what the files of a run hold: the values of `CONTENT`.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    content: dict[str, Any] = {"label_encoding": label_encoding(data.label_space)}
-    for part, samples in (("training", training), ("validation", data.samples("val"))):
-        images, labels = samples_fingerprints(samples)
-        content |= {f"{part}_images": images, f"{part}_labels": labels}
-    start = Path(recipe.start_from or recipe.backbone_weights)
-    if start.is_file():  # not a folder that is called imagenet
-        content["initial_weights"] = fingerprint(start)
-    return json.loads(json.dumps(content))
-
-
-def data_files(data: DataSource, training: Sequence[Sample]) -> dict[str, str]:
-    """Return a short fingerprint of each file that a run reads, by its name below the data."""
-    samples = [*training, *data.samples("val")]
-    paths = [path for sample in samples for path in (sample.image, sample.label)]
-    root = data.root.parent if data.root.is_file() else data.root
-    return {name: sha[:16] for name, sha in named_fingerprints(paths, root).items()}
-
-
-def check_run_folder(output: Path, run: dict, files: dict[str, str] | None = None) -> None:
-    """Refuse to mix two runs in one folder.
-
-    Values of `CONTENT` are compared where both runs have them.
-
-    Args:
-        output: the folder.
-        run: from `describe_run`, and `describe_content`.
-        files: the fingerprints of the files of the data, by name, to say which ones differ.
-
-    Raises:
-        RecipeError: the folder has another run.
-    """
-    try:
-        check_replaceable(output, REPORT, REPORT_FILES)
-    except ForeignFileError as error:
-        raise RecipeError(
-            str(error).replace("another name, or --overwrite", "another --output")
-        ) from error
-    if not (output / RUN_FILE).is_file():
-        if found := [name for name in RUN_FILES if (output / name).exists()]:
-            raise RecipeError(
-                f"{output}: expected a new folder, or that of a run. Received: one with "
-                f"{', '.join(found)}, but without {RUN_FILE}; give another --output"
-            )
-        return
-    try:
-        before = with_defaults(read_run(output / RUN_FILE))
-    except ValueError as error:
-        raise RecipeError(f"{error}; give another --output") from error
-    here = {name: value for name, value in run.items() if name not in CONTENT or name in before}
-    there = {name: value for name, value in before.items() if name not in CONTENT or name in run}
-    if different := differences(there, here):
-        if files is not None and (output / FILES_FILE).is_file():
-            former = json.loads((output / FILES_FILE).read_text(encoding="utf-8"))
-            different += differences({"files": former}, {"files": files})
-        raise RecipeError(f"{output} holds another run:{different}\ngive another --output")
-    if files is not None and not before.keys() & CONTENT:
-        print(
-            f"{output}: a run from before the content of the data was recorded. Its images are "
-            "known by their names only, and taken for those of now"
-        )
-
-
-def load_last(run_folder: RunFolder) -> tuple[AlignSeg, int]:
-    """Return the model of an interrupted run and the number of epochs that it has done."""
-    try:
-        return keras.saving.load_model(run_folder.last_file), run_folder.epochs_done()
-    except Exception as error:
-        raise RecipeError(
-            f"{run_folder.last_file}: not readable ({error}); remove it to start anew"
-        ) from error
-
-
-def check_batch_size(recipe: Recipe, replicas: int) -> None:
-    """Refuse a batch that cannot be shared among the devices."""
-    if recipe.batch_size % replicas:
-        raise RecipeError(
-            f"batch_size {recipe.batch_size} must be a multiple of the {replicas} replicas"
-        )
-    if recipe.accumulate > 1 and replicas > 1:
-        raise RecipeError(
-            "accumulate works on one device: Keras cannot accumulate under tf.distribute. "
-            f"Received: accumulate {recipe.accumulate} on {replicas} devices"
-        )
-    if recipe.context == "global" and recipe.batch_size == replicas:
-        raise RecipeError(
-            "context 'global' needs at least 2 crops on each device: batch norm over the one value "
-            f"of a map pooled to 1x1 is undefined. Received: batch_size {recipe.batch_size} on "
-            f"{replicas} devices"
-        )
+from training.options import add_recipe_arguments, recipe_from_arguments
+from training.recipe import Recipe, RecipeError
+from training.report import describe_data, write_report
 
 
 @dataclass(frozen=True)
@@ -266,10 +122,7 @@ def prepare(
         RecipeError: the recipe does not fit the devices, or weights do not fit the model.
     """
     worker = workers.this_worker()
-    if worker.count > 1:
-        strategy = workers.multi_worker_strategy()
-    else:
-        strategy = distribution_strategy(cpu_replicas)
+    strategy = multi_worker_strategy() if worker.count > 1 else distribution_strategy(cpu_replicas)
     replicas = strategy.num_replicas_in_sync
     check_batch_size(recipe, replicas)
     steps = steps_per_epoch(len(data.training), recipe.batch_size)
@@ -291,7 +144,7 @@ def prepare(
     )
     views = validation_views(data.validation_summary.sizes)
     if worker.count > 1:
-        validation = workers.validation_share(
+        validation = validation_share(
             data.validation, data.label_space, worker, replicas // worker.count, data.one_size,
             views,
         )  # fmt: skip
@@ -412,7 +265,7 @@ def fit(run: Run, run_folder: RunFolder) -> None:
                 TensorBoard(folder / "tensorboard", data.validation[:4], data.label_space),
             ]
         else:
-            callbacks.append(workers.WorkerProgress(run.worker))
+            callbacks.append(WorkerProgress(run.worker))
         callbacks.append(stop)  # last: an epoch that is done is saved before
         for first, last, crop_size in parts:
             first = max(first, run.initial_epoch)
@@ -421,7 +274,7 @@ def fit(run: Run, run_folder: RunFolder) -> None:
             batches = run.batches(first, last, crop_size)
             if run.worker.count > 1:
                 batches = batches.rebatch(recipe.batch_size // run.strategy.num_replicas_in_sync)
-                workers.fit(
+                fit_workers(
                     run.model, run.strategy, batches, run.validation, callbacks, first, last, steps,
                     validation_epochs(recipe),
                 )  # fmt: skip

@@ -27,7 +27,10 @@ from alignseg_tf.layers import (
     resize_align_corners,
 )
 from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
-from alignseg_tf.layers.sampling import aligns_corners, offset_scale, sampling_positions
+from alignseg_tf.layers.sampling import (
+    offsets_in_pixels,
+    sampling_positions,
+)
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 
 Tensor = Any
@@ -264,29 +267,3 @@ def _in_pixels(
     offsets: Tensor, sampling: str, read_size: Sequence[int], image_size: Sequence[int]
 ) -> np.ndarray:
     return _to_numpy(offsets_in_pixels(offsets, sampling, read_size, image_size))
-
-
-def offsets_in_pixels(
-    offsets: Tensor, sampling: str, read_size: Sequence[Size], image_size: Sequence[Size]
-) -> Tensor:
-    """Return offsets in pixels of the picture; also inside of a graph, where sizes are tensors.
-
-    Args:
-        offsets: floating [B, H, W, 2], (x, y), in the unit of the convention.
-        sampling: one of `SAMPLING_CONVENTIONS`.
-        read_size: (h, w) of the map that is read, which covers the picture.
-        image_size: height and width of the picture.
-
-    Returns:
-        float32 [B, H, W, 2], (x, y).
-    """
-    cells_x, cells_y = offset_scale(sampling, *read_size, *ops.shape(offsets)[1:3])
-    (height, width), (rows, columns) = (
-        [ops.cast(n, "float32") for n in size] for size in (image_size, read_size)
-    )
-    if aligns_corners(sampling):
-        # The centres of the outer cells lie on those of the outer pixels.
-        height, width = height - 1.0, width - 1.0
-        rows, columns = ops.maximum(rows - 1.0, 1.0), ops.maximum(columns - 1.0, 1.0)
-    pixels = ops.stack([cells_x * width / columns, cells_y * height / rows])
-    return ops.cast(offsets, "float32") * pixels

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from alignseg_tf.data.readers import find_pictures, load_image
-from alignseg_tf.data.sources import DataSource, add_data_arguments
-from alignseg_tf.export import OUTPUTS, QUANTIZATIONS, SAVED_MODEL_QUANTIZATIONS
+from alignseg_tf.commands.options import add_data_arguments
+from alignseg_tf.data.listing import find_pictures
+from alignseg_tf.data.readers import load_image
+from alignseg_tf.data.sources import DataSource
+from alignseg_tf.export.quantization import OUTPUTS, QUANTIZATIONS, SAVED_MODEL_QUANTIZATIONS
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.system.files import add_overwrite_argument
 
@@ -76,7 +78,7 @@ def export_from_arguments(arguments: argparse.Namespace) -> str:
         ImportError: a package is missing that the form needs.
         ValueError: bad input.
     """
-    from alignseg_tf.data.sources import data_from_arguments
+    from alignseg_tf.commands.options import data_from_arguments
     from alignseg_tf.prediction.saved_networks import NonFiniteLogitsError, load_model
     from alignseg_tf.system.progress import counter
 
@@ -182,7 +184,7 @@ def _quantized_path(path: Path, quantization: str, quantizations: Sequence[str])
 
 def _card_values(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the model card can say of a model, from files."""
-    from alignseg_tf.export.model_card import known_facts, read_quality
+    from alignseg_tf.evaluation.provenance import known_facts, read_quality
 
     facts = known_facts(arguments.model)
     if arguments.quality is not None:
@@ -252,3 +254,11 @@ def _miou(path: Path, data: DataSource | None, split: str) -> str:
     show = counter(f"evaluating {path.name}")
     report = evaluate_model(path, [Predictor(path)], samples, data.label_space, progress=show)
     return f"  {100 * report.mean_iou:6.2f} %"
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a model in other forms and say how well they agree with it."""
+    from alignseg_tf.commands.export import export_from_arguments
+
+    print(export_from_arguments(arguments))
+    return 0

@@ -4,19 +4,14 @@ Label spaces and readers need NumPy and Pillow only; what needs TensorFlow is im
 name is first used.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignseg_tf.data.checking import check_samples
-from alignseg_tf.data.label_space import IGNORE, LABEL_SPACES, LabelSpace
-from alignseg_tf.data.readers import (
-    DataError,
-    Sample,
-    load_image,
-    load_label,
-    read_csv,
-    read_folder,
-)
+from alignseg_tf.data.datasets.catalog import LABEL_SPACES
+from alignseg_tf.data.label_space import IGNORE, LabelSpace
+from alignseg_tf.data.listing import DataError, Sample, read_csv, read_folder
+from alignseg_tf.data.readers import load_image, load_label
+from alignseg_tf.system.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from alignseg_tf.data.augmentation import Augmentation
@@ -38,14 +33,11 @@ __all__ = [
     "training_dataset",
 ]
 
-_NEED_TENSORFLOW = {
-    "Augmentation": "augmentation",
-    "evaluation_dataset": "pipeline",
-    "training_dataset": "pipeline",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _NEED_TENSORFLOW:
-        return getattr(importlib.import_module(f"{__name__}.{_NEED_TENSORFLOW[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "Augmentation": "alignseg_tf.data.augmentation",
+        "evaluation_dataset": "alignseg_tf.data.pipeline",
+        "training_dataset": "alignseg_tf.data.pipeline",
+    },
+)

@@ -14,17 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.data.readers import (
-    DEEP_MODES,
-    DataError,
-    Sample,
-    Skipped,
-    in_parallel,
-    is_turned,
-    list_problems,
-    load_sample,
-    opened,
-)
+from alignseg_tf.data.listing import DataError, Sample, Skipped, list_problems
+from alignseg_tf.data.readers import DEEP_MODES, is_turned, load_sample, opened
+from alignseg_tf.system.parallel import in_parallel
 from alignseg_tf.system.printable import printable
 
 # Files named for each kind of note.

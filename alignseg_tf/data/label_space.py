@@ -7,7 +7,6 @@ and coloured.
 
 import colorsys
 import dataclasses
-import json
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from alignseg_tf.data import label_spaces
-from alignseg_tf.data.datasets import street_scenes
 
 IGNORE = 255
 MAX_CLASSES = 255
@@ -216,25 +212,11 @@ class LabelSpace:
         """Build from the content of a `classes.json`; `source` is named in errors.
 
         Keys: `classes` (required), `palette`, `void`, `ids`, `ignore_unlisted`, or `colors` (one
-        colour a class, or a list of colours) and `void_colors`. Or `label_space`: one of
-        `LABEL_SPACES`. Keys of `ABOUT` are not read.
+        colour a class, or a list of colours) and `void_colors`. Keys of `ABOUT` are not read.
 
         Raises:
             ValueError: a key is missing, unknown, or holds something else than expected.
         """
-        if isinstance(content, Mapping) and "label_space" in content:
-            name = content["label_space"]
-            if not isinstance(name, str) or name not in LABEL_SPACES:
-                raise ValueError(
-                    f"{source}: 'label_space' must be one of {list(LABEL_SPACES)}. "
-                    f"Received: {name!r}"
-                )
-            if others := sorted(set(content) - {"label_space", *ABOUT}):
-                raise ValueError(
-                    f"{source}: 'label_space' says all, so expected no other key. "
-                    f"Received: {', '.join(map(ascii, others))}"
-                )
-            return LABEL_SPACES[name]
         if not isinstance(content, Mapping) or not _is_list_of(content.get("classes"), str):
             raise ValueError(f"{source}: expected an object with a list of names under 'classes'")
         known = [field.name for field in dataclasses.fields(cls)]
@@ -251,32 +233,6 @@ class LabelSpace:
             return cls(tuple(content["classes"]), **values)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
-
-    @classmethod
-    def from_file(cls, path: str | Path) -> "LabelSpace":
-        """Read a `classes.json`, or a `labelmap.txt` of CVAT.
-
-        Raises:
-            ValueError: the file is missing, of neither form, lacks something, or has a name with
-                characters that no terminal and no table shows.
-        """
-        path = Path(path)
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path}: expected a file. Received: a folder, a pipe or a device")
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except FileNotFoundError as error:
-            raise ValueError(f"{path}: no such file; it lists the names of the classes") from error
-        except (OSError, ValueError) as error:
-            form = "text" if path.suffix == ".txt" else "JSON"
-            raise ValueError(f"{path}: not readable as {form} ({error})") from error
-        if path.suffix == ".txt":
-            return _from_labelmap(cls, text, path)
-        try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: not readable as JSON ({error})") from error
-        return cls.from_dict(content, str(path))
 
 
 def _name_problem(name: str) -> str | None:
@@ -295,11 +251,14 @@ def _name_problem(name: str) -> str | None:
 _VOC_VOID: Color = (224, 224, 192)
 
 
-def _from_labelmap(cls: type[LabelSpace], text: str, path: Path) -> LabelSpace:
+def label_space_of_labelmap(text: str, path: Path) -> LabelSpace:
+    """Return the label space of the text of a CVAT `labelmap.txt`; `path` is named in errors."""
     colors = read_labelmap(text, str(path))
     void = () if _VOC_VOID in colors.values() else (_VOC_VOID,)
     try:
-        return cls(tuple(colors), colors=tuple((c,) for c in colors.values()), void_colors=void)
+        return LabelSpace(
+            tuple(colors), colors=tuple((c,) for c in colors.values()), void_colors=void
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -407,56 +366,3 @@ def voc_palette(num_colors: int) -> tuple[Color, ...]:
             channels[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
         colors.append((channels[0], channels[1], channels[2]))
     return tuple(colors)
-
-
-STREET_SCENES = LabelSpace(street_scenes.CLASSES, street_scenes.PALETTE, void=street_scenes.VOID)
-
-CAMVID = LabelSpace(label_spaces.CAMVID_CLASSES, label_spaces.CAMVID_PALETTE)
-SEGNET_CAMVID = dataclasses.replace(CAMVID, void=11)
-# A label of the original, Seq05VD_f02610_L.png, has blended colours along some edges.
-CAMVID_COLOR = LabelSpace(
-    label_spaces.CAMVID_CLASSES,
-    label_spaces.CAMVID_PALETTE,
-    colors=tuple(
-        tuple(label_spaces.CAMVID_ORIGINAL[name].values()) for name in label_spaces.CAMVID_CLASSES
-    ),
-    void_colors=tuple(label_spaces.CAMVID_VOID.values()),
-    ignore_unlisted=True,
-)
-
-# Files hold the data set's labelIds; those outside the 19 evaluated classes are ignored.
-CITYSCAPES = LabelSpace(
-    label_spaces.CITYSCAPES_CLASSES,
-    label_spaces.CITYSCAPES_PALETTE,
-    void=0,
-    ids=label_spaces.CITYSCAPES_IDS,
-    ignore_unlisted=True,
-)
-CITYSCAPES_TRAIN_IDS = LabelSpace(label_spaces.CITYSCAPES_CLASSES, label_spaces.CITYSCAPES_PALETTE)
-
-ADE20K = LabelSpace(
-    label_spaces.ADE20K_CLASSES, label_spaces.ADE20K_PALETTE, void=0, ids=tuple(range(1, 151))
-)
-
-PASCAL_VOC = LabelSpace(label_spaces.PASCAL_VOC_CLASSES, voc_palette(21))
-# The data set names no colours.
-PASCAL_CONTEXT = LabelSpace(
-    label_spaces.PASCAL_CONTEXT_CLASSES, voc_palette(60)[1:], void=0, ids=tuple(range(1, 60))
-)
-
-OXFORD_IIIT_PET = LabelSpace(
-    label_spaces.OXFORD_IIIT_PET_CLASSES, label_spaces.OXFORD_IIIT_PET_PALETTE, void=3, ids=(1, 2)
-)
-
-LABEL_SPACES = {
-    "street_scenes": STREET_SCENES,
-    "camvid": CAMVID,
-    "camvid_color": CAMVID_COLOR,
-    "segnet_camvid": SEGNET_CAMVID,
-    "cityscapes": CITYSCAPES,
-    "cityscapes_train_ids": CITYSCAPES_TRAIN_IDS,
-    "ade20k": ADE20K,
-    "pascal_voc": PASCAL_VOC,
-    "pascal_context": PASCAL_CONTEXT,
-    "oxford_iiit_pet": OXFORD_IIIT_PET,
-}

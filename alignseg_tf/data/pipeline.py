@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from alignseg_tf.data.augmentation import Augmentation
 from alignseg_tf.data.label_space import IGNORE, LabelSpace
-from alignseg_tf.data.readers import DataError, Sample, load_sample
+from alignseg_tf.data.listing import DataError, Sample
+from alignseg_tf.data.readers import load_sample
 
 DEFAULT_CACHE_BYTES = 2 << 30
 # Batches that wait for the model: as many as fit in here, between these two numbers.

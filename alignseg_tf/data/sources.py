@@ -5,17 +5,23 @@ tfds:NAME         a data set of TensorFlow Datasets, turned once into a folder
 street_scenes     the embedded data set, drawn once into a folder
 """
 
-import argparse
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from alignseg_tf.data.datasets import street_painter, tfds
-from alignseg_tf.data.datasets.layout import LAYOUTS, Layout, find_layout, read_label_space
+from alignseg_tf.data.datasets.catalog import (
+    LABEL_SPACES,
+    LAYOUTS,
+    find_layout,
+    label_space_from_file,
+    read_label_space,
+)
+from alignseg_tf.data.datasets.layout import Layout
 from alignseg_tf.data.datasets.tfds import TfdsOptions
-from alignseg_tf.data.label_space import LABEL_SPACES, LabelSpace
-from alignseg_tf.data.readers import IMAGE_SUFFIXES, DataError, Sample, Skipped, list_files
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.data.listing import IMAGE_SUFFIXES, DataError, Sample, Skipped, list_files
 
 Progress = Callable[[int, int], None]
 
@@ -136,47 +142,6 @@ def _named_label_space(name: str | Path) -> LabelSpace:
             f"classes.json. Received: {str(name)!r}"
         )
     try:
-        return LabelSpace.from_file(name)
+        return label_space_from_file(name)
     except ValueError as error:
         raise DataError(str(error)) from error
-
-
-def add_data_arguments(
-    parser: argparse.ArgumentParser, positional: bool = False, required: bool = True
-) -> None:
-    """Add `--data`, or `data` where it is the first word of a command, and what belongs to it."""
-    help = "a folder, a CSV list, tfds:NAME or street_scenes; docs/datasets has all forms"
-    if positional:
-        parser.add_argument("data", help=help)
-    else:
-        parser.add_argument("--data", required=required, help=help)
-    parser.add_argument(
-        "--layout", choices=tuple(LAYOUTS), help="how its files lie (told from the files)"
-    )
-    parser.add_argument(
-        "--label-space", metavar="NAME|FILE",
-        help="what the labels mean: a name, as cityscapes, or a classes.json (told from the data)",
-    )  # fmt: skip
-    tfds = parser.add_argument_group("for --data tfds:NAME[/CONFIG][:VERSION]")
-    tfds.add_argument("--image-key", help="feature with the pictures (told from the features)")
-    tfds.add_argument("--label-key", help="feature with the labels (told from the features)")
-    tfds.add_argument(
-        "--train-split", help="TFDS split of the training pictures, as train[:80%%] (train)"
-    )
-    tfds.add_argument(
-        "--val-split", help="of the validation pictures (the first of validation, val, test)"
-    )
-
-
-def data_from_arguments(
-    arguments: argparse.Namespace, progress: Progress | None = None
-) -> DataSource:
-    """Open what the command line names.
-
-    Raises:
-        DataError: as `open_data`.
-    """
-    options = TfdsOptions(
-        arguments.image_key, arguments.label_key, arguments.train_split, arguments.val_split
-    )
-    return open_data(arguments.data, arguments.layout, progress, arguments.label_space, options)

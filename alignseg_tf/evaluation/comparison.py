@@ -1,6 +1,5 @@
 """Two models on the same pictures: what differs, and how sure that is."""
 
-import argparse
 import csv
 import io
 import json
@@ -14,24 +13,19 @@ import numpy as np
 
 from alignseg_tf import visualization
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.data.readers import Sample, load_sample
-from alignseg_tf.data.sources import data_from_arguments
+from alignseg_tf.data.listing import Sample
+from alignseg_tf.data.readers import load_sample
+from alignseg_tf.evaluation.bootstrap import Interval, interval
 from alignseg_tf.evaluation.counts import BOUNDARY_DISTANCES
-from alignseg_tf.evaluation.evaluator import check_classes, evaluate_model
-from alignseg_tf.evaluation.page import Segmenter, check_record, legend_url, render, row_url
-from alignseg_tf.evaluation.report import TABLE_DISTANCE, Interval, Report, interval, percent
-from alignseg_tf.export.model_card import warn_if_trained_on
-from alignseg_tf.prediction.predictor import predictors_on_all_gpus
-from alignseg_tf.prediction.protocol import protocol_from_arguments
+from alignseg_tf.evaluation.page import Segmenter, legend_url, render, row_url
+from alignseg_tf.evaluation.report import TABLE_DISTANCE, Report, percent
 from alignseg_tf.system.files import (
     Output,
     check_replaceable,
     has_keys,
-    remove_leftovers,
     write_files,
 )
 from alignseg_tf.system.printable import csv_cell
-from alignseg_tf.system.progress import counter
 
 # So many pictures are shown in which each of the models is ahead.
 SHOWN = 4
@@ -333,42 +327,3 @@ def _picture_row(
         "alt": f"{sample.image.name} with truth, both predictions and where they differ",
         "caption": f"{sample.image.name}: mean IoU {first} % of A, {second} % of B",
     }
-
-
-def compare_from_arguments(arguments: argparse.Namespace) -> str:
-    """Evaluate two models as the command line says; an interrupted comparison goes on.
-
-    Returns:
-        The table, and where the page is.
-
-    Raises:
-        ValueError: a model or the data cannot be read, or their classes differ.
-    """
-    protocol = protocol_from_arguments(arguments)
-    data = data_from_arguments(arguments, counter("making the data set"))
-    samples = data.samples(arguments.split)
-    models = (arguments.first, arguments.second)
-    output, overwrite = arguments.output, arguments.overwrite
-    remove_leftovers(output)
-    check_replaceable(output, COMPARISON, COMPARISON_FILES, overwrite)
-    records = [output / f"{name}.jsonl" for name in "ab"]
-    for record in records:
-        check_record(record, overwrite)
-    for model in models:
-        warn_if_trained_on(model, data, arguments.split)
-    predictors = [predictors_on_all_gpus(model, protocol) for model in models]
-    for copies, model in zip(predictors, models, strict=True):
-        check_classes(copies[0], data.label_space, model)
-    reports = [
-        evaluate_model(
-            model, copies, samples, data.label_space, record,
-            counter(f"evaluating {record.stem.upper()}"), arguments.block,
-        )
-        for record, model, copies in zip(records, models, predictors, strict=True)
-    ]  # fmt: skip
-    comparison = Comparison(reports[0], reports[1], (str(models[0]), str(models[1])))
-    class_maps = (predictors[0][0].class_map, predictors[1][0].class_map)
-    *_, page = write_comparison(
-        comparison, output, data.label_space, samples, class_maps, overwrite
-    )
-    return f"{comparison.table()}\n\nWith pictures: {page}"

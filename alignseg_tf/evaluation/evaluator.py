@@ -12,10 +12,13 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.data.readers import DataError, Sample, in_parallel, load_sample
+from alignseg_tf.data.listing import DataError, Sample
+from alignseg_tf.data.readers import load_sample
+from alignseg_tf.evaluation.bootstrap import check_block
 from alignseg_tf.evaluation.counts import PictureScores, score_picture
-from alignseg_tf.evaluation.report import Report, check_block
-from alignseg_tf.prediction.predictor import Prediction, Predictor
+from alignseg_tf.evaluation.report import Report
+from alignseg_tf.prediction.outputs import Prediction
+from alignseg_tf.prediction.predictor import Predictor
 from alignseg_tf.system.files import atomic_path
 from alignseg_tf.system.fingerprints import (
     combined,
@@ -24,6 +27,7 @@ from alignseg_tf.system.fingerprints import (
     fingerprint,
     listed,
 )
+from alignseg_tf.system.parallel import in_parallel
 
 # Keys of the first line of a record from before it held fingerprints.
 OLDER_KEYS = ("pictures", "picture names")

@@ -15,7 +15,8 @@ from PIL import Image
 
 from alignseg_tf import visualization
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.data.readers import Sample, load_sample
+from alignseg_tf.data.listing import Sample
+from alignseg_tf.data.readers import load_sample
 from alignseg_tf.evaluation.counts import BOUNDARY_DISTANCES, CALIBRATION_BINS
 from alignseg_tf.evaluation.report import Report, percent
 from alignseg_tf.system.files import Output, check_file, check_replaceable, has_keys, write_files

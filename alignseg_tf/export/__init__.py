@@ -3,8 +3,17 @@
 A part is imported when its name is first used: `inference_model` needs no TensorFlow.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from alignseg_tf.export.quantization import (
+    OUTPUTS,
+    QUANTIZATIONS,
+    SAVED_MODEL_OPERATIONS,
+    SAVED_MODEL_QUANTIZATIONS,
+    SIZED_OPERATIONS,
+    saved_model_forms,
+)
+from alignseg_tf.system.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from alignseg_tf.export.agreement import Agreement, compare_networks
@@ -12,24 +21,6 @@ if TYPE_CHECKING:
     from alignseg_tf.export.saved_model import export_saved_model
     from alignseg_tf.export.tflite import export_tflite
     from alignseg_tf.inference.graph import inference_model
-
-# What `export_tflite` may be asked for, see `tflite`.
-QUANTIZATIONS = ("float32", "float16", "dynamic", "int8")
-OUTPUTS = ("class_map", "logits")
-# What `export_saved_model` may be asked for.
-SAVED_MODEL_QUANTIZATIONS = ("float32", "float16", "bfloat16")
-# Those of its `operations` that need one image size, since XLA compiles for each size.
-SIZED_OPERATIONS = ("fused", "keras")
-SAVED_MODEL_OPERATIONS = ("tensorflow", *SIZED_OPERATIONS)
-
-_MODULES = {
-    "Agreement": "agreement",
-    "compare_networks": "agreement",
-    "export_onnx": "onnx",
-    "export_saved_model": "saved_model",
-    "export_tflite": "tflite",
-    "inference_model": "inference_graph",
-}
 
 __all__ = [
     "OUTPUTS",
@@ -46,22 +37,14 @@ __all__ = [
     "saved_model_forms",
 ]
 
-
-def saved_model_forms(image_size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Return every form of a SavedModel, as the arguments of `export_saved_model` that ask for it.
-
-    Args:
-        image_size: height and width of the forms for one size.
-    """
-    return [
-        {"operations": operations, "quantization": quantization, "image_size": size}
-        for operations in SAVED_MODEL_OPERATIONS
-        for quantization in SAVED_MODEL_QUANTIZATIONS
-        for size in ((image_size,) if operations in SIZED_OPERATIONS else (None, image_size))
-    ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "Agreement": "alignseg_tf.export.agreement",
+        "compare_networks": "alignseg_tf.export.agreement",
+        "export_onnx": "alignseg_tf.export.onnx",
+        "export_saved_model": "alignseg_tf.export.saved_model",
+        "export_tflite": "alignseg_tf.export.tflite",
+        "inference_model": "alignseg_tf.inference.graph",
+    },
+)

@@ -11,15 +11,14 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from alignseg_tf.analysis.alignment import offsets_in_pixels
-from alignseg_tf.export import SAVED_MODEL_QUANTIZATIONS, SIZED_OPERATIONS
 from alignseg_tf.export.agreement import Agreement, check_agreement, compare_networks
 from alignseg_tf.export.model_card import CARD_FILE, model_card
+from alignseg_tf.export.quantization import SAVED_MODEL_QUANTIZATIONS, SIZED_OPERATIONS
 from alignseg_tf.inference.freezing import freeze
 from alignseg_tf.inference.graph import CONTEXT_FIELD, inference_model, offset_fields
 from alignseg_tf.inference.layers import resize_by_kernel
 from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
-from alignseg_tf.layers.sampling import interpolation_matrix
+from alignseg_tf.layers.sampling import interpolation_matrix, offsets_in_pixels
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 from alignseg_tf.precision import with_dtype_policy
 from alignseg_tf.prediction.saved_networks import (

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from alignseg_tf.export import OUTPUTS, QUANTIZATIONS
 from alignseg_tf.export.agreement import (
     Agreement,
     check_agreement,
     compare_networks,
 )
+from alignseg_tf.export.quantization import OUTPUTS, QUANTIZATIONS
 from alignseg_tf.export.tflite_metadata import with_metadata
 from alignseg_tf.inference.graph import inference_model
 from alignseg_tf.inference.layers import resize_by_kernel

@@ -24,6 +24,7 @@ from alignseg_tf.inference.layers import (
     ActivatedSum,
     AdaptivePooling,
     ContextSampling,
+    FlatLeakyReLU,
     MovedSum,
     Resizing,
     Sampling,
@@ -36,12 +37,8 @@ from alignseg_tf.layers import (
 )
 from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
 from alignseg_tf.layers.aligned_feature_aggregation import MOVED_MAPS
-from alignseg_tf.layers.conv_blocks import (
-    LEAKY_RELU_SLOPE,
-    products_kernel,
-    shifts_kernel,
-)
-from alignseg_tf.layers.flat_leaky_relu import FlatLeakyReLU
+from alignseg_tf.layers.conv_blocks import LEAKY_RELU_SLOPE
+from alignseg_tf.layers.offset_prediction import products_kernel, shifts_kernel
 from alignseg_tf.model import AlignSeg
 
 Tensor = Any

@@ -6,12 +6,8 @@ import keras
 
 from alignseg_tf.layers.conv_blocks import ConvNormAct
 from alignseg_tf.layers.offset_prediction import OffsetPrediction
-from alignseg_tf.layers.sampling import (
-    adaptive_average_pool,
-    bilinear_sample,
-    bilinear_sample_in_training,
-    check_sampling,
-)
+from alignseg_tf.layers.sampling import adaptive_average_pool, bilinear_sample, check_sampling
+from alignseg_tf.layers.tensorflow_kernels import bilinear_sample_in_training
 
 Tensor = Any
 Shape = tuple[int | None, ...]

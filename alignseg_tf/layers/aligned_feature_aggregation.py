@@ -6,12 +6,8 @@ import keras
 from keras import ops
 
 from alignseg_tf.layers.offset_prediction import OffsetPrediction
-from alignseg_tf.layers.sampling import (
-    bilinear_sample,
-    bilinear_sample_in_training,
-    check_sampling,
-    resize_align_corners,
-)
+from alignseg_tf.layers.sampling import bilinear_sample, check_sampling, resize_align_corners
+from alignseg_tf.layers.tensorflow_kernels import bilinear_sample_in_training
 
 Tensor = Any
 Shape = tuple[int | None, ...]

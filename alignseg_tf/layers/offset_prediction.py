@@ -1,13 +1,15 @@
 """The convolutions that say where to sample: shared by both alignment layers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from alignseg_tf.layers.batch_normalization import BatchNormalization
-from alignseg_tf.layers.conv_blocks import BATCH_NORM, conv2d, leaky_relu, narrow_convolutions
+from alignseg_tf.layers.conv_blocks import BATCH_NORM, conv2d, leaky_relu
 from alignseg_tf.layers.sampling import resize_align_corners
+from alignseg_tf.layers.tensorflow_kernels import BatchNormalization
 
 Tensor = Any
 Shape = tuple[int | None, ...]
@@ -76,3 +78,57 @@ class OffsetPrediction(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
         return {**super().get_config(), "num_fields": self.num_fields}
+
+
+def products_kernel(kernels: Sequence[Tensor]) -> Tensor:
+    """Return the 1x1 kernel with which `narrow_convolutions` starts.
+
+    Args:
+        kernels: of G 3x3 convolutions, each [3, 3, C, f].
+
+    Returns:
+        [1, 1, G C, 9 G f]: for each of the nine cells of a 3x3 kernel, row by row, the products of
+        every group.
+    """
+    groups = len(kernels)
+    rows = []
+    for number, kernel in enumerate(kernels):
+        _, _, channels, filters = kernel.shape
+        kernel = ops.transpose(kernel, (2, 0, 1, 3))
+        around = (number * filters, (groups - 1 - number) * filters)
+        kernel = ops.pad(kernel, ((0, 0), (0, 0), (0, 0), around))
+        rows.append(ops.reshape(kernel, (1, 1, channels, 9 * groups * filters)))
+    return ops.concatenate(rows, axis=2)
+
+
+def shifts_kernel(filters: int) -> np.ndarray:
+    """Return the 3x3 kernel with which `narrow_convolutions` ends, float32 [3, 3, 9 f, f].
+
+    It adds up the products of the nine cells, each from where its cell lies.
+    """
+    return (
+        np.eye(9 * filters, dtype="float32")
+        .reshape(3, 3, filters, 9 * filters)
+        .transpose(0, 1, 3, 2)
+    )
+
+
+def narrow_convolutions(x: Tensor, kernels: Sequence[Tensor]) -> list[Tensor]:
+    """Convolve each part of a map by a 3x3 kernel of few filters.
+
+    A 3x3 convolution to two filters leaves most of a processor's vector units idle. Here a 1x1
+    convolution makes all products at once, and a fixed 3x3 one over these few channels shifts and
+    adds them. The sums are the same, in another order.
+
+    Args:
+        x: [B, H, W, G C].
+        kernels: of the G convolutions, each [3, 3, C, f]; the first C channels are the first's.
+
+    Returns:
+        G maps [B, H, W, f]: `keras.ops.conv(part, kernel, padding="same")`.
+    """
+    filters = sum(kernel.shape[-1] for kernel in kernels)
+    products = ops.conv(x, products_kernel(kernels), padding="valid", data_format="channels_last")
+    shifts = ops.cast(ops.convert_to_tensor(shifts_kernel(filters)), x.dtype)
+    sums = ops.conv(products, shifts, padding="same", data_format="channels_last")
+    return ops.split(sums, len(kernels), axis=-1)

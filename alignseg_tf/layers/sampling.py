@@ -15,6 +15,7 @@ loses no precision at any width.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -23,7 +24,6 @@ from keras import ops
 
 Tensor = Any
 Size = Any  # an int, or a scalar tensor where the backend has dynamic shapes
-
 SAMPLING_CONVENTIONS = ("standard", "fixed", "released", "released_align_corners")
 
 
@@ -219,48 +219,6 @@ def bilinear_sample(features: Tensor, offsets: Tensor, sampling: str = "standard
     return result
 
 
-def bilinear_sample_in_training(
-    features: Tensor, offsets: Tensor, sampling: str = "standard"
-) -> Tensor:
-    """`bilinear_sample`, compiled by XLA where TensorFlow is the backend.
-
-    Gathers, weights and sums become one loop, and so do their gradients, which gather anew: what
-    was gathered would be four maps of the size of the result, kept for each sampling of a step.
-    XLA compiles for each size, which suits crops of one size and not pictures. Second derivatives
-    are not defined.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return bilinear_sample(features, offsets, sampling)
-    import tensorflow as tf
-
-    forward, backward = _compiled_bilinear_sample(sampling)
-
-    @tf.custom_gradient
-    def sample(features: Tensor, offsets: Tensor) -> tuple[Tensor, Any]:
-        # Else a tape would look into the compiled function and keep what it gathers.
-        sampled = forward(tf.stop_gradient(features), tf.stop_gradient(offsets))
-        return sampled, lambda upstream: backward(features, offsets, upstream)
-
-    return sample(features, offsets)
-
-
-@functools.cache
-def _compiled_bilinear_sample(sampling: str) -> tuple[Any, Any]:
-    """Return `bilinear_sample`, and its gradients for what a gradient of its result is."""
-    import tensorflow as tf
-
-    def forward(features: Tensor, offsets: Tensor) -> Tensor:
-        return bilinear_sample(features, offsets, sampling)
-
-    def backward(features: Tensor, offsets: Tensor, upstream: Tensor) -> list[Tensor]:
-        with tf.GradientTape() as tape:
-            tape.watch([features, offsets])
-            sampled = forward(features, offsets)
-        return tape.gradient(sampled, [features, offsets], upstream)
-
-    return tf.function(forward, jit_compile=True), tf.function(backward, jit_compile=True)
-
-
 def _apply_along_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Multiply an NHWC map by `columns` [W, w] along its width and `rows` [H, h] along its height.
 
@@ -418,3 +376,29 @@ class ResizeLike(keras.layers.Layer):
     ) -> tuple[int | None, ...]:
         """Return the shape of `x` with the height and width of `reference`."""
         return (*x_shape[:1], *reference_shape[1:3], x_shape[-1])
+
+
+def offsets_in_pixels(
+    offsets: Tensor, sampling: str, read_size: Sequence[Size], image_size: Sequence[Size]
+) -> Tensor:
+    """Return offsets in pixels of the picture; also inside of a graph, where sizes are tensors.
+
+    Args:
+        offsets: floating [B, H, W, 2], (x, y), in the unit of the convention.
+        sampling: one of `SAMPLING_CONVENTIONS`.
+        read_size: (h, w) of the map that is read, which covers the picture.
+        image_size: height and width of the picture.
+
+    Returns:
+        float32 [B, H, W, 2], (x, y).
+    """
+    cells_x, cells_y = offset_scale(sampling, *read_size, *ops.shape(offsets)[1:3])
+    (height, width), (rows, columns) = (
+        [ops.cast(n, "float32") for n in size] for size in (image_size, read_size)
+    )
+    if aligns_corners(sampling):
+        # The centres of the outer cells lie on those of the outer pixels.
+        height, width = height - 1.0, width - 1.0
+        rows, columns = ops.maximum(rows - 1.0, 1.0), ops.maximum(columns - 1.0, 1.0)
+    pixels = ops.stack([cells_x * width / columns, cells_y * height / rows])
+    return ops.cast(offsets, "float32") * pixels

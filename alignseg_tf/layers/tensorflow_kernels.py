@@ -1,10 +1,16 @@
 """Functions that XLA makes one loop of, where TensorFlow is the backend."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
+from keras import ops
+
+from alignseg_tf.layers.sampling import bilinear_sample
+
+Tensor = Any
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -29,3 +35,165 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args)
 
     return call
+
+
+@keras.saving.register_keras_serializable(package="alignseg_tf")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization` whose training step is TensorFlow's fused operation.
+
+    Keras takes the moments, subtracts, multiplies and adds in passes of their own, and keeps a map
+    of each for the gradient. The fused operation is used in training on the TensorFlow backend, for
+    maps [B, H, W, C] whose norm is over the last axis and is not synchronised between replicas;
+    everything else is Keras' own. Results, moving statistics and gradients are the same.
+
+    Args:
+        kwargs: those of `keras.layers.BatchNormalization`.
+
+    Input shape:
+        Any; [B, H, W, C] in a network of this library.
+
+    Output shape:
+        That of the input.
+    """
+
+    def call(self, inputs: Tensor, training: bool | None = None, mask: Any = None) -> Tensor:
+        """Normalise by the batch's moments in training, by the moving statistics otherwise."""
+        fused = (
+            keras.backend.backend() == "tensorflow"
+            and training is True
+            and self.trainable
+            and mask is None
+            and not (self.synchronized or self.renorm)
+            and len(inputs.shape) == 4
+            and self.axis in (-1, 3)
+        )
+        if not fused:
+            return super().call(inputs, training=training, mask=mask)
+        import tensorflow as tf
+
+        inputs = tf.convert_to_tensor(inputs)
+        channels = inputs.shape[-1]
+        gamma = ops.cast(self.gamma, "float32") if self.scale else tf.ones(channels)
+        beta = ops.cast(self.beta, "float32") if self.center else tf.zeros(channels)
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs, scale=gamma, offset=beta, mean=[], variance=[], epsilon=self.epsilon,
+            exponential_avg_factor=1.0, is_training=True,
+        )  # fmt: skip
+        # It divides the variance by one less than the number of values, Keras by their number.
+        values = tf.cast(math.prod(ops.shape(inputs)[:3]), "float32")
+        variance = variance * tf.maximum(values - 1.0, 1.0) / values
+        for statistic, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            before = ops.cast(statistic, "float32")
+            statistic.assign(before * self.momentum + value * (1.0 - self.momentum))
+        return outputs
+
+
+@keras.saving.register_keras_serializable(package="alignseg_tf")
+class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """`keras.layers.DepthwiseConv2D` whose bfloat16 gradients are computed in float32 on CPUs.
+
+    TensorFlow's bfloat16 kernels for the way back take several times as long as those of float32
+    where the stride is 2 (gradient of the map) or the kernel is larger than 3x3 (gradient of the
+    kernel). In training on the TensorFlow backend without a GPU, the map and the gradient become
+    float32 there, and what is found becomes bfloat16 again; what is kept for the way back stays
+    bfloat16. Everything else is Keras' own.
+
+    Args:
+        kwargs: those of `keras.layers.DepthwiseConv2D`.
+
+    Input shape:
+        [B, H, W, C].
+
+    Output shape:
+        That of `keras.layers.DepthwiseConv2D`.
+    """
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        """Convolve each channel by kernels of its own."""
+        if not (training is True and self._has_slow_gradients()):
+            return super().call(inputs)
+        import tensorflow as tf
+
+        @tf.custom_gradient
+        def convolve(inputs: Tensor, kernel: Tensor) -> tuple[Tensor, Any]:
+            def backward(upstream: Tensor) -> list[Tensor]:
+                full = (tf.cast(array, tf.float32) for array in (inputs, kernel, upstream))
+                gradients = zip(self._gradients(*full), (inputs, kernel), strict=True)
+                return [tf.cast(gradient, array.dtype) for gradient, array in gradients]
+
+            # Else a tape would keep what `backward` does not need.
+            return self._convolve(tf.stop_gradient(inputs), tf.stop_gradient(kernel)), backward
+
+        outputs = convolve(tf.convert_to_tensor(inputs), tf.convert_to_tensor(self.kernel))
+        if self.use_bias:
+            outputs = keras.ops.add(outputs, self.bias)
+        return self.activation(outputs)
+
+    def _has_slow_gradients(self) -> bool:
+        if keras.backend.backend() != "tensorflow" or self.compute_dtype != "bfloat16":
+            return False
+        import tensorflow as tf
+
+        return (
+            self.data_format == "channels_last"
+            and (max(self.strides) > 1 or max(self.kernel_size) > 3)
+            and not tf.config.list_logical_devices("GPU")
+        )
+
+    def _convolve(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        return keras.ops.depthwise_conv(
+            inputs, kernel, strides=self.strides, padding=self.padding,
+            dilation_rate=self.dilation_rate, data_format=self.data_format,
+        )  # fmt: skip
+
+    def _gradients(self, inputs: Tensor, kernel: Tensor, upstream: Tensor) -> list[Tensor]:
+        """Return the gradients of the map and of the kernel."""
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch([inputs, kernel])
+            outputs = self._convolve(inputs, kernel)
+        gradients: list[Tensor] = tape.gradient(outputs, [inputs, kernel], upstream)
+        return gradients
+
+
+def bilinear_sample_in_training(
+    features: Tensor, offsets: Tensor, sampling: str = "standard"
+) -> Tensor:
+    """`bilinear_sample`, compiled by XLA where TensorFlow is the backend.
+
+    Gathers, weights and sums become one loop, and so do their gradients, which gather anew: what
+    was gathered would be four maps of the size of the result, kept for each sampling of a step.
+    XLA compiles for each size, which suits crops of one size and not pictures. Second derivatives
+    are not defined.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return bilinear_sample(features, offsets, sampling)
+    import tensorflow as tf
+
+    forward, backward = _compiled_bilinear_sample(sampling)
+
+    @tf.custom_gradient
+    def sample(features: Tensor, offsets: Tensor) -> tuple[Tensor, Any]:
+        # Else a tape would look into the compiled function and keep what it gathers.
+        sampled = forward(tf.stop_gradient(features), tf.stop_gradient(offsets))
+        return sampled, lambda upstream: backward(features, offsets, upstream)
+
+    return sample(features, offsets)
+
+
+@functools.cache
+def _compiled_bilinear_sample(sampling: str) -> tuple[Any, Any]:
+    """Return `bilinear_sample`, and its gradients for what a gradient of its result is."""
+    import tensorflow as tf
+
+    def forward(features: Tensor, offsets: Tensor) -> Tensor:
+        return bilinear_sample(features, offsets, sampling)
+
+    def backward(features: Tensor, offsets: Tensor, upstream: Tensor) -> list[Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch([features, offsets])
+            sampled = forward(features, offsets)
+        return tape.gradient(sampled, [features, offsets], upstream)
+
+    return tf.function(forward, jit_compile=True), tf.function(backward, jit_compile=True)

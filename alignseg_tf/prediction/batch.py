@@ -1,6 +1,5 @@
 """Segment many files: pictures in folders, videos, cameras; what became of each is written down."""
 
-import argparse
 import hashlib
 import json
 import os
@@ -17,27 +16,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignseg_tf.data.readers import (
+from alignseg_tf.data.listing import (
     DataError,
     Skipped,
     describe_skipped,
     find_named_pictures,
-    in_parallel,
-    load_image,
     special_kind,
 )
+from alignseg_tf.data.readers import load_image
 from alignseg_tf.prediction.outcomes import Outcome, OutcomeLog, relative_names
-from alignseg_tf.prediction.outputs import KINDS, check_kinds, paths
-from alignseg_tf.prediction.protocol import add_protocol_arguments, protocol_from_arguments
+from alignseg_tf.prediction.outputs import KINDS, paths
 from alignseg_tf.prediction.video import CAMERA, VideoWriter, is_video, opened_video
-from alignseg_tf.pretrained import model_path
-from alignseg_tf.system.files import atomic_path, remove_leftovers, write_text
-from alignseg_tf.system.fingerprints import differences, fingerprint
+from alignseg_tf.system.files import atomic_path, write_text
+from alignseg_tf.system.fingerprints import differences
+from alignseg_tf.system.parallel import in_parallel
 from alignseg_tf.system.printable import printable
-from alignseg_tf.system.progress import counter
 
 if TYPE_CHECKING:
-    from alignseg_tf.prediction.predictor import Prediction, Predictor
+    from alignseg_tf.prediction.outputs import Prediction
+    from alignseg_tf.prediction.predictor import Predictor
 
 DEFAULT_KINDS = ("classes", "overlay")
 # Foreign files listed in an error message.
@@ -314,72 +311,6 @@ def result_names(pictures: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path
     return [(path, stem) for stem, path in found.items()]
 
 
-def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `predict`."""
-    parser.add_argument(
-        "model",
-        type=model_path,
-        help="a .keras, .tflite or .onnx file, a SavedModel's folder, or a trained model's name",
-    )
-    parser.add_argument(
-        "pictures", nargs="+",
-        help="pictures, folders, patterns in quotes, videos, or camera:N",
-    )  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument(
-        "--write", nargs="+", choices=KINDS, default=list(DEFAULT_KINDS), metavar="KIND",
-        help=f"what to write: {', '.join(KINDS)} ({' '.join(DEFAULT_KINDS)})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--overwrite", action="store_true",
-        help="do pictures again that have results; otherwise an interrupted run goes on",
-    )  # fmt: skip
-    videos = parser.add_argument_group("videos and cameras")
-    videos.add_argument("--every", type=int, default=1, help="take each N-th frame (%(default)s)")
-    videos.add_argument("--frames", type=int, help="stop after so many frames (all)")
-    add_protocol_arguments(parser)
-
-
-def predict_from_arguments(arguments: argparse.Namespace) -> int:
-    """Run `predict`; return 1 if something was skipped.
-
-    Raises:
-        ValueError: an argument is wrong; nothing was written.
-    """
-    for option in ("every", "frames"):
-        value = getattr(arguments, option)
-        if value is not None and value < 1:
-            raise ValueError(f"--{option} must be at least 1. Received: {value}")
-    protocol = protocol_from_arguments(arguments)
-    output, kinds = arguments.output, arguments.write
-    pictures, videos = _named_sources(arguments.pictures, output)
-    from alignseg_tf.prediction.predictor import Predictor
-
-    predictor = Predictor(arguments.model, protocol)
-    check_kinds(kinds, predictor.label_space, predictor.network.gives_logits)
-    run = {"model": fingerprint(arguments.model), "protocol": str(protocol)}
-    targets = [target for _, name in pictures for target in paths(output, str(name), kinds)]
-    targets += [output / file for _, name in videos for file in _video_files(str(name), kinds)]
-    for folder in {target.parent for target in targets}:
-        remove_leftovers(folder)
-    started = time.monotonic()
-    with claimed_output(output, run, targets, arguments.overwrite) as log:
-        show = counter("predicting")
-        for outcome in predict_pictures(predictor, pictures, output, kinds, show, log):
-            _report_skipped(outcome)
-        for path, name in videos:
-            video = str(path)
-            if video.startswith(CAMERA) and arguments.frames is None:
-                print(f"{video}: recording until Ctrl-C")
-            show = counter(f"{printable(video)}: frame")
-            outcome = predict_video(
-                predictor, video, str(name), output, kinds, arguments.every, arguments.frames, show
-            )
-            log.add(outcome)
-            _report_skipped(outcome)
-    return report(log, time.monotonic() - started)
-
-
 def report(log: OutcomeLog, seconds: float) -> int:
     """Print what became of the images of a run; return the exit status."""
     print(log.summary(seconds))
@@ -411,8 +342,3 @@ def _named_sources(
                 f"{printable(folder)}: predict them into separate folders"
             )
     return pictures, videos
-
-
-def _report_skipped(outcome: Outcome) -> None:
-    if outcome.outcome == "skipped":
-        print(f"skipped: {outcome.source}: {printable(outcome.message)}", file=sys.stderr)

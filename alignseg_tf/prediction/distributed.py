@@ -6,7 +6,6 @@ and `models/MODEL.json`. The name of a result depends on content only: an image 
 by whomever, is written twice with the same bytes, and several runs may share a folder.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -23,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from alignseg_tf.data.readers import IMAGE_SUFFIXES, DataError, in_parallel, load_image, walk_files
-from alignseg_tf.prediction.batch import read_image_file, report
+from alignseg_tf.data.listing import IMAGE_SUFFIXES, DataError, walk_files
+from alignseg_tf.data.readers import load_image
+from alignseg_tf.prediction.batch import read_image_file
 from alignseg_tf.prediction.outcomes import Outcome, OutcomeLog
 from alignseg_tf.system.files import atomic_path, remove_leftovers, write_text
 from alignseg_tf.system.fingerprints import fingerprint
+from alignseg_tf.system.parallel import in_parallel
 from alignseg_tf.system.printable import printable
-from alignseg_tf.system.progress import counter
 from alignseg_tf.system.quiet import import_tensorflow_quietly, silent_stderr
 
 if TYPE_CHECKING:
@@ -275,25 +275,3 @@ def _ray(actors: int | None, threads: int, address: str | None) -> Iterator[int]
     finally:
         if started:
             ray.shutdown()
-
-
-def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `predict-distributed`."""
-    parser.add_argument("model", type=Path, help="folder of a SavedModel, e.g. savedmodels/NAME/1")
-    parser.add_argument("folder", type=Path, help="folder of images, searched at all depths")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--actors", type=int, help="processes with a copy of the model (all cores)")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="of TensorFlow in each (%(default)s)"
-    )
-    parser.add_argument("--batch-size", type=int, default=1, help="images at a time (%(default)s)")
-    parser.add_argument("--address", help="of a Ray cluster, or auto (this machine alone)")
-
-
-def distributed_from_arguments(arguments: argparse.Namespace) -> int:
-    """Run `predict-distributed`; return 1 if some images were skipped."""
-    started = time.monotonic()
-    names = ("folder", "output", "actors", "threads", "batch_size", "address")
-    options = {name: getattr(arguments, name) for name in names}
-    log = predict_distributed(arguments.model, **options, progress=counter("predicting"))
-    return report(log, time.monotonic() - started)

@@ -12,18 +12,21 @@ cityscapes     PNG, grey values are Cityscapes' labelIds, as its server takes th
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from alignseg_tf.data.label_space import CITYSCAPES, LabelSpace
+from alignseg_tf import visualization
+from alignseg_tf.data.datasets.cityscapes import CITYSCAPES
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.system.files import atomic_path, write_text
 
 if TYPE_CHECKING:
-    from alignseg_tf.prediction.predictor import Prediction
+    pass
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,6 @@ def _write_polygons(prediction: "Prediction", path: Path) -> None:
 
 def _write_cityscapes(prediction: "Prediction", path: Path) -> None:
     _write_png(CITYSCAPES.decode(prediction.class_map), path)
-
-
-KINDS = {
-    "classes": Kind("_classes.png", _write_classes),
-    "color": _picture_kind("_color.png", lambda made: made.color()),
-    "overlay": _picture_kind("_overlay.png", lambda made: made.overlay()),
-    "side_by_side": _picture_kind("_side_by_side.png", lambda made: made.side_by_side()),
-    "probabilities": Kind("_probabilities.npz", _write_probabilities),
-    "coco": Kind("_coco.json", _write_coco),
-    "polygons": Kind("_polygons.geojson", _write_polygons),
-    "cityscapes": Kind("_labelIds.png", _write_cityscapes),
-}
 
 
 def check_kinds(
@@ -230,3 +221,89 @@ def _area(rings: Sequence[Sequence[tuple[float, float]]]) -> float:
         x, y = np.array(ring).T
         areas.append(abs(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1])) / 2)
     return float(areas[0] - sum(areas[1:]))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model sees in a picture.
+
+    Attributes:
+        image: the picture, uint8 RGB [H, W, 3].
+        class_map: class ids, uint8 [H, W].
+        label_space: names and colours of the classes.
+        confidence: probability of the chosen class, float32 [H, W] in 0..1; None where the model
+            gives class maps alone.
+        in_windows: whether the picture was too large to go through whole, see
+            `Protocol.largest_whole`.
+        file_name: of the image, for files that name it; None where it is unknown.
+    """
+
+    image: np.ndarray
+    class_map: np.ndarray
+    label_space: LabelSpace
+    confidence: np.ndarray | None = None
+    in_windows: bool = False
+    file_name: str | None = None
+    _compute_probabilities: Callable[[np.ndarray], np.ndarray] | None = field(
+        default=None, repr=False, compare=False
+    )
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Probabilities of the classes, float32 [H, W, classes].
+
+        They are large, so they are computed when they are first asked for, by another pass through
+        the network.
+
+        Raises:
+            ValueError: the model gives class maps alone.
+        """
+        if self._compute_probabilities is None:
+            raise ValueError("This prediction was made without a model that gives probabilities")
+        return self._compute_probabilities(self.image)
+
+    def color(self) -> np.ndarray:
+        """Return the class map in the colours of the classes, uint8 [H, W, 3]."""
+        return visualization.colorize(self.class_map, self.label_space.palette)
+
+    def overlay(self) -> np.ndarray:
+        """Return the class map painted over the picture, uint8 [H, W, 3]."""
+        return visualization.overlay(self.image, self.class_map, self.label_space.palette)
+
+    def side_by_side(self) -> np.ndarray:
+        """Return the picture, the overlay beside it, and a legend below, uint8 [any, any, 3]."""
+        row = visualization.side_by_side(self.image, self.overlay())
+        return np.concatenate([row, visualization.legend(self.label_space, row.shape[1])])
+
+    def save(
+        self, folder: str | Path, stem: str, kinds: Sequence[str] = ("classes", "overlay")
+    ) -> list[Path]:
+        """Write files into a folder, each at once or not at all.
+
+        Args:
+            folder: is made if it is not there.
+            stem: start of the files' names.
+            kinds: which of `outputs.KINDS`; `classes` is a PNG whose grey values are class
+                ids, `overlay` a PNG in colours.
+
+        Returns:
+            The paths, in the order of `kinds`.
+
+        Raises:
+            ValueError: an unknown kind, or one that does not fit the model.
+        """
+        from alignseg_tf.prediction import outputs
+
+        return outputs.save(self, Path(folder), stem, kinds)
+
+
+KINDS = {
+    "classes": Kind("_classes.png", _write_classes),
+    "color": _picture_kind("_color.png", lambda made: made.color()),
+    "overlay": _picture_kind("_overlay.png", lambda made: made.overlay()),
+    "side_by_side": _picture_kind("_side_by_side.png", lambda made: made.side_by_side()),
+    "probabilities": Kind("_probabilities.npz", _write_probabilities),
+    "coco": Kind("_coco.json", _write_coco),
+    "polygons": Kind("_polygons.geojson", _write_polygons),
+    "cityscapes": Kind("_labelIds.png", _write_cityscapes),
+}

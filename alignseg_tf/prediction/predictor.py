@@ -1,9 +1,6 @@
 """Pictures in, class maps out at the pictures' own size, from any saved form of a model."""
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,87 +8,12 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from alignseg_tf import visualization
-from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.readers import rgb_pixels
 from alignseg_tf.model import MIN_IMAGE_SIZE
+from alignseg_tf.prediction.outputs import Prediction
 from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.prediction.saved_networks import Network, check_gives_logits, load_network
 from alignseg_tf.prediction.tiling import resized, segment_in_bands
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model sees in a picture.
-
-    Attributes:
-        image: the picture, uint8 RGB [H, W, 3].
-        class_map: class ids, uint8 [H, W].
-        label_space: names and colours of the classes.
-        confidence: probability of the chosen class, float32 [H, W] in 0..1; None where the model
-            gives class maps alone.
-        in_windows: whether the picture was too large to go through whole, see
-            `Protocol.largest_whole`.
-        file_name: of the image, for files that name it; None where it is unknown.
-    """
-
-    image: np.ndarray
-    class_map: np.ndarray
-    label_space: LabelSpace
-    confidence: np.ndarray | None = None
-    in_windows: bool = False
-    file_name: str | None = None
-    _compute_probabilities: Callable[[np.ndarray], np.ndarray] | None = field(
-        default=None, repr=False, compare=False
-    )
-
-    @cached_property
-    def probabilities(self) -> np.ndarray:
-        """Probabilities of the classes, float32 [H, W, classes].
-
-        They are large, so they are computed when they are first asked for, by another pass through
-        the network.
-
-        Raises:
-            ValueError: the model gives class maps alone.
-        """
-        if self._compute_probabilities is None:
-            raise ValueError("This prediction was made without a model that gives probabilities")
-        return self._compute_probabilities(self.image)
-
-    def color(self) -> np.ndarray:
-        """Return the class map in the colours of the classes, uint8 [H, W, 3]."""
-        return visualization.colorize(self.class_map, self.label_space.palette)
-
-    def overlay(self) -> np.ndarray:
-        """Return the class map painted over the picture, uint8 [H, W, 3]."""
-        return visualization.overlay(self.image, self.class_map, self.label_space.palette)
-
-    def side_by_side(self) -> np.ndarray:
-        """Return the picture, the overlay beside it, and a legend below, uint8 [any, any, 3]."""
-        row = visualization.side_by_side(self.image, self.overlay())
-        return np.concatenate([row, visualization.legend(self.label_space, row.shape[1])])
-
-    def save(
-        self, folder: str | Path, stem: str, kinds: Sequence[str] = ("classes", "overlay")
-    ) -> list[Path]:
-        """Write files into a folder, each at once or not at all.
-
-        Args:
-            folder: is made if it is not there.
-            stem: start of the files' names.
-            kinds: which of `outputs.KINDS`; `classes` is a PNG whose grey values are class
-                ids, `overlay` a PNG in colours.
-
-        Returns:
-            The paths, in the order of `kinds`.
-
-        Raises:
-            ValueError: an unknown kind, or one that does not fit the model.
-        """
-        from alignseg_tf.prediction import outputs
-
-        return outputs.save(self, Path(folder), stem, kinds)
 
 
 class Predictor:

@@ -8,10 +8,8 @@ A tile is a rectangle of the picture at one scale; the whole picture is the one 
 Half-pixel centres relate the picture to its scaled versions.
 """
 
-import argparse
 import math
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -237,64 +235,3 @@ def scaled_sizes(
                 + f". Received: {size[1]} x {size[0]}"
             )
     return sizes
-
-
-def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how pictures go through the network."""
-    group = parser.add_argument_group("how pictures go through the network (whole and once)")
-    group.add_argument(
-        "--tile", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
-        help="sliding windows of this size, in pixels",
-    )  # fmt: skip
-    group.add_argument(
-        "--overlap", type=float, default=Protocol.overlap,
-        help="share of a window that the next one covers again (%(default).2f)",
-    )  # fmt: skip
-    group.add_argument(
-        "--blending", choices=BLENDINGS, default=Protocol.blending,
-        help="weights where windows overlap (%(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--scales", type=float, nargs="+", default=list(Protocol.scales), metavar="SCALE",
-        help="average over the picture resized by these factors, as 0.75 1 1.25 (1)",
-    )  # fmt: skip
-    group.add_argument(
-        "--height", type=int,
-        help="resize pictures to so many rows before, for a model that sees best at one size",
-    )  # fmt: skip
-    group.add_argument("--flip", action="store_true", help="average with the mirrored picture too")
-    group.add_argument(
-        "--average", choices=AVERAGES, default=Protocol.average,
-        help="what is averaged; the official code averages logits (%(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--batch-size", type=int, default=Protocol.batch_size,
-        help="windows that go through at a time (%(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--largest-whole", type=int, default=Protocol.largest_whole, metavar="PIXELS",
-        help="a picture with more pixels goes through in windows of "
-        f"{LARGE_PICTURE_TILE[0]} x {LARGE_PICTURE_TILE[1]} (%(default)s)",
-    )  # fmt: skip
-
-
-def add_block_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--block`, which is for intervals of pictures that are not independent."""
-    parser.add_argument(
-        "--block", type=int, default=1,
-        help="neighbouring pictures that intervals draw together: frames of a video are alike, and "
-        "drawn one by one they make intervals too narrow (%(default)s)",
-    )  # fmt: skip
-
-
-def protocol_from_arguments(arguments: argparse.Namespace) -> Protocol:
-    """Return what the options say.
-
-    Raises:
-        ValueError: as `Protocol`.
-    """
-    values: dict[str, Any] = {}
-    for option in fields(Protocol):
-        value = getattr(arguments, option.name)
-        values[option.name] = tuple(value) if isinstance(value, list) else value
-    return Protocol(**values)

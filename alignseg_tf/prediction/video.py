@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from alignseg_tf.data.readers import special_kind
+from alignseg_tf.data.listing import special_kind
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 CAMERA = "camera:"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from alignseg_tf.data.readers import DataError, is_derived_file, special_kind
+from alignseg_tf.data.listing import DataError, is_derived_file, special_kind
 
 Size = tuple[int, int]  # height, width
 

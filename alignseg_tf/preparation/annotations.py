@@ -14,13 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from alignseg_tf.data.label_space import IGNORE, Color, LabelSpace, read_labelmap
-from alignseg_tf.data.readers import (
-    IMAGE_SUFFIXES,
-    DataError,
-    is_derived_file,
-    list_files,
-    opened,
-)
+from alignseg_tf.data.listing import IMAGE_SUFFIXES, DataError, is_derived_file, list_files
+from alignseg_tf.data.readers import opened
 from alignseg_tf.preparation.annotation_files import (
     FileFinder,
     Invalid,

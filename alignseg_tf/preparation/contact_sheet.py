@@ -7,7 +7,8 @@ from PIL import Image, ImageDraw
 
 from alignseg_tf import visualization
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.data.readers import Sample, load_sample
+from alignseg_tf.data.listing import Sample
+from alignseg_tf.data.readers import load_sample
 from alignseg_tf.system.fonts import draw_text, text_length
 
 # The sheet has so many rows of pairs, a picture and its label, over all splits.

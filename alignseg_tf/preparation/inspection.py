@@ -17,7 +17,7 @@ import numpy as np
 
 from alignseg_tf.data.checking import NAMED, Findings, PictureFacts, SplitReport
 from alignseg_tf.data.label_space import LabelSpace, class_columns
-from alignseg_tf.data.readers import (
+from alignseg_tf.data.listing import (
     DataError,
     ListingError,
     Sample,

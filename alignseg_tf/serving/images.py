@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from alignseg_tf.data.image_headers import HeaderError, check_header
-from alignseg_tf.data.readers import MIN_SIDE, DataError, rgb_pixels
+from alignseg_tf.data.listing import DataError
+from alignseg_tf.data.readers import MIN_SIDE, rgb_pixels
 from alignseg_tf.serving.refusals import RefusedError
 
 # The formats Pillow may try.

@@ -4,13 +4,9 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
-import os
 import resource
 import signal
 import socket
-import sys
-import threading
-from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,14 +14,8 @@ from hypercorn.asyncio import serve
 from hypercorn.config import Config
 
 from alignseg_tf.serving.app import create_app
-from alignseg_tf.serving.models import Models
 from alignseg_tf.serving.service import Service
-from alignseg_tf.serving.settings import (
-    Settings,
-    litert_folder,
-    settings_from_arguments,
-    token_from,
-)
+from alignseg_tf.serving.settings import Settings
 
 log = logging.getLogger("alignseg_tf.serving")
 # For TensorFlow to end what it is at, after the last answer.
@@ -159,68 +149,3 @@ def allow_many_files() -> None:
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def serve_from_arguments(arguments: Namespace) -> int:
-    """Run the command `serve` until a signal ends it.
-
-    Returns:
-        0, or 1 if requests were cut off because they took too long.
-
-    Raises:
-        ValueError: there is no such model, none of its versions loads, or the port is taken.
-    """
-    logging.basicConfig(
-        stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING
-    )
-    log.setLevel(logging.INFO)
-    # What clients send wrong is no warning of ours, and is told to them.
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    # It would print a traceback for each connection that is cut.
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-
-    settings = settings_from_arguments(arguments)
-    token = token_from(arguments.token_file)
-    litert = litert_folder(arguments.litert)
-    models = Models(arguments.folder)
-    allow_many_files()
-    with listening_socket(arguments.host, arguments.port, settings.send_seconds) as taken:
-        for number in (signal.SIGTERM, signal.SIGINT):  # until the event loop handles them
-            signal.signal(number, lambda *_: sys.exit(0))
-        service = Service(models, settings, token, litert, arguments.verbose)
-        starting = threading.Thread(target=service.decoders.start, daemon=True)
-        starting.start()
-        models.update()
-        if not models.ready:
-            raise ValueError(f"{arguments.folder}: none of its versions loads")
-        starting.join()
-        if token is None and not is_loopback(arguments.host):
-            log.warning(
-                "%s is open to other machines and no token is asked for; see --token-file",
-                arguments.host,
-            )
-        models.watch(settings.poll_seconds)
-        print(greeting(taken, service), flush=True)
-        log.info("started")
-        hosts = allowed_hosts(arguments.host, taken, arguments.allowed_host)
-        log.info("answers to the hosts %s", ", ".join(hosts))
-        asyncio.run(run(service, taken, hosts))
-    done = service.stop(STOP_SECONDS)
-    log.info("stopped%s", f"; {service.cut_off} requests were cut off" if service.cut_off else "")
-    if service.cut_off or not done:
-        # Python would wait for threads, and one inside TensorFlow would be torn down under it.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
-    return 0
-
-
-def greeting(taken: socket.socket, service: Service) -> str:
-    """Say at which address what is served."""
-    host, port = taken.getsockname()[:2]
-    version = service.models.active
-    return (
-        f"http://{f'[{host}]' if ':' in host else host}:{port}  {service.models.name}, version "
-        f"{version.number}, {version.label_space.num_classes} classes, signatures "
-        f"{', '.join(sorted(version.signatures))}{'; a token is needed' if service.token else ''}"
-    )

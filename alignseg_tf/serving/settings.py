@@ -1,6 +1,5 @@
 """Limits and times of the server, and its command line."""
 
-import argparse
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -55,43 +54,6 @@ class Settings:
                     f"`{all_together}` must be at least `{one}`, {getattr(self, one)}. Received: "
                     f"{getattr(self, all_together)}"
                 )
-
-
-def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `serve`."""
-    parser.add_argument(
-        "folder", type=Path, metavar="savedmodels/NAME",
-        help="folder of a model, which holds a numbered folder a version",
-    )  # fmt: skip
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine alone)"
-    )
-    parser.add_argument(
-        "--allowed-host", action="append", default=[], metavar="NAME",
-        help="another name by which clients reach the server, such as that of a proxy; * for any",
-    )  # fmt: skip
-    parser.add_argument("--port", type=int, default=8080, help="0 for a free one (%(default)s)")
-    parser.add_argument(
-        "--token-file", type=Path,
-        help=f"file with a token that clients must send; or the variable {TOKEN_VARIABLE}",
-    )  # fmt: skip
-    parser.add_argument(
-        "--litert", type=Path,
-        help=f"folder of LiteRT.js to serve below /litert/ ({DEFAULT_LITERT}, if it is there)",
-    )  # fmt: skip
-    parser.add_argument("--verbose", action="store_true", help="a line of log a request")
-    limits = parser.add_argument_group("limits")
-    for each in fields(Settings):
-        limits.add_argument(
-            f"--{each.name.replace('_', '-')}",
-            type=type(each.default), default=each.default, metavar="N",
-            help=f"{each.metadata['help']} (%(default)s)",
-        )  # fmt: skip
-
-
-def settings_from_arguments(arguments: argparse.Namespace) -> Settings:
-    """Return the limits of a command line."""
-    return Settings(**{each.name: getattr(arguments, each.name) for each in fields(Settings)})
 
 
 def token_from(path: Path | None) -> bytes | None:

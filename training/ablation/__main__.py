@@ -23,10 +23,11 @@ from typing import Any
 import keras
 
 from alignseg_tf.analysis.summary import summarize
-from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
+from alignseg_tf.commands.options import add_block_argument, add_data_arguments, data_from_arguments
+from alignseg_tf.data.sources import DataSource
+from alignseg_tf.evaluation.bootstrap import check_block
 from alignseg_tf.evaluation.counts import PictureScores
-from alignseg_tf.evaluation.report import Report, check_block
-from alignseg_tf.prediction.protocol import add_block_argument
+from alignseg_tf.evaluation.report import Report
 from alignseg_tf.system.environment import machine, versions
 from alignseg_tf.system.files import (
     Output,
@@ -41,16 +42,13 @@ from alignseg_tf.system.fingerprints import names_hash
 from alignseg_tf.system.printable import printable_output
 from alignseg_tf.system.progress import counter, duration
 from training.ablation.report import ablation_csv, ablation_tables, draw_ablation
-from training.build import build_model
-from training.callbacks.run_folder import RunStoppedError, for_inference
-from training.recipe import (
-    Recipe,
-    RecipeError,
-    add_recipe_arguments,
-    recipe_from_arguments,
-    with_defaults,
-)
-from training.train import CONTENT, describe_content, describe_run, train, training_samples
+from training.build import build_model, for_inference
+from training.callbacks.run_folder import CONTENT, describe_content, describe_run
+from training.callbacks.stopping import RunStoppedError
+from training.data import training_samples
+from training.options import add_recipe_arguments, recipe_from_arguments
+from training.recipe import Recipe, RecipeError, with_defaults
+from training.train import train
 
 # Values of a recipe that a cell or a seed decides, or that are always the same.
 DECIDED = ("aggregation", "context", "seed", "validate_every", "train_on")

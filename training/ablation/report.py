@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from alignseg_tf.data.label_space import class_columns
+from alignseg_tf.evaluation.bootstrap import LEVEL
 from alignseg_tf.evaluation.comparison import points
 from alignseg_tf.evaluation.counts import BOUNDARY_DISTANCES
-from alignseg_tf.evaluation.report import LEVEL, Report, percent
+from alignseg_tf.evaluation.report import Report, percent
 from alignseg_tf.system.printable import csv_cell
 
 # The distances, in pixels, of the boundary F-scores that are shown.

@@ -251,7 +251,7 @@ def _process(contestant: Contestant, task: Task) -> Iterator[_Process]:
 def _python_path() -> str:
     """Return a PYTHONPATH on which `training` is found."""
     inherited = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([str(Path(__file__).parents[1]), *([inherited] if inherited else [])])
+    return os.pathsep.join([str(Path(__file__).parents[2]), *([inherited] if inherited else [])])
 
 
 def load_forms(file: Path) -> dict[str, Callable[[Task], Callable[[], Any]]]:

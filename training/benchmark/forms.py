@@ -169,7 +169,7 @@ def sampling(task: Task, form: str) -> Run:
 
     from alignseg_tf.inference.layers import sample_by_cropping
     from alignseg_tf.layers import bilinear_sample
-    from alignseg_tf.layers.sampling import bilinear_sample_in_training
+    from alignseg_tf.layers.tensorflow_kernels import bilinear_sample_in_training
 
     features, offsets = (tf.constant(array) for array in task.map_and_offsets())
     sample = {

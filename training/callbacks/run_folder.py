@@ -2,54 +2,62 @@
 
 import contextlib
 import csv
+import dataclasses
 import fcntl
 import io
+import json
 import math
 import os
 import platform
-import signal
-import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import keras
-import numpy as np
-import tensorflow as tf
 
 from alignseg_tf import AlignSeg
-from alignseg_tf.data.label_space import class_columns
-from alignseg_tf.layers.nested import nested_layers
-from alignseg_tf.optimizers import averaged_weights
-from alignseg_tf.precision import with_dtype_policy
-from alignseg_tf.system.files import atomic_path, remove_leftovers, write_text
+from alignseg_tf.data.label_space import LabelSpace, class_columns
+from alignseg_tf.data.listing import Sample
+from alignseg_tf.data.sources import DataSource
+from alignseg_tf.evaluation.evaluator import label_encoding, samples_fingerprints
+from alignseg_tf.evaluation.provenance import RUN_FILE, read_run
+from alignseg_tf.system.files import (
+    ForeignFileError,
+    atomic_path,
+    check_replaceable,
+    remove_leftovers,
+    write_text,
+)
+from alignseg_tf.system.fingerprints import differences, fingerprint, named_fingerprints, names_hash
 from alignseg_tf.system.printable import csv_cell
+from training.build import for_inference
 from training.callbacks.logs import VALIDATION_METRIC, Logs, class_iou, learning_rate, short_names
-from training.recipe import RecipeError
+from training.callbacks.stopping import RunStoppedError, non_finite_variables
+from training.recipe import Recipe, RecipeError, with_defaults
+from training.report import REPORT, REPORT_FILES
 
 # The member of `last.keras` that holds a number of epochs.
 EPOCHS_DONE = "epochs_done.txt"
 # In the folder of a run, for as long as it trains: which process does.
 LOCK_FILE = "training.lock"
-
-# (epoch, step), both from 0 -> the pictures [B, H, W, 3] and labels [B, H, W] of that step's
-# batch, and the names of their files, empty where they are not known.
-BatchOf = Callable[[int, int], tuple[np.ndarray, np.ndarray, Sequence[str]]]
-
-
-class RunStoppedError(Exception):
-    """A run ended before its last epoch; the message says why, and how it can go on.
-
-    Attributes:
-        status: the exit status of the process.
-    """
-
-    def __init__(self, message: str, status: int = 1):
-        super().__init__(message)
-        self.status = status
+# What a run replaces in its folder, besides its report.
+RUN_FILES = (
+    "metrics.csv",
+    "iou.csv",
+    "best.keras",
+    "last.keras",
+    "evaluation.json",
+    "nan_batch.npz",
+)
+# In a run's folder: the fingerprint of each file of its data, to say which ones differ.
+FILES_FILE = "data_files.json"
+# Values of a run that are read from files' bytes; runs from before they were recorded lack them.
+CONTENT = {
+    "label_encoding", "training_images", "training_labels", "validation_images",
+    "validation_labels", "initial_weights",
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -89,214 +97,6 @@ def locked(folder: Path) -> Iterator[None]:
                     with contextlib.suppress(OSError):
                         folder.rmdir()  # where nothing was written
             return
-
-
-def set_synchronized_batch_norm(model: keras.Model, synchronized: bool) -> None:
-    """Say whether batch norms average over all replicas; before the first step."""
-    for layer in nested_layers(model):
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.synchronized = synchronized
-
-
-def for_inference(model: AlignSeg) -> AlignSeg:
-    """Return a float32 copy without optimizer and without traces of how it was trained.
-
-    Its logits have the size of the picture. It has the averaged weights where the optimizer keeps
-    an average. Processors that cannot compute in the precision that it was trained in run it all
-    the same.
-    """
-    copy = with_dtype_policy(model, "float32", upsample_logits=True)
-    for layer in (copy, *nested_layers(copy)):
-        layer.trainable = True
-    average = averaged_weights(model)
-    if average is not None:
-        copy.set_weights(average)
-    set_synchronized_batch_norm(copy, False)
-    return copy
-
-
-class SeedDropout(keras.callbacks.Callback):
-    """Make the masks of dropout a function of (seed, epoch, step), as the batches are."""
-
-    def __init__(self, seed: int):
-        super().__init__()
-        self.seed = seed
-
-    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """Reset the state of every generator."""
-        for number, layer in enumerate(nested_layers(self.model), start=1):
-            generator = getattr(layer, "seed_generator", None)
-            if generator is not None:
-                state = np.random.SeedSequence([self.seed, epoch, number]).generate_state(2)
-                generator.state.assign(state.astype(generator.state.dtype))
-
-
-def non_finite_variables(model: keras.Model) -> list[str]:
-    """Return the paths of the weights and of the optimizer's state that hold NaN or infinity."""
-    return [
-        variable.path
-        for variable in (*model.weights, *model.optimizer.variables)
-        if not np.isfinite(keras.ops.convert_to_numpy(variable).astype(np.float64)).all()
-    ]
-
-
-def _compiled_check(model: keras.Model) -> Callable[[], tf.Tensor]:
-    """Return a function that says whether what gradients go into is finite, every step anew.
-
-    That is the trained weights, and the sums of gradients where these are accumulated. As a graph
-    it takes 7 ms for an EfficientNet-Lite0 and 31 ms for a ResNet-101 on two CPU cores.
-    """
-    sums = [x for x in model.optimizer.variables if "gradient_accumulator" in x.path]
-    values = [variable.value for variable in (*model.trainable_weights, *sums)]
-
-    def all_finite() -> tf.Tensor:
-        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
-
-    return tf.function(all_finite, jit_compile=False)
-
-
-class StopOnNonFinite(keras.callbacks.Callback):
-    """Stop at the first step after which the loss or a weight is NaN or infinite; keep its batch.
-
-    The weights are looked at too, because the gradient of a finite loss may be infinite: then the
-    next loss is not finite, but its batch is not the one to blame. Steps that a float16 loss
-    scale leaves out change no weight and stop nothing.
-
-    Args:
-        folder: where `nan_batch.npz` goes: `images`, `labels`, `names`, `epoch` and `step` from
-            0, `learning_rate`, and `logs/NAME`, which are means since the epoch began.
-        batch_of: makes the batch of a step again.
-    """
-
-    def __init__(self, folder: Path, batch_of: BatchOf):
-        super().__init__()
-        self.file = folder / "nan_batch.npz"
-        self.batch_of = batch_of
-        self.epoch = 0
-        self.all_finite: Callable[[], tf.Tensor] | None = None
-
-    def on_train_begin(self, logs: Logs = None) -> None:
-        """Forget the variables of another fit."""
-        self.all_finite = None
-
-    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """Note the epoch."""
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Look at the loss and the weights.
-
-        Raises:
-            RunStoppedError: one of them is not finite.
-        """
-        logs = logs or {}
-        loss = float(logs["loss"])
-        if self.all_finite is None:
-            self.all_finite = _compiled_check(self.model)  # the first step builds the optimizer
-        if math.isfinite(loss) and bool(self.all_finite()):
-            return
-        if math.isfinite(loss):
-            spoilt = non_finite_variables(self.model)
-            what = f"the loss is {loss:.4g}, but {len(spoilt)} weights are not finite: {spoilt[0]}"
-        else:
-            heads = [name for name, value in logs.items() if not math.isfinite(value)]
-            what = f"the loss is {loss} ({', '.join(heads)})"
-        rate = learning_rate(self.model)
-        advice = [f"a learning rate below {rate:.2g}", "a limit for the gradient (--clip-norm 1)"]
-        if keras.config.dtype_policy().name != "float32":
-            advice.append("--dtype-policy float32")
-        raise RunStoppedError(
-            f"epoch {self.epoch + 1}, step {batch + 1}: {what}. {self._save(batch, rate, logs)} "
-            f"Try {', '.join(advice)}, in another --output; the same command would come to the "
-            "same step. Checkpoints are from before."
-        )
-
-    def _save(self, step: int, rate: float, logs: dict[str, Any]) -> str:
-        """Write the batch and say where it is; say why not where it cannot be read again."""
-        try:
-            images, labels, names = self.batch_of(self.epoch, step)
-        except Exception as error:  # whatever it is, it must not hide why the run stops
-            return f"Its batch could not be made again ({error})."
-        arrays: dict[str, Any] = {
-            "images": images,
-            "labels": labels,
-            "names": np.array(list(names), dtype=str),
-            "epoch": self.epoch,
-            "step": step,
-            "learning_rate": rate,
-        }
-        arrays |= {f"logs/{name}": float(value) for name, value in logs.items()}
-        with atomic_path(self.file) as temporary:
-            np.savez_compressed(temporary, **arrays)
-        shown = f": {', '.join(names)}" if len(names) else ""
-        return f"Its batch is in {self.file}{shown}."
-
-
-class StopOnSignal(keras.callbacks.Callback):
-    """End a run between two steps when the process is asked to end (SIGTERM, or Ctrl-C).
-
-    Within its `with` block a first signal is noted and obeyed after the step, and what is being
-    written is written; a second one does what it would have done without. Last of the
-    callbacks, so that an epoch that is done is saved before.
-
-    Example:
-        >>> with StopOnSignal() as stop:
-        ...     print(stop.received)
-        None
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.received: signal.Signals | None = None
-        self.previous: dict[signal.Signals, Any] = {}
-        self.epochs_done = 0
-
-    def __enter__(self) -> "StopOnSignal":
-        if threading.current_thread() is threading.main_thread():  # no other may
-            # What is ignored stays so: `nohup ... &` must outlive the terminal's Ctrl-C.
-            self.previous = {
-                number: signal.signal(number, self._receive)
-                for number in self.SIGNALS
-                if signal.getsignal(number) is not signal.SIG_IGN
-            }
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous = {}
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        print(f"\n{self.received.name}: stopping after this step ...", flush=True)
-        self.__exit__()
-
-    def _obey(self) -> None:
-        if self.received is not None:
-            done = f"after epoch {self.epochs_done}" if self.epochs_done else "from the start"
-            raise RunStoppedError(
-                f"stopped by {self.received.name}; the same command goes on {done}",
-                128 + self.received,
-            )
-
-    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """Note how many epochs are done."""
-        self.epochs_done = epoch
-
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Stop if asked to."""
-        self._obey()
-
-    def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Stop if asked to."""
-        self._obey()
-
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Stop if asked to."""
-        self.epochs_done = epoch + 1
-        self._obey()
 
 
 class RunFolder(keras.callbacks.Callback):
@@ -399,3 +199,91 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def describe_run(recipe: Recipe, label_space: LabelSpace, samples: Sequence[Sample]) -> dict:
+    """Return what makes a run this one, without a look into files: recipe, classes and names."""
+    run = dataclasses.asdict(recipe) | {
+        "classes": label_space.classes,
+        "training_pictures": len(samples),
+        "training_picture_names": names_hash(sample.image.name for sample in samples),
+    }
+    return json.loads(json.dumps(run))
+
+
+def describe_content(recipe: Recipe, data: DataSource, training: Sequence[Sample]) -> dict:
+    """Return what the files of a run hold: the values of `CONTENT`.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    content: dict[str, Any] = {"label_encoding": label_encoding(data.label_space)}
+    for part, samples in (("training", training), ("validation", data.samples("val"))):
+        images, labels = samples_fingerprints(samples)
+        content |= {f"{part}_images": images, f"{part}_labels": labels}
+    start = Path(recipe.start_from or recipe.backbone_weights)
+    if start.is_file():  # not a folder that is called imagenet
+        content["initial_weights"] = fingerprint(start)
+    return json.loads(json.dumps(content))
+
+
+def data_files(data: DataSource, training: Sequence[Sample]) -> dict[str, str]:
+    """Return a short fingerprint of each file that a run reads, by its name below the data."""
+    samples = [*training, *data.samples("val")]
+    paths = [path for sample in samples for path in (sample.image, sample.label)]
+    root = data.root.parent if data.root.is_file() else data.root
+    return {name: sha[:16] for name, sha in named_fingerprints(paths, root).items()}
+
+
+def check_run_folder(output: Path, run: dict, files: dict[str, str] | None = None) -> None:
+    """Refuse to mix two runs in one folder.
+
+    Values of `CONTENT` are compared where both runs have them.
+
+    Args:
+        output: the folder.
+        run: from `describe_run`, and `describe_content`.
+        files: the fingerprints of the files of the data, by name, to say which ones differ.
+
+    Raises:
+        RecipeError: the folder has another run.
+    """
+    try:
+        check_replaceable(output, REPORT, REPORT_FILES)
+    except ForeignFileError as error:
+        raise RecipeError(
+            str(error).replace("another name, or --overwrite", "another --output")
+        ) from error
+    if not (output / RUN_FILE).is_file():
+        if found := [name for name in RUN_FILES if (output / name).exists()]:
+            raise RecipeError(
+                f"{output}: expected a new folder, or that of a run. Received: one with "
+                f"{', '.join(found)}, but without {RUN_FILE}; give another --output"
+            )
+        return
+    try:
+        before = with_defaults(read_run(output / RUN_FILE))
+    except ValueError as error:
+        raise RecipeError(f"{error}; give another --output") from error
+    here = {name: value for name, value in run.items() if name not in CONTENT or name in before}
+    there = {name: value for name, value in before.items() if name not in CONTENT or name in run}
+    if different := differences(there, here):
+        if files is not None and (output / FILES_FILE).is_file():
+            former = json.loads((output / FILES_FILE).read_text(encoding="utf-8"))
+            different += differences({"files": former}, {"files": files})
+        raise RecipeError(f"{output} holds another run:{different}\ngive another --output")
+    if files is not None and not before.keys() & CONTENT:
+        print(
+            f"{output}: a run from before the content of the data was recorded. Its images are "
+            "known by their names only, and taken for those of now"
+        )
+
+
+def load_last(run_folder: RunFolder) -> tuple[AlignSeg, int]:
+    """Return the model of an interrupted run and the number of epochs that it has done."""
+    try:
+        return keras.saving.load_model(run_folder.last_file), run_folder.epochs_done()
+    except Exception as error:
+        raise RecipeError(
+            f"{run_folder.last_file}: not readable ({error}); remove it to start anew"
+        ) from error

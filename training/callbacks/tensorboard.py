@@ -10,7 +10,8 @@ import tensorflow as tf
 from alignseg_tf import visualization
 from alignseg_tf.analysis import alignment
 from alignseg_tf.data.label_space import IGNORE, LabelSpace
-from alignseg_tf.data.readers import Sample, load_sample
+from alignseg_tf.data.listing import Sample
+from alignseg_tf.data.readers import load_sample
 from alignseg_tf.prediction.predictor import Predictor
 from alignseg_tf.prediction.protocol import Protocol
 from training.callbacks.averaging import averaged

@@ -35,27 +35,22 @@ import keras
 import numpy as np
 
 from alignseg_tf import AlignSeg, pretrained
-from alignseg_tf.data.readers import load_image
-from alignseg_tf.data.sources import DataSource, add_data_arguments, data_from_arguments
-from alignseg_tf.export import export_saved_model, export_tflite
-from alignseg_tf.export.model_card import (
-    ABOUT_FILE,
-    CARD_FILE,
-    QUALITY_FILE,
-    RUN_FILE,
-    is_card,
-    known_facts,
-    model_card,
+from alignseg_tf.commands.options import (
+    add_block_argument,
+    add_data_arguments,
+    add_protocol_arguments,
+    data_from_arguments,
+    protocol_from_arguments,
 )
+from alignseg_tf.data.readers import load_image
+from alignseg_tf.data.sources import DataSource
+from alignseg_tf.evaluation.provenance import ABOUT_FILE, QUALITY_FILE, RUN_FILE, known_facts
+from alignseg_tf.export import export_saved_model, export_tflite
+from alignseg_tf.export.model_card import CARD_FILE, is_card, model_card
 from alignseg_tf.export.saved_model import SAVED_MODEL
 from alignseg_tf.export.tflite import CALIBRATION_PICTURES, spread
 from alignseg_tf.precision import with_dtype_policy
-from alignseg_tf.prediction.protocol import (
-    Protocol,
-    add_block_argument,
-    add_protocol_arguments,
-    protocol_from_arguments,
-)
+from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.prediction.saved_networks import load_model
 from alignseg_tf.system.files import (
     Output,

@@ -16,14 +16,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from alignseg_tf import visualization
+from alignseg_tf.commands.options import (
+    add_data_arguments,
+    add_protocol_arguments,
+    data_from_arguments,
+    protocol_from_arguments,
+)
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.data.readers import Sample, load_sample
-from alignseg_tf.data.sources import add_data_arguments, data_from_arguments
+from alignseg_tf.data.listing import Sample
+from alignseg_tf.data.readers import load_sample
 from alignseg_tf.evaluation.evaluator import evaluate_model
+from alignseg_tf.evaluation.provenance import warn_if_trained_on
 from alignseg_tf.evaluation.report import percent
-from alignseg_tf.export.model_card import warn_if_trained_on
 from alignseg_tf.prediction.predictor import predictors_on_all_gpus
-from alignseg_tf.prediction.protocol import add_protocol_arguments, protocol_from_arguments
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.system.files import add_overwrite_argument, atomic_path, check_file
 from alignseg_tf.system.printable import printable_output

@@ -1,5 +1,8 @@
 """Labels of the drawn street scenes; `street_painter` draws them."""
 
+from alignseg_tf.data.datasets import street_scenes
+from alignseg_tf.data.label_space import LabelSpace
+
 CLASSES: tuple[str, ...] = (
     "sky", "building", "tree", "road", "sidewalk", "pole", "sign", "car", "pedestrian",
 )  # fmt: skip
@@ -8,3 +11,4 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
     (255, 255, 255), (250, 215, 0), (0, 20, 190), (220, 20, 60),
 )  # fmt: skip
 VOID = 255
+STREET_SCENES = LabelSpace(street_scenes.CLASSES, street_scenes.PALETTE, void=street_scenes.VOID)

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from alignseg_tf.data.label_space import LABEL_SPACES, LabelSpace
-from alignseg_tf.data.readers import DataError
+from alignseg_tf.data.datasets.catalog import LABEL_SPACES
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.data.listing import DataError
 from alignseg_tf.system.files import remove_leftovers, write_bytes, write_text
 from alignseg_tf.system.fingerprints import FileFingerprints, changed_names
 

@@ -1,0 +1,112 @@
+"""Options that several commands share."""
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from alignseg_tf.data.datasets.catalog import LAYOUTS
+from alignseg_tf.data.datasets.tfds import TfdsOptions
+from alignseg_tf.data.sources import DataSource, Progress, open_data
+from alignseg_tf.prediction.protocol import AVERAGES, BLENDINGS, LARGE_PICTURE_TILE, Protocol
+
+
+def add_data_arguments(
+    parser: argparse.ArgumentParser, positional: bool = False, required: bool = True
+) -> None:
+    """Add `--data`, or `data` where it is the first word of a command, and what belongs to it."""
+    help = "a folder, a CSV list, tfds:NAME or street_scenes; docs/datasets has all forms"
+    if positional:
+        parser.add_argument("data", help=help)
+    else:
+        parser.add_argument("--data", required=required, help=help)
+    parser.add_argument(
+        "--layout", choices=tuple(LAYOUTS), help="how its files lie (told from the files)"
+    )
+    parser.add_argument(
+        "--label-space", metavar="NAME|FILE",
+        help="what the labels mean: a name, as cityscapes, or a classes.json (told from the data)",
+    )  # fmt: skip
+    tfds = parser.add_argument_group("for --data tfds:NAME[/CONFIG][:VERSION]")
+    tfds.add_argument("--image-key", help="feature with the pictures (told from the features)")
+    tfds.add_argument("--label-key", help="feature with the labels (told from the features)")
+    tfds.add_argument(
+        "--train-split", help="TFDS split of the training pictures, as train[:80%%] (train)"
+    )
+    tfds.add_argument(
+        "--val-split", help="of the validation pictures (the first of validation, val, test)"
+    )
+
+
+def data_from_arguments(
+    arguments: argparse.Namespace, progress: Progress | None = None
+) -> DataSource:
+    """Open what the command line names.
+
+    Raises:
+        DataError: as `open_data`.
+    """
+    options = TfdsOptions(
+        arguments.image_key, arguments.label_key, arguments.train_split, arguments.val_split
+    )
+    return open_data(arguments.data, arguments.layout, progress, arguments.label_space, options)
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how pictures go through the network."""
+    group = parser.add_argument_group("how pictures go through the network (whole and once)")
+    group.add_argument(
+        "--tile", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
+        help="sliding windows of this size, in pixels",
+    )  # fmt: skip
+    group.add_argument(
+        "--overlap", type=float, default=Protocol.overlap,
+        help="share of a window that the next one covers again (%(default).2f)",
+    )  # fmt: skip
+    group.add_argument(
+        "--blending", choices=BLENDINGS, default=Protocol.blending,
+        help="weights where windows overlap (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--scales", type=float, nargs="+", default=list(Protocol.scales), metavar="SCALE",
+        help="average over the picture resized by these factors, as 0.75 1 1.25 (1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--height", type=int,
+        help="resize pictures to so many rows before, for a model that sees best at one size",
+    )  # fmt: skip
+    group.add_argument("--flip", action="store_true", help="average with the mirrored picture too")
+    group.add_argument(
+        "--average", choices=AVERAGES, default=Protocol.average,
+        help="what is averaged; the official code averages logits (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--batch-size", type=int, default=Protocol.batch_size,
+        help="windows that go through at a time (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--largest-whole", type=int, default=Protocol.largest_whole, metavar="PIXELS",
+        help="a picture with more pixels goes through in windows of "
+        f"{LARGE_PICTURE_TILE[0]} x {LARGE_PICTURE_TILE[1]} (%(default)s)",
+    )  # fmt: skip
+
+
+def add_block_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--block`, which is for intervals of pictures that are not independent."""
+    parser.add_argument(
+        "--block", type=int, default=1,
+        help="neighbouring pictures that intervals draw together: frames of a video are alike, and "
+        "drawn one by one they make intervals too narrow (%(default)s)",
+    )  # fmt: skip
+
+
+def protocol_from_arguments(arguments: argparse.Namespace) -> Protocol:
+    """Return what the options say.
+
+    Raises:
+        ValueError: as `Protocol`.
+    """
+    values: dict[str, Any] = {}
+    for option in fields(Protocol):
+        value = getattr(arguments, option.name)
+        values[option.name] = tuple(value) if isinstance(value, list) else value
+    return Protocol(**values)

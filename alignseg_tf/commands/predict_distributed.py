@@ -1,0 +1,31 @@
+"""`alignseg predict-distributed`: segment millions of images with Ray."""
+
+import argparse
+import time
+from pathlib import Path
+
+from alignseg_tf.prediction.batch import report
+from alignseg_tf.prediction.distributed import predict_distributed
+from alignseg_tf.system.progress import counter
+
+
+def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `predict-distributed`."""
+    parser.add_argument("model", type=Path, help="folder of a SavedModel, e.g. savedmodels/NAME/1")
+    parser.add_argument("folder", type=Path, help="folder of images, searched at all depths")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--actors", type=int, help="processes with a copy of the model (all cores)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of TensorFlow in each (%(default)s)"
+    )
+    parser.add_argument("--batch-size", type=int, default=1, help="images at a time (%(default)s)")
+    parser.add_argument("--address", help="of a Ray cluster, or auto (this machine alone)")
+
+
+def distributed_from_arguments(arguments: argparse.Namespace) -> int:
+    """Run `predict-distributed`; return 1 if some images were skipped."""
+    started = time.monotonic()
+    names = ("folder", "output", "actors", "threads", "batch_size", "address")
+    options = {name: getattr(arguments, name) for name in names}
+    log = predict_distributed(arguments.model, **options, progress=counter("predicting"))
+    return report(log, time.monotonic() - started)

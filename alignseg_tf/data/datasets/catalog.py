@@ -1,0 +1,200 @@
+"""All known data sets, and the one that a folder looks like."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alignseg_tf.data.datasets.ade20k import ADE20K, ADE20K_LAYOUT
+from alignseg_tf.data.datasets.camvid import (
+    CAMVID,
+    CAMVID_COLOR,
+    CAMVID_COLOR_LAYOUT,
+    SEGNET_CAMVID,
+    SEGNET_CAMVID_LAYOUT,
+)
+from alignseg_tf.data.datasets.cityscapes import (
+    CITYSCAPES,
+    CITYSCAPES_LAYOUT,
+    CITYSCAPES_TRAIN_IDS,
+)
+from alignseg_tf.data.datasets.layout import Layout
+from alignseg_tf.data.datasets.oxford_iiit_pet import OXFORD_IIIT_PET
+from alignseg_tf.data.datasets.pascal_context import PASCAL_CONTEXT, PASCAL_CONTEXT_LAYOUT
+from alignseg_tf.data.datasets.pascal_voc import (
+    _PASCAL_YEARS,
+    PASCAL_VOC,
+    PASCAL_VOC_LAYOUT,
+    _pascal_root,
+)
+from alignseg_tf.data.datasets.street_scenes import STREET_SCENES
+from alignseg_tf.data.label_space import ABOUT, LabelSpace, label_space_of_labelmap
+from alignseg_tf.data.listing import DataError, read_csv, read_folder
+
+CLASSES_FILES = ("classes.json", "labelmap.txt")
+LAYOUTS = {
+    layout.name: layout
+    for layout in (
+        Layout(
+            name="csv",
+            known_by="a file that ends in .csv",
+            matches=lambda path: path.suffix.lower() == ".csv",
+            find=read_csv,
+            label_space=None,
+        ),
+        Layout(
+            name="folder",
+            known_by="images/train, labels/train and classes.json",
+            matches=lambda path: (path / "images").is_dir() and (path / "labels").is_dir(),
+            find=read_folder,
+            label_space=None,
+            images=lambda path, split: path / "images" / split,
+        ),
+        CITYSCAPES_LAYOUT,
+        ADE20K_LAYOUT,
+        PASCAL_VOC_LAYOUT,
+        PASCAL_CONTEXT_LAYOUT,
+        CAMVID_COLOR_LAYOUT,
+        SEGNET_CAMVID_LAYOUT,
+    )
+}
+LABEL_SPACES = {
+    "street_scenes": STREET_SCENES,
+    "camvid": CAMVID,
+    "camvid_color": CAMVID_COLOR,
+    "segnet_camvid": SEGNET_CAMVID,
+    "cityscapes": CITYSCAPES,
+    "cityscapes_train_ids": CITYSCAPES_TRAIN_IDS,
+    "ade20k": ADE20K,
+    "pascal_voc": PASCAL_VOC,
+    "pascal_context": PASCAL_CONTEXT,
+    "oxford_iiit_pet": OXFORD_IIIT_PET,
+}
+
+
+def read_label_space(layout: Layout, path: Path) -> tuple[LabelSpace, Path | None]:
+    """Return what the labels of a data set mean, and the file that states it.
+
+    A `classes.json`, or a `labelmap.txt` of CVAT, comes before what the layout says.
+
+    Raises:
+        DataError: such a file is damaged, contradicts another one or the layout, or is missing
+            where the layout needs one.
+    """
+    folders = [path if path.is_dir() else path.parent]
+    if layout.name in _PASCAL_YEARS:
+        folders.append(_pascal_root(path, _PASCAL_YEARS[layout.name]))
+    files = [folder / name for folder in dict.fromkeys(folders) for name in CLASSES_FILES]
+    files = [file for file in files if file.exists()]
+    if not files and layout.label_space is not None:
+        return layout.label_space(path), None
+    files = files or [folders[0] / CLASSES_FILES[0]]  # missing, which reading says
+    try:
+        stated = [label_space_from_file(file) for file in files]
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    for file, other in zip(files[1:], stated[1:], strict=True):
+        # The background need not be a class.
+        if {*stated[0].classes, "background"} != {*other.classes, "background"}:
+            raise DataError(
+                f"{file}: contradicts {files[0]}: it has the classes {', '.join(other.classes)}, "
+                f"not {', '.join(stated[0].classes)}; remove one, or give --label-space"
+            )
+    if layout.label_space is not None:
+        _check_agreement(stated[0], layout.label_space(path), files[0], layout.name)
+    return stated[0], files[0]
+
+
+def _check_agreement(stated: LabelSpace, usual: LabelSpace, file: Path, layout: str) -> None:
+    """Refuse a file with the classes of a public data set that gives them other values."""
+    if stated.classes != usual.classes:
+        return
+    for what in ("ids", "void", "colors"):
+        own, expected = getattr(stated, what), getattr(usual, what)
+        if own != expected:
+            raise DataError(
+                f"{file}: contradicts the layout {layout}, which has the same classes: expected "
+                f"{what} {expected}. Received: {own}; correct or remove it, or give --label-space"
+            )
+
+
+def _layouts_of(path: Path) -> list[str]:
+    return [layout.name for layout in LAYOUTS.values() if layout.matches(path)]
+
+
+def find_layout(path: Path) -> Layout:
+    """Return the layout that a path has.
+
+    Raises:
+        DataError: there is no such path, or it has no known layout, or several.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    found = _layouts_of(path)
+    if len(found) > 1:
+        raise DataError(f"{path}: has the layouts {', '.join(found)}; say which one with --layout")
+    if not found:
+        known = "".join(f"\n  {layout.name}: {layout.known_by}" for layout in LAYOUTS.values())
+        raise DataError(
+            f"{path}: no known layout of a data set; expected one of{known}{_nearby(path)}"
+        )
+    return LAYOUTS[found[0]]
+
+
+def _nearby(path: Path) -> str:
+    """Name a data set one level up or down, for a message."""
+    below = sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+    for folder in (*below, path.resolve().parent):
+        if found := _layouts_of(folder):
+            return f"\nbut {folder} has the layout {found[0]}"
+    return ""
+
+
+def label_space_from_dict(content: Mapping[str, Any], source: str) -> LabelSpace:
+    """Build from the content of a `classes.json`; `source` is named in errors.
+
+    `label_space` names one of `LABEL_SPACES`; otherwise the keys are those of
+    `LabelSpace.from_dict`.
+
+    Raises:
+        ValueError: a key is missing, unknown, or holds something else than expected.
+    """
+    if not isinstance(content, Mapping) or "label_space" not in content:
+        return LabelSpace.from_dict(content, source)
+    name = content["label_space"]
+    if not isinstance(name, str) or name not in LABEL_SPACES:
+        raise ValueError(
+            f"{source}: 'label_space' must be one of {list(LABEL_SPACES)}. Received: {name!r}"
+        )
+    if others := sorted(set(content) - {"label_space", *ABOUT}):
+        raise ValueError(
+            f"{source}: 'label_space' says all, so expected no other key. "
+            f"Received: {', '.join(map(ascii, others))}"
+        )
+    return LABEL_SPACES[name]
+
+
+def label_space_from_file(path: str | Path) -> LabelSpace:
+    """Read a `classes.json`, or a `labelmap.txt` of CVAT.
+
+    Raises:
+        ValueError: the file is missing, of neither form, lacks something, or has a name with
+            characters that no terminal and no table shows.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: expected a file. Received: a folder, a pipe or a device")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file; it lists the names of the classes") from error
+    except (OSError, ValueError) as error:
+        form = "text" if path.suffix == ".txt" else "JSON"
+        raise ValueError(f"{path}: not readable as {form} ({error})") from error
+    if path.suffix == ".txt":
+        return label_space_of_labelmap(text, path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error})") from error
+    return label_space_from_dict(content, str(path))

@@ -1,0 +1,91 @@
+"""Pascal VOC 2012: 21 classes."""
+
+from pathlib import Path
+
+from alignseg_tf.data.datasets.layout import Layout, _no_test_labels, _with_labels
+from alignseg_tf.data.label_space import LabelSpace, voc_palette
+from alignseg_tf.data.listing import DataError, Sample
+
+_PASCAL_YEARS = {"pascal_voc": "VOC2012", "pascal_context": "VOC2010"}
+PASCAL_VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
+PASCAL_VOC = LabelSpace(PASCAL_VOC_CLASSES, voc_palette(21))
+
+
+def _pascal_root(path: Path, year: str) -> Path:
+    """Return the folder of a year, given itself, `VOCdevkit`, or what holds that."""
+    inside = (path / year, path / "VOCdevkit" / year)
+    return next((folder for folder in inside if (folder / "JPEGImages").is_dir()), path)
+
+
+def _is_pascal_voc(path: Path) -> bool:
+    root = _pascal_root(path, "VOC2012")
+    return (
+        (root / "ImageSets" / "Segmentation").is_dir()
+        and any((root / f"SegmentationClass{end}").is_dir() for end in ("", "Aug"))
+        and not (root / "SegmentationClassContext").is_dir()
+    )
+
+
+def _read_names(path: Path) -> list[str]:
+    """Read a list of names; of lines with paths, the first one's name without its suffix."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; it lists the names of the pictures")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
+    if not names:
+        raise DataError(f"{path}: lists no pictures")
+    return names
+
+
+def _check_apart(training: Path, validation: Path) -> None:
+    """Refuse training pictures that are validated on."""
+    if not validation.is_file():
+        return
+    held_out = set(_read_names(validation))
+    both = [name for name in _read_names(training) if name in held_out]
+    if both:
+        raise DataError(
+            f"{training}: lists {len(both)} pictures that {validation.name} lists too, for "
+            f"instance {both[0]}; remove them, or validation measures what was trained on"
+        )
+
+
+def _find_pascal_voc(path: Path, split: str) -> list[Sample]:
+    if split == "test":
+        raise _no_test_labels(path, "PASCAL VOC")
+    root = _pascal_root(path, "VOC2012")
+    lists, labels = root / "ImageSets" / "Segmentation", root / "SegmentationClass"
+    more_labels = root / "SegmentationClassAug"
+    names = lists / f"{split}.txt"
+    if split == "train":
+        if more_labels.is_dir():
+            names = lists / "trainaug.txt"
+        if more_labels.is_dir() and not names.is_file():
+            raise DataError(
+                f"{names}: no such file; {more_labels.name} is there, so expected the list of "
+                "10582 names that belongs to it (some call it train_aug.txt)"
+            )
+        _check_apart(names, lists / "val.txt")
+
+    def label_of(picture: Path) -> Path:
+        """VOC's own label where there is one: it is finer, and leaves out the borders."""
+        own = labels / f"{picture.stem}.png"
+        more = more_labels / own.name
+        return more if not own.is_file() and more.is_file() else own
+
+    pictures = [root / "JPEGImages" / f"{name}.jpg" for name in _read_names(names)]
+    return _with_labels(pictures, label_of)
+
+
+PASCAL_VOC_LAYOUT = Layout(
+    name="pascal_voc",
+    known_by="[VOCdevkit/][VOC2012/] JPEGImages, SegmentationClass or "
+    "SegmentationClassAug, ImageSets/Segmentation",
+    matches=_is_pascal_voc,
+    find=_find_pascal_voc,
+    label_space=lambda path: PASCAL_VOC,
+)

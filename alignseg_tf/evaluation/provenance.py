@@ -1,0 +1,123 @@
+"""What is known of a model file: its run, its evaluation, its terms."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alignseg_tf.data.listing import DataError
+from alignseg_tf.data.sources import DataSource
+from alignseg_tf.evaluation.evaluator import samples_fingerprints
+from alignseg_tf.system.fingerprints import names_hash
+
+# What files beside a model say of it: in a training run's folder by these names, elsewhere with the
+# model's own name before them, as camvid_lite0.run.json.
+QUALITY_FILE, RUN_FILE, ABOUT_FILE = "evaluation.json", "run.json", "about.md"
+
+
+def known_facts(model: Path) -> dict[str, Any]:
+    """Return what files beside a model say of it: the arguments of `model_card` of that name.
+
+    Args:
+        model: a `.keras` file, or another form of it that lies beside it: `NAME.tflite`, or a
+            SavedModel in a folder `NAME`.
+
+    Returns:
+        `quality`, `run` and `about`; None, or no text, where there is no such file.
+
+    Raises:
+        ValueError: a file is there and holds something else.
+    """
+    quality, run, about = (_beside(model, name) for name in (QUALITY_FILE, RUN_FILE, ABOUT_FILE))
+    return {
+        "quality": None if quality is None else read_quality(quality),
+        "run": None if run is None else read_run(run),
+        "about": "" if about is None else about.read_text(encoding="utf-8"),
+    }
+
+
+def _beside(model: Path, name: str) -> Path | None:
+    model = model.absolute()
+    in_folder = model.parent / f"{model.parent.name}.keras"
+    for form in (model, model.with_suffix(".keras") if model.suffix else in_folder):
+        form = form.resolve()  # what is released has links to the package
+        for path in (form.with_name(f"{form.stem}.{name}"), form.with_name(name)):
+            if path.is_file():
+                return path
+    return None
+
+
+def read_quality(path: Path) -> dict[str, Any]:
+    """Read the numbers that an evaluation wrote as JSON.
+
+    Raises:
+        ValueError: the file is missing or holds something else.
+    """
+    try:
+        quality = json.loads(path.read_text(encoding="utf-8"))
+        quality["mean_iou"], quality["pictures"], quality["protocol"], quality["iou"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected the JSON of an evaluation (python -m training.evaluate --json). "
+            f"Received: {error!r}"
+        ) from error
+    return quality
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Read the values of a training run.
+
+    Raises:
+        ValueError: the file is missing or holds something else.
+    """
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(run, dict):
+            raise TypeError(type(run).__name__)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}: expected the values of a training run, as training writes them. "
+            f"Received: {error!r}"
+        ) from error
+    return run
+
+
+def trained_on_validation(run: Mapping[str, Any]) -> bool:
+    """Whether a run, as `read_run` gives it, was trained on the validation pictures too."""
+    return "val" in run.get("train_on", "").split("+")
+
+
+def warn_if_trained_on(model: Path, data: DataSource, split: str) -> None:
+    """Say on the standard error stream if a model is known to be trained on a split's pictures.
+
+    They are known by the content of the files, in runs from before it was recorded by their names.
+
+    Args:
+        model: as in `known_facts`.
+        data: pictures with labels.
+        split: the part of them on which the model is to be judged.
+
+    Raises:
+        ValueError: what is known of the model's run is not readable.
+    """
+    path = _beside(model, RUN_FILE)
+    run = {} if path is None else read_run(path)
+    splits = run.get("train_on", "train").split("+")
+    if split not in splits:
+        return
+    try:
+        samples = [sample for part in splits for sample in data.samples(part)]
+        if "training_images" in run:
+            same = run["training_images"] == samples_fingerprints(samples)[0]
+        else:
+            names = names_hash(sample.image.name for sample in samples)
+            same = run.get("training_picture_names") == names
+    except DataError:  # without such a part they are other data
+        return
+    if same:
+        print(
+            f"Warning: {model} was trained on these pictures: what is measured on them says "
+            "nothing of new ones",
+            file=sys.stderr,
+        )

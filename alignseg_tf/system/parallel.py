@@ -1,0 +1,30 @@
+"""Run a function over many items in parallel, in order."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_parallel(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    ahead: int = 64,
+    workers: int | None = None,
+) -> Iterator[Result]:
+    """Yield the results for all items in order, from threads that are at most `ahead` in front.
+
+    Pillow decodes without holding Python's lock, so threads do. There are `workers` of them, by
+    default as many as Python thinks fit.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -1,0 +1,373 @@
+import json
+import os
+import shutil
+import unicodedata
+
+import data_fixtures
+import numpy as np
+import pytest
+from conftest import SHARED
+from data_fixtures import FIXTURES
+from PIL import Image
+
+from alignseg_tf.data import IGNORE, DataError, check_samples, load_label
+from alignseg_tf.data.datasets.camvid import _camvid_split
+from alignseg_tf.data.datasets.catalog import LAYOUTS, find_layout
+from alignseg_tf.data.readers import load_sample
+from alignseg_tf.data.sources import open_data
+
+
+def test_every_layout_has_a_fixture():
+    assert set(FIXTURES) == set(LAYOUTS)
+
+
+@pytest.mark.parametrize("name", FIXTURES)
+def test_a_data_set_is_told_from_its_files(tmp_path, name):
+    data = open_data(FIXTURES[name](tmp_path))
+    assert data.layout.name == name
+    names = {}
+    for split in ("train", "val"):
+        samples = data.samples(split)
+        check_samples(samples, data.label_space)
+        names[split] = {sample.image.relative_to(tmp_path) for sample in samples}
+        assert samples == sorted(samples, key=lambda sample: sample.image)
+    assert len(names["train"]) >= 2
+    assert len(names["val"]) >= 1
+    assert not names["train"] & names["val"]
+    assert open_data(data.root, layout=name).samples("val") == data.samples("val")
+
+
+def first_columns(data, split="train"):
+    """The class at the left border of each picture of a split, by the picture's name."""
+    return {
+        sample.image.stem: int(load_sample(sample, data.label_space)[1][0, 0])
+        for sample in data.samples(split)
+    }
+
+
+def classes_of(data, index=0, split="train"):
+    """The classes of a picture's stripes, from left to right."""
+    row = load_sample(data.samples(split)[index], data.label_space)[1][0]
+    return row[np.flatnonzero(np.diff(row, prepend=-1))].tolist()
+
+
+def test_cityscapes(tmp_path):
+    data = open_data(data_fixtures.cityscapes(tmp_path))
+    assert classes_of(data) == [0, 1, 2, 10, 13, 18, IGNORE]
+    assert [data.label_space.classes[i] for i in (0, 2, 10, 18)] == [
+        "road", "building", "sky", "bicycle",
+    ]  # fmt: skip
+    # The stripes of the i-th picture begin with the i-th value.
+    assert first_columns(data) == {
+        "aachen_000000_000019_leftImg8bit": 0,
+        "aachen_000001_000019_leftImg8bit": 1,
+        "ulm_000000_000019_leftImg8bit": 2,
+    }
+    assert first_columns(data, "val") == {"munster_000000_000019_leftImg8bit": 10}
+    with pytest.raises(DataError, match="Cityscapes's test pictures are not public"):
+        data.samples("test")
+
+
+def test_cityscapes_with_train_ids(tmp_path):
+    ids = open_data(data_fixtures.cityscapes(tmp_path / "a"))
+    train_ids = open_data(data_fixtures.cityscapes(tmp_path / "b", "labelTrainIds"))
+    assert train_ids.label_space != ids.label_space
+    for split in ("train", "val"):
+        for one, other in zip(ids.samples(split), train_ids.samples(split), strict=True):
+            np.testing.assert_array_equal(
+                load_label(one.label, ids.label_space),
+                load_label(other.label, train_ids.label_space),
+            )
+    # With both, the downloaded files count.
+    data_fixtures.cityscapes(tmp_path / "b")
+    both = open_data(tmp_path / "b")
+    assert both.label_space == ids.label_space
+    assert both.samples("train")[0].label.name == "aachen_000000_000019_gtFine_labelIds.png"
+
+
+def test_cityscapes_without_labels(tmp_path):
+    data = open_data(data_fixtures.cityscapes(tmp_path))
+    missing = data.samples("train")[1].label
+    missing.unlink()
+    with pytest.raises(DataError, match=f"{missing}: no such label$"):
+        data.samples("train")
+    for path in tmp_path.glob("gtFine/*/*/*_labelIds.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"gtFine: no labels; expected .*labelIds.png or"):
+        open_data(tmp_path)
+
+
+def test_ade20k(tmp_path):
+    data = open_data(data_fixtures.ade20k(tmp_path))
+    assert classes_of(data) == [0, 1, 2, IGNORE, 149]
+    assert first_columns(data, "val") == {"ADE_val_00000001": IGNORE}
+    with pytest.raises(DataError, match="ADE20K's test pictures are not public"):
+        data.samples("test")
+    for path in (tmp_path / "annotations" / "training").iterdir():
+        path.unlink()
+    with pytest.raises(
+        DataError, match=r"(?s)3 problems:.*training/ADE_train_00000001.png: no such label"
+    ):
+        data.samples("train")
+    shutil.rmtree(tmp_path / "images" / "validation")
+    with pytest.raises(DataError, match="images/validation: no such folder"):
+        data.samples("val")
+
+
+def test_pascal_voc(tmp_path):
+    devkit = data_fixtures.pascal_voc(tmp_path)
+    data = open_data(devkit)
+    # Indices, not colours; VOC's own label, with its border, comes before SBD's.
+    assert classes_of(data) == [0, 1, IGNORE, 15, 20]
+    assert classes_of(data, 2) == [15, 20, 0, 1, 0]
+    assert [sample.label.parent.name for sample in data.samples("train")] == [
+        "SegmentationClass", "SegmentationClass", "SegmentationClassAug",
+    ]  # fmt: skip
+    assert first_columns(data, "val") == {"2007_000033": IGNORE}
+    for root in (tmp_path, devkit / "VOC2012"):
+        assert open_data(root).samples("train") == data.samples("train")
+    with pytest.raises(DataError, match="PASCAL VOC's test pictures are not public"):
+        data.samples("test")
+
+
+def test_pascal_voc_without_the_augmented_labels(tmp_path):
+    data = open_data(data_fixtures.pascal_voc(tmp_path, augmented=False))
+    assert list(first_columns(data)) == ["2007_000032", "2007_000039"]
+    # A list alone adds nothing.
+    lists = tmp_path / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
+    (lists / "trainaug.txt").write_text("2007_000032\n2007_000039\n2008_000002\n")
+    assert list(first_columns(data)) == ["2007_000032", "2007_000039"]
+
+
+def test_pascal_voc_with_augmented_labels_only(tmp_path):
+    """As some distribute it: all labels in grey, and lists of paths."""
+    data = open_data(data_fixtures.pascal_voc(tmp_path))
+    root = tmp_path / "VOCdevkit" / "VOC2012"
+    (root / "SegmentationClass" / "2007_000033.png").rename(
+        root / "SegmentationClassAug" / "2007_000033.png"
+    )
+    shutil.rmtree(root / "SegmentationClass")
+    for path in (root / "ImageSets" / "Segmentation").iterdir():
+        path.write_text(
+            "".join(
+                f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n"
+                for name in path.read_text().split()
+            )
+        )
+    assert open_data(tmp_path).layout.name == "pascal_voc"
+    assert {s.label.parent.name for s in data.samples("train")} == {"SegmentationClassAug"}
+    assert list(first_columns(data, "val")) == ["2007_000033"]
+
+
+def test_pascal_voc_names_what_is_wrong_with_its_lists(tmp_path):
+    data = open_data(data_fixtures.pascal_voc(tmp_path))
+    lists = tmp_path / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
+    (lists / "trainaug.txt").write_text("2007_000032\n2007_000033\n")
+    with pytest.raises(
+        DataError, match=r"trainaug.txt: lists 1 pictures that val.txt lists too, .* 2007_000033"
+    ):
+        data.samples("train")
+    assert data.samples("val")
+    (lists / "trainaug.txt").unlink()
+    with pytest.raises(DataError, match=r"trainaug.txt: no such file; SegmentationClassAug is"):
+        data.samples("train")
+    (lists / "val.txt").write_text("\n")
+    with pytest.raises(DataError, match=r"val.txt: lists no pictures"):
+        data.samples("val")
+    (lists / "val.txt").write_text("2007_999999\n")
+    with pytest.raises(DataError, match=r"JPEGImages/2007_999999.jpg: no such picture"):
+        data.samples("val")
+    (lists / "val.txt").unlink()
+    with pytest.raises(DataError, match=r"val.txt: no such file; it lists the names"):
+        data.samples("val")
+
+
+def test_pascal_context(tmp_path):
+    """VOC's own labels, which lie in the same folder, are read when asked for."""
+    root = data_fixtures.pascal_context(tmp_path)
+    data = open_data(root)
+    assert classes_of(data) == [IGNORE, 0, 58, 45]
+    assert data.label_space.classes[45] == "sign"
+    for parent in (tmp_path, tmp_path / "VOCdevkit"):
+        assert open_data(parent).samples("val") == data.samples("val")
+    assert open_data(root, layout="pascal_voc").samples("val")[0].label.parent.name == (
+        "SegmentationClass"
+    )
+    lists = root / "ImageSets" / "SegmentationContext"
+    (lists / "train.txt").write_text("2008_000026\n")
+    with pytest.raises(DataError, match=r"train.txt: lists 1 pictures that val.txt lists too"):
+        data.samples("train")
+
+
+def test_voc_and_context_in_one_folder(tmp_path):
+    data_fixtures.pascal_voc(tmp_path)
+    data_fixtures.pascal_context(tmp_path)
+    with pytest.raises(
+        DataError, match="has the layouts pascal_voc, pascal_context; say which one with --layout"
+    ):
+        open_data(tmp_path / "VOCdevkit")
+    for name, count in (("pascal_voc", 21), ("pascal_context", 59)):
+        data = open_data(tmp_path / "VOCdevkit", layout=name)
+        assert data.label_space.num_classes == count
+        assert data.samples("train")
+
+
+@pytest.mark.parametrize("form", ["original", "split"])
+def test_camvid_in_colours(tmp_path, form):
+    data = open_data(data_fixtures.camvid_color(tmp_path, form))
+    assert data.layout.name == "camvid_color"
+    # Sky; an archway is a building; a bus is a car; the pavement; markings are road; void.
+    assert classes_of(data) == [0, 1, 8, 4, 3, IGNORE]
+    found = {
+        name: split for split in ("train", "val", "test") for name in first_columns(data, split)
+    }
+    assert found == data_fixtures.CAMVID_NAMES
+    label = load_label(data.samples("train")[0].label, data.label_space)
+    assert label[-1, -1] == IGNORE
+    assert (label != IGNORE).mean() > 0.8
+
+
+def test_camvid_with_other_pictures(tmp_path):
+    data = open_data(data_fixtures.camvid_color(tmp_path))
+    with pytest.raises(DataError, match="701_StillsRaw_full: no pictures of the split 'other'"):
+        data.samples("other")
+    (tmp_path / "LabeledApproved_full" / "0016E5_07959_L.png").unlink()
+    with pytest.raises(DataError, match="0016E5_07959_L.png: no such label"):
+        data.samples("val")
+    shutil.copy(
+        tmp_path / "701_StillsRaw_full" / "0016E5_07959.png",
+        tmp_path / "701_StillsRaw_full" / "holiday.png",
+    )
+    with pytest.raises(DataError, match="holiday.png: not a name that CamVid has, such as 0001TP"):
+        data.samples("val")
+    with pytest.raises(DataError, match="expected 701_StillsRaw_full and LabeledApproved_full"):
+        open_data(tmp_path / "701_StillsRaw_full", layout="camvid_color").samples("val")
+
+
+def test_class_dict_of_another_data_set_is_not_camvid(tmp_path):
+    data_fixtures.camvid_color(tmp_path, "split")
+    (tmp_path / "class_dict.csv").write_text("name,r,g,b\nurban_land,0,255,255\n")
+    with pytest.raises(DataError, match="no known layout"):
+        open_data(tmp_path)
+
+
+def test_camvid_is_split_as_segnet_splits_it():
+    """The names that SegNet lists: 62 of 0001TP to test on, and all 171 of Seq05VD."""
+    folder = SHARED / "data" / "camvid" / "images"
+    if not folder.is_dir():
+        pytest.skip("the CamVid pictures, ../shared/data, are not here")
+    for split, count in (("train", 367), ("val", 101)):
+        pictures = sorted((folder / split).iterdir())
+        assert len(pictures) == count
+        assert {_camvid_split(picture) for picture in pictures} == {split}
+
+
+def test_the_segnet_folder(tmp_path):
+    data = open_data(data_fixtures.segnet_camvid(tmp_path))
+    assert classes_of(data) == [0, 3, 10, IGNORE]
+    assert len(data.samples("test")) == 2
+    (tmp_path / "valannot" / "0016E5_07959.png").unlink()
+    with pytest.raises(DataError, match="valannot/0016E5_07959.png: no such label"):
+        data.samples("val")
+    with pytest.raises(DataError, match="trainval: no such folder"):
+        data.samples("trainval")
+
+
+def test_unknown_label_values_name_the_file(tmp_path):
+    data = open_data(data_fixtures.ade20k(tmp_path))
+    path = data.samples("val")[0].label
+    Image.fromarray(np.full((72, 88), 151, np.uint8)).save(path)
+    with pytest.raises(DataError, match=rf"{path}: unknown label values \[151\]: .* void is 0"):
+        check_samples(data.samples("val"), data.label_space)
+
+
+def test_a_folder_of_several_layouts(tmp_path):
+    data_fixtures.folder(tmp_path)
+    data_fixtures.ade20k(tmp_path)
+    with pytest.raises(DataError, match="has the layouts folder, ade20k; say which one"):
+        find_layout(tmp_path)
+
+
+def test_an_unknown_folder(tmp_path):
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        find_layout(tmp_path / "nowhere")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    with pytest.raises(DataError) as error:
+        find_layout(inside)
+    for name, layout in LAYOUTS.items():
+        assert f"\n  {name}: {layout.known_by}" in str(error.value)
+    assert "but" not in str(error.value)
+    data_fixtures.ade20k(inside / "ADEChallengeData2016")
+    with pytest.raises(DataError, match="ADEChallengeData2016 has the layout ade20k"):
+        find_layout(inside)
+    with pytest.raises(DataError, match="but .*ADEChallengeData2016 has the layout ade20k"):
+        find_layout(inside / "ADEChallengeData2016" / "images")
+
+
+@pytest.mark.parametrize("name", [name for name in FIXTURES if name not in ("csv", "folder")])
+def test_a_file_that_states_the_classes_comes_before_the_layout(name, tmp_path):
+    root = FIXTURES[name](tmp_path)
+    (root / "classes.json").write_text('{"classes": ["background", "crack"]}')
+    data = open_data(root)
+    assert data.label_space.classes == ("background", "crack")
+    assert data.classes_file == root / "classes.json"
+    other = open_data(root, label_space="cityscapes")  # what the command says comes first
+    assert (other.label_space.classes[0], other.classes_file) == ("road", None)
+    (root / "labelmap.txt").write_text("background:0,0,0::\ncrack:9,9,9::\n")
+    assert open_data(root).label_space == data.label_space
+    (root / "labelmap.txt").write_text("background:0,0,0::\ncat:9,9,9::\n")
+    with pytest.raises(DataError, match=r"labelmap\.txt: contradicts .*classes\.json: .* cat, not"):
+        open_data(root)
+    (root / "classes.json").unlink()
+    assert open_data(root).label_space.classes == ("background", "cat")
+
+
+def test_classes_beside_the_folders_of_pascal_voc_count(tmp_path):
+    devkit = data_fixtures.pascal_voc(tmp_path)
+    (devkit / "VOC2012" / "classes.json").write_text('{"classes": ["a", "b"]}')
+    for path in (tmp_path, devkit, devkit / "VOC2012"):
+        assert open_data(path).label_space.classes == ("a", "b")
+
+
+def test_classes_that_contradict_the_layout_are_refused(tmp_path):
+    root = data_fixtures.ade20k(tmp_path)
+    content = open_data(root).label_space.to_dict()  # without `ids` and `void`: wall would be 0
+    (root / "classes.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"classes\.json: contradicts the layout ade20k, .* ids"):
+        open_data(root)
+    content |= {"ids": list(range(1, 151)), "void": 0}
+    (root / "classes.json").write_text(json.dumps(content))
+    assert classes_of(open_data(root)) == [0, 1, 2, IGNORE, 149]
+    (root / "classes.json").write_text("{")
+    with pytest.raises(DataError, match=r"classes\.json: not readable as JSON"):
+        open_data(root)
+
+
+def test_what_a_layout_leaves_out_is_counted(tmp_path):
+    data = open_data(data_fixtures.ade20k(tmp_path))
+    folder = tmp_path / "images" / "training"
+    Image.new("RGB", (64, 64)).save(folder / "own.png")
+    (folder / "._x.jpg").touch()
+    os.mkfifo(folder / "pipe.jpg")
+    (tmp_path / "annotations" / "training" / "pipe.png").touch()
+    skipped = data.skipped("val", data.samples("val"))
+    assert skipped == {}
+    with pytest.raises(DataError, match="pipe.jpg, .*: expected files. Received: a pipe"):
+        data.samples("train")
+    (folder / "pipe.jpg").unlink()
+    assert data.skipped("train", data.samples("train")) == {
+        ".png": [folder / "own.png"], "hidden": [folder / "._x.jpg"]
+    }  # fmt: skip
+    listed = open_data(data_fixtures.pascal_voc(tmp_path / "voc"))
+    assert listed.skipped("train", listed.samples("train")) == {}
+
+
+def test_layouts_find_names_in_other_unicode_forms(tmp_path):
+    data = open_data(data_fixtures.ade20k(tmp_path))
+    sample = data.samples("val")[0]
+    image = sample.image.with_name(unicodedata.normalize("NFC", "é.jpg"))
+    label = sample.label.with_name(unicodedata.normalize("NFD", "é.png"))
+    sample.image.rename(image)
+    sample.label.rename(label)
+    assert [(s.image, s.label) for s in data.samples("val")] == [(image, label)]

@@ -1,0 +1,313 @@
+import dataclasses
+import json
+import os
+import zlib
+
+import numpy as np
+import pytest
+
+from alignseg_tf.data.datasets.ade20k import ADE20K
+from alignseg_tf.data.datasets.camvid import CAMVID, CAMVID_COLOR, CAMVID_ORIGINAL, SEGNET_CAMVID
+from alignseg_tf.data.datasets.catalog import LABEL_SPACES, label_space_from_file
+from alignseg_tf.data.datasets.cityscapes import CITYSCAPES, CITYSCAPES_TRAIN_IDS
+from alignseg_tf.data.datasets.oxford_iiit_pet import OXFORD_IIIT_PET
+from alignseg_tf.data.datasets.pascal_context import PASCAL_CONTEXT
+from alignseg_tf.data.datasets.pascal_voc import PASCAL_VOC
+from alignseg_tf.data.label_space import (
+    IGNORE,
+    LabelSpace,
+    class_columns,
+    default_palette,
+    voc_palette,
+)
+
+
+def test_encode_maps_file_values_to_ids():
+    space = LabelSpace(("a", "b"), void=9, ids=(3, 5))
+    values = np.array([[3, 5, 9]], np.uint8)
+    np.testing.assert_array_equal(space.encode(values), [[0, 1, IGNORE]])
+    assert space.encode(values).dtype == np.uint8
+
+
+def test_encode_names_unknown_values():
+    space = LabelSpace(("a", "b"))
+    with pytest.raises(ValueError, match=r"unknown label values \[2, 7\]: .* 0\.\.1, void is 255"):
+        space.encode(np.array([[0, 2, 7, 255]], np.uint8))
+
+
+def test_cityscapes_ids_are_the_evaluated_classes():
+    """As the data set's own table of labels has it: e.g. road 7, car 26, bicycle 33."""
+    values = np.array([[0, 6, 7, 8, 9, 26, 29, 33, 255]], np.uint8)
+    np.testing.assert_array_equal(
+        CITYSCAPES.encode(values), [[255, 255, 0, 1, 255, 13, 255, 18, 255]]
+    )
+    assert CITYSCAPES.classes[13] == "car"
+    assert CITYSCAPES.num_classes == 19
+
+
+def test_cityscapes_train_ids_number_the_classes_by_ids():
+    """As cityscapesscripts makes them: trainId 0, 1, ... in the order of the ids, else 255."""
+    ids = np.arange(34, dtype=np.uint8)
+    train_ids = np.full(34, 255, np.uint8)
+    train_ids[[7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]] = range(19)
+    np.testing.assert_array_equal(CITYSCAPES.encode(ids), CITYSCAPES_TRAIN_IDS.encode(train_ids))
+    assert CITYSCAPES.classes == CITYSCAPES_TRAIN_IDS.classes
+    with pytest.raises(ValueError, match=r"unknown label values \[19\]"):
+        CITYSCAPES_TRAIN_IDS.encode(np.array([[19]], np.uint8))
+
+
+@pytest.mark.parametrize("name", LABEL_SPACES)
+def test_decode_writes_what_encode_reads(name):
+    space = LABEL_SPACES[name]
+    ids = np.array([[*range(space.num_classes), IGNORE, 0]], np.uint8)
+    values = space.decode(ids)
+    assert values.dtype == np.uint8
+    assert values.shape == ((*ids.shape, 3) if space.colors else ids.shape)
+    np.testing.assert_array_equal(space.encode(values), ids)
+
+
+def test_decode_gives_file_values():
+    ids = np.array([[0, 13, 18, IGNORE]], np.uint8)
+    assert CITYSCAPES.decode(ids).tolist() == [[7, 26, 33, 0]]
+    assert CITYSCAPES_TRAIN_IDS.decode(ids).tolist() == [[0, 13, 18, 255]]
+    assert CAMVID_COLOR.decode(np.array([[4, IGNORE]])).tolist() == [[[0, 0, 192], [0, 0, 0]]]
+
+
+def test_decode_names_unknown_ids():
+    with pytest.raises(ValueError, match=r"must hold 0\.\.18 and 255. Received: \[19, 200\]"):
+        CITYSCAPES.decode(np.array([[0, 19, 200]], np.uint8))
+    space = LabelSpace(("a",), colors=(((9, 9, 9),),))
+    assert space.decode(np.array([[0]])).tolist() == [[[9, 9, 9]]]
+    with pytest.raises(ValueError, match="holds 255, but there are no `void_colors`"):
+        space.decode(np.array([[255]]))
+    space = dataclasses.replace(space, void_colors=((1, 2, 3),))
+    assert space.decode(np.array([[255]])).tolist() == [[[1, 2, 3]]]
+
+
+def test_ade20k_has_its_150_classes():
+    """File values as in the data set's objectInfo150.txt; colours as in its color150."""
+    assert ADE20K.num_classes == 150
+    assert ADE20K.ids == tuple(range(1, 151))
+    values = {
+        1: "wall", 2: "building", 3: "sky", 4: "floor", 5: "tree", 7: "road", 13: "person",
+        21: "car", 46: "counter", 67: "flower", 90: "television receiver", 91: "airplane",
+        103: "van", 126: "pot", 128: "bicycle", 137: "traffic light", 150: "flag",
+    }  # fmt: skip
+    assert {value: ADE20K.classes[value - 1] for value in values} == values
+    colors = {1: (120, 120, 120), 3: (6, 230, 230), 13: (150, 5, 61), 150: (92, 0, 255)}
+    assert {value: ADE20K.palette[value - 1] for value in colors} == colors
+    # Road and skyscraper, which the data set's own palette does not tell apart.
+    twice = {color for color in ADE20K.palette if ADE20K.palette.count(color) > 1}
+    assert twice == {(140, 140, 140)}
+    assert len(set(ADE20K.palette)) == 149
+    assert ADE20K.encode(np.array([[0, 1, 150]], np.uint8)).tolist() == [[IGNORE, 0, 149]]
+    # All of them, as GluonCV 0.10.5 has them; the sums are of its lists.
+    assert zlib.crc32(",".join(ADE20K.classes).encode()) == 3338853938
+    assert zlib.crc32(np.array(ADE20K.palette, np.uint8).tobytes()) == 3620555175
+
+
+def test_voc_palette_is_the_development_kits():
+    """The colours that its documentation shows: person, train, and the border of 255."""
+    palette = voc_palette(256)
+    assert palette[:5] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128))
+    assert palette[8] == (64, 0, 0)
+    assert (palette[15], palette[19]) == ((192, 128, 128), (128, 192, 0))
+    assert palette[20] == (0, 64, 128)
+    assert palette[255] == (224, 224, 192)
+    assert len(set(palette)) == 256
+
+
+def test_pascal_classes():
+    assert PASCAL_VOC.num_classes == 21
+    assert PASCAL_VOC.classes[0] == "background"
+    assert list(PASCAL_VOC.classes[1:]) == sorted(PASCAL_VOC.classes[1:])
+    assert (PASCAL_VOC.classes[15], PASCAL_VOC.classes[20]) == ("person", "tvmonitor")
+    assert PASCAL_VOC.void == 255
+    # The 59 stand in the order of their numbers among all 459, which is that of the alphabet,
+    # and VOC's own are among them, the dining table as a table.
+    assert PASCAL_CONTEXT.num_classes == 59
+    assert list(PASCAL_CONTEXT.classes) == sorted(PASCAL_CONTEXT.classes)
+    assert set(PASCAL_VOC.classes) - set(PASCAL_CONTEXT.classes) == {"background", "diningtable"}
+    assert PASCAL_CONTEXT.encode(np.array([[0, 1, 59]], np.uint8)).tolist() == [[IGNORE, 0, 58]]
+
+
+def test_camvid_original_has_32_colours():
+    """Each of a pixel's channels is 0, 64, 128 or 192, and no two classes share a colour."""
+    assert tuple(CAMVID_ORIGINAL) == CAMVID.classes
+    colors = [color for group in CAMVID_ORIGINAL.values() for color in group.values()]
+    assert len(colors) == 31
+    assert len({*colors, (0, 0, 0)}) == 32
+    assert {value for color in colors for value in color} == {0, 64, 128, 192}
+    # Where SegNet's legend has the colours of the original, they are the first of the class.
+    differ = [i for i, c in enumerate(CAMVID_COLOR.colors) if c[0] != CAMVID.palette[i]]
+    assert [CAMVID.classes[i] for i in differ] == ["pavement"]
+    assert CAMVID_COLOR.palette == CAMVID.palette
+
+
+def test_ids_of_small_data_sets():
+    assert SEGNET_CAMVID.encode(np.array([[0, 10, 11]], np.uint8)).tolist() == [[0, 10, IGNORE]]
+    assert OXFORD_IIIT_PET.classes == ("pet", "background")
+    assert OXFORD_IIIT_PET.encode(np.array([[1, 2, 3]], np.uint8)).tolist() == [[0, 1, IGNORE]]
+
+
+def test_camvid_agrees_with_its_files():
+    from conftest import SHARED
+
+    path = SHARED / "data" / "camvid" / "classes.json"
+    if not path.is_file():
+        pytest.skip("the CamVid pictures, ../shared/data, are not here")
+    assert label_space_from_file(path) == CAMVID
+
+
+def test_palettes_differ():
+    assert len(set(default_palette(150))) == 150
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not readable as JSON"),
+        ("[]", "list of names under 'classes'"),
+        ({"classes": []}, "list of names under 'classes'"),
+        ({"classes": "road"}, "list of names under 'classes'"),
+        ({"classes": ["a", "a"]}, "must differ"),
+        ({"classes": ["a"], "palette": []}, None),
+        ({"classes": ["a"], "void": 255.0, "ids": [0.0], "license": "CC0"}, None),
+        ({"classes": ["a"], "palette": [[1, 2]]}, r"'palette' must hold .* Received: \[1, 2\]"),
+        ({"classes": ["a"], "palette": [[1, 2, 300]]}, "0..255"),
+        ({"classes": ["a"], "palette": ["#ff0000"]}, "'palette' must hold .* Received: '#ff0000'"),
+        ({"classes": ["a"], "palette": ["123"]}, "'palette' must hold .* Received: '123'"),
+        ({"classes": ["a"], "palette": "red"}, "'palette' must be a list of .* Received: 'red'"),
+        ({"classes": ["a"], "palette": None}, "'palette' must be a list of .* Received: None"),
+        ({"classes": ["a"], "palette": {"a": [1, 2, 3]}}, "'palette' must be a list of colours"),
+        ({"classes": ["a"], "colors": ["#ff0000"]}, "'colors' must be a list of .*'#ff0000'"),
+        ({"classes": ["a"], "colors": [[1.5, 0, 0]]}, "'colors' must hold whole .* Received: 1.5"),
+        ({"classes": ["a"], "void_colors": [7]}, "'void_colors' must hold .* Received: 7"),
+        ({"classes": ["a", "b"], "void": 1}, "must all differ"),
+        ({"classes": ["a"], "void": 256}, "must be 0..255"),
+        ({"classes": ["a"], "void": "x"}, "'void' must hold whole numbers. Received: 'x'"),
+        ({"classes": ["a"], "void": None}, "'void' must hold whole numbers. Received: None"),
+        ({"classes": ["a"], "void": True}, "'void' must hold whole numbers. Received: True"),
+        ({"classes": ["a"], "ids": [1.5]}, "'ids' must hold whole numbers. Received: 1.5"),
+        ('{"classes": ["a"], "ids": [NaN]}', "'ids' must hold whole numbers. Received: nan"),
+        ({"classes": ["a"], "ids": 1}, "'ids' must be a list of whole numbers. Received: 1"),
+        ({"classes": ["a"], "ignore_unlisted": 1}, "'ignore_unlisted' must be true or false"),
+        ({"classes": ["a"], "colours": [], "Void": 1}, "unknown keys 'Void', 'colours'; expected"),
+        ({"label_space": "camvid", "void": 0}, "'label_space' says all, .* Received: 'void'"),
+        ({"label_space": ["camvid"]}, r"'label_space' must be one of .* Received: \['camvid'\]"),
+        ({"classes": ["a", " "]}, "the class name ' ' is blank"),
+        ({"classes": ["a\x1b[31m"]}, r"the class name 'a\\x1b\[31m' has the character U\+001B"),
+        ({"classes": ["a\n"]}, r"has the character U\+000A, which cannot be shown"),
+        ('{"classes": ["\\ud800"]}', r"the class name '\\ud800' has the character U\+D800"),
+        ({"classes": ["a\u2028"]}, r"has the character U\+2028"),
+        ({"classes": ["a\u200cb", "$x_1$", "=1+1", "👩\u200d🚒"]}, None),
+        ({"classes": [str(i) for i in range(256)]}, "1 to 255 names"),
+    ],
+)
+def test_classes_json_is_checked(tmp_path, content, message):
+    path = tmp_path / "classes.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    if message is None:
+        count = len(json.loads(path.read_text())["classes"])
+        assert label_space_from_file(path).palette == default_palette(count)
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        label_space_from_file(path)
+    assert str(path) in str(error.value)
+
+
+def test_all_keys_that_are_written_are_read(tmp_path):
+    space = LabelSpace(("a", "b"), void=9, ids=(3, 4), ignore_unlisted=True)
+    (tmp_path / "classes.json").write_text(json.dumps(dataclasses.asdict(space)))
+    assert label_space_from_file(tmp_path / "classes.json") == space
+
+
+def test_a_labelmap_is_read(tmp_path):
+    path = tmp_path / "labelmap.txt"
+    path.write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:250,50,1::\n\n")
+    space = label_space_from_file(path)
+    assert space.classes == ("background", "cat")
+    assert space.colors == (((0, 0, 0),), ((250, 50, 1),))
+    assert space.void_colors == ((224, 224, 192),)
+    for text, message in (
+        ("cat:1,2::\n", r"labelmap\.txt, line 1: expected label:red,green,blue"),
+        ("cat:1,2,3::\ndog:1,2,3::\n", r"labelmap\.txt, line 2: 'dog' or \(1, 2, 3\) is there"),
+        ("cat:1,2,300::\n", r"labelmap\.txt: `colors` must be"),
+        ("", r"labelmap\.txt: `classes` must have"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            label_space_from_file(path)
+
+
+def test_classes_that_are_no_file_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "classes.json")
+    with pytest.raises(ValueError, match=r"classes\.json: expected a file\. Received: .* a pipe"):
+        label_space_from_file(tmp_path / "classes.json")
+
+
+def test_a_built_in_label_space_by_name(tmp_path):
+    path = tmp_path / "classes.json"
+    path.write_text('{"label_space": "cityscapes"}')
+    assert label_space_from_file(path) is CITYSCAPES
+    path.write_text('{"label_space": "mars"}')
+    with pytest.raises(ValueError, match=r"one of \['street_scenes', .* Received: 'mars'"):
+        label_space_from_file(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere.json: no such file"):
+        label_space_from_file(tmp_path / "nowhere.json")
+
+
+def test_round_trip():
+    assert LabelSpace.from_dict(CAMVID.to_dict()) == CAMVID
+
+
+def test_colours_become_ids():
+    space = LabelSpace(
+        ("a", "b"), colors=(((255, 0, 0), (250, 0, 0)), ((0, 0, 255),)), void_colors=((0, 0, 0),)
+    )
+    assert space.palette == ((255, 0, 0), (0, 0, 255))
+    image = np.array([[[250, 0, 0], [255, 0, 0]], [[0, 0, 255], [0, 0, 0]]], np.uint8)
+    assert space.encode(image).tolist() == [[0, 0], [1, IGNORE]]
+    image[1, 0] = (0, 1, 255)
+    with pytest.raises(ValueError, match=r"unknown label colours \[\(0, 1, 255\)\], in 1 pixels"):
+        space.encode(image)
+    lenient = dataclasses.replace(space, ignore_unlisted=True)
+    assert lenient.encode(image).tolist() == [[0, 0], [IGNORE, IGNORE]]
+
+
+def test_bad_colours_are_refused():
+    with pytest.raises(ValueError, match="one or more colours for each of the 2 classes"):
+        LabelSpace(("a", "b"), colors=(((1, 2, 3),),))
+    with pytest.raises(ValueError, match=r"Received twice: \[\(1, 2, 3\)\]"):
+        LabelSpace(("a",), colors=(((1, 2, 3),),), void_colors=((1, 2, 3),))
+    with pytest.raises(ValueError, match="must be \\[r, g, b\\] of 0..255"):
+        LabelSpace(("a",), colors=(((1, 2, 300),),))
+
+
+def test_colours_in_a_file(tmp_path):
+    (tmp_path / "classes.json").write_text(
+        '{"classes": ["a", "b"], "colors": [[9, 0, 0], [[0, 9, 0], [0, 8, 0]]],'
+        ' "void_colors": [[0, 0, 0]]}'
+    )
+    space = label_space_from_file(tmp_path / "classes.json")
+    assert space.colors == (((9, 0, 0),), ((0, 9, 0), (0, 8, 0)))
+
+
+def test_columns_of_classes_differ_from_others_and_from_each_other():
+    assert class_columns(["road", "sky"], ["epoch"]) == ["road", "sky"]
+    classes = ["epoch", "road", "epoch (class)"]
+    assert class_columns(classes, ["epoch"]) == [
+        "epoch (class) (class)", "road", "epoch (class)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["\ud800", "\x1b]0;title\x07", "a\nb", "tab\t", "\u2028"])
+def test_names_with_control_characters_are_refused(name):
+    with pytest.raises(
+        ValueError, match=r"the class name '\S*\\\S*' (is blank|has the character U\+)"
+    ):
+        LabelSpace(("road", name))
+    assert LabelSpace(("क्\u200dष", "$x$", "=1+1", "a\u00a0b")).num_classes == 4

@@ -1,0 +1,638 @@
+import csv
+import os
+import shutil
+import struct
+import unicodedata
+import warnings
+import zlib
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pytest
+from conftest import CLASSES, write_folder
+from PIL import Image, ImageFile, TiffImagePlugin
+
+from alignseg_tf.data import image_headers
+from alignseg_tf.data.checking import check_sample, check_samples
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.data.listing import (
+    DataError,
+    ListingError,
+    Sample,
+    describe_skipped,
+    find_named_pictures,
+    find_pictures,
+    is_derived_file,
+    labels_without_picture,
+    read_csv,
+    read_folder,
+)
+from alignseg_tf.data.readers import (
+    MIN_SIDE,
+    is_turned,
+    load_image,
+    load_label,
+    load_sample,
+    read_image_sizes,
+)
+from alignseg_tf.data.sources import open_data
+from alignseg_tf.model import MIN_IMAGE_SIZE
+from alignseg_tf.system.parallel import in_parallel
+
+SPACE = LabelSpace(CLASSES)
+
+
+def test_folder_pairs_pictures_with_labels(folder):
+    samples = read_folder(folder, "train")
+    assert [s.image.name for s in samples] == [f"{i:03d}.png" for i in range(6)]
+    assert all(s.label == folder / "labels" / "train" / s.image.name for s in samples)
+    assert open_data(folder).label_space.classes == CLASSES
+
+
+def test_folder_searches_subfolders_and_other_suffixes(folder):
+    (folder / "images/val/city").mkdir()
+    (folder / "labels/val/city").mkdir()
+    Image.open(folder / "images/val/000.png").save(folder / "images/val/city/a.JPG", "JPEG")
+    shutil.copy(folder / "labels/val/000.png", folder / "labels/val/city/a.png")
+    assert [s.label.parent.name for s in read_folder(folder, "val")] == ["val", "val", "city"]
+
+
+def test_folder_problems_are_named(folder):
+    with pytest.raises(DataError, match=r"images/test: no such folder; expected images/\{train"):
+        read_folder(folder, "test")
+    (folder / "labels/train/003.png").unlink()
+    for kind in ("images", "labels"):  # a similar name, but that of another picture
+        shutil.copy(folder / kind / "train/000.png", folder / kind / "train/0031.png")
+    with pytest.raises(ListingError, match=r"train/003\.png: no label .*labels/train/003\.png$"):
+        read_folder(folder, "train")
+    (folder / "labels/train/005.png").rename(folder / "labels/train/mask_005.png")
+    shutil.copy(folder / "images/train/000.png", folder / "images/train/000.tif")
+    with pytest.raises(ListingError, match=r"3 problems:") as error:
+        read_folder(folder, "train")
+    assert [sample.image.name for sample in error.value.samples] == [
+        "000.png", "001.png", "002.png", "0031.png", "004.png"
+    ]  # fmt: skip
+    assert "000.tif: a second picture beside 000.png" in error.value.problems[0]
+    assert "there is" not in error.value.problems[1]
+    assert "labels/train/mask_005.png, but" in error.value.problems[2]
+    for picture in (folder / "images/val").iterdir():
+        picture.unlink()
+    with pytest.raises(DataError, match=r"images/val: no pictures"):
+        read_folder(folder, "val")
+
+
+def write_csv(folder, rows, columns=("image", "label", "split")):
+    with (folder / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return folder / "list.csv"
+
+
+def test_csv_is_relative_to_its_folder(folder):
+    rows = [(f"images/train/00{i}.png", f"labels/train/00{i}.png", "train") for i in range(3)]
+    rows.append(("images/val/000.png", "labels/val/000.png", "val"))
+    path = write_csv(folder, rows)
+    assert len(read_csv(path)) == 4
+    data = open_data(path)
+    assert data.layout.name == "csv"
+    assert data.label_space.classes == CLASSES
+    assert data.samples("val") == [
+        Sample(folder / "images/val/000.png", folder / "labels/val/000.png")
+    ]
+
+
+def test_csv_problems_are_named(folder):
+    with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
+        read_csv(folder / "nowhere.csv")
+    path = write_csv(folder, [("images/train/000.png", "labels/train/000.png", "train")])
+    with pytest.raises(DataError, match=r"no rows of the split 'val'"):
+        read_csv(path, "val")
+    path = write_csv(folder, [("images/train/000.png", "gone.png", "train")])
+    with pytest.raises(DataError, match=r"list\.csv, line 2: .*gone\.png is not there"):
+        read_csv(path)
+    path = write_csv(folder, [("a", "b")], ("image", "mask"))
+    with pytest.raises(DataError, match=r"expected the columns \['image', 'label'\]"):
+        read_csv(path)
+
+
+def test_csv_rows_are_checked(folder):
+    path = write_csv(folder, [("images/train/000.png", "labels/train/000.png", " train ")])
+    assert len(read_csv(path, "train")) == 1
+    path = write_csv(folder, [("images/train/000.png",)], ("image", "label"))
+    with pytest.raises(DataError, match=r"list\.csv, line 2: image and label expected"):
+        read_csv(path)
+    path.write_bytes("image,label\nä.png,b.png\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"list\.csv: expected UTF-8"):
+        read_csv(path)
+
+
+def test_hidden_files_are_no_data(folder):
+    for kind in ("images", "labels"):
+        (folder / kind / "val/._000.png").write_bytes(b"rubbish")
+        (folder / kind / "val/.ipynb_checkpoints").mkdir()
+        shutil.copy(folder / kind / "val/000.png", folder / kind / "val/.ipynb_checkpoints/x.png")
+    assert [sample.image.name for sample in read_folder(folder, "val")] == ["000.png", "001.png"]
+    assert labels_without_picture(folder, "val") == []
+    assert len(find_pictures([folder / "images/val"])) == 2
+
+
+def test_labels_without_picture(folder):
+    (folder / "images/train/002.png").unlink()
+    assert labels_without_picture(folder, "train") == [folder / "labels/train/002.png"]
+    assert len(read_folder(folder, "train")) == 5
+
+
+def test_two_labels_of_one_picture_are_refused(folder):
+    shutil.copy(folder / "labels/val/000.png", folder / "labels/val/000.tif")
+    with pytest.raises(DataError, match=r"000\.tif: a second label beside 000\.png"):
+        read_folder(folder, "val")
+
+
+# What the EXIF orientations 1 to 8 ask for, by NumPy.
+UPRIGHT = (
+    lambda x: x,
+    lambda x: x[:, ::-1],
+    lambda x: np.rot90(x, 2),
+    lambda x: x[::-1],
+    lambda x: x.swapaxes(0, 1),
+    lambda x: np.rot90(x, -1),
+    lambda x: np.rot90(x, 2).swapaxes(0, 1),
+    lambda x: np.rot90(x),
+)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
+def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"x{suffix}"
+    pixels = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif, lossless=True)
+    expected = UPRIGHT[orientation - 1](pixels)
+    assert read_image_sizes([path]).tolist() == [list(expected.shape[:2])]
+    assert is_turned(path) == (orientation > 1)
+    if suffix == ".jpg":
+        assert load_image(path).shape == expected.shape
+        return
+    np.testing.assert_array_equal(load_image(path), expected)
+    if suffix != ".webp":
+        ids = rng.integers(0, 3, (40, 60), np.uint8)  # Pillow maps such a TIFF into memory
+        Image.fromarray(ids).save(path, exif=exif)
+        np.testing.assert_array_equal(load_label(path, SPACE), UPRIGHT[orientation - 1](ids))
+
+
+def test_sizes_are_read_without_decoding(folder, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *args: pytest.fail("decoded"))
+    assert read_image_sizes([folder / "images/val/000.png"]).tolist() == [[64, 96]]
+
+
+def write_deep_png(path, values):
+    """Write uint16 [H, W, channels] as PNG, which Pillow cannot."""
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[values.shape[-1]]
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    write_png_chunks(path, [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
+
+
+def write_png_chunks(path, chunks):
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+            for name, data in chunks
+        )
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_of_16_bits_the_upper_8_are_kept_and_alpha_is_dropped(channels, tmp_path):
+    values = np.random.default_rng(0).integers(0, 1 << 16, (40, 60, channels), np.uint16)
+    write_deep_png(tmp_path / "x.png", values)
+    colors = values[..., :3] if channels > 2 else np.repeat(values[..., :1], 3, -1)
+    np.testing.assert_array_equal(load_image(tmp_path / "x.png"), colors >> 8)
+
+
+def test_transparent_pixels_show_the_color_that_is_stored(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 4, (40, 60), np.uint8)
+    palette = np.array([[9, 8, 7], [200, 100, 0], [0, 50, 99], [1, 2, 3]], np.uint8)
+    for transparency in (1, bytes([0, 100, 255, 3])):
+        picture = Image.fromarray(ids)
+        picture.putpalette(palette.ravel().tolist())
+        picture.save(tmp_path / "x.png", transparency=transparency)
+        np.testing.assert_array_equal(load_image(tmp_path / "x.png"), palette[ids])
+    with_alpha = np.dstack([palette[ids], ids * 0])
+    Image.fromarray(with_alpha).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "x.png"), palette[ids])
+
+
+def test_cmyk_and_1_bit_pictures(tmp_path):
+    color = Image.new("RGB", (64, 64), (200, 100, 50))
+    color.convert("CMYK").save(tmp_path / "x.jpg")
+    assert np.abs(load_image(tmp_path / "x.jpg").astype(int) - (200, 100, 50)).max() < 5
+    mask = np.random.default_rng(0).random((64, 64)) < 0.5
+    Image.fromarray(mask).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "x.png")[..., 0], 255 * mask)
+    np.testing.assert_array_equal(load_label(tmp_path / "x.png", SPACE), mask)
+
+
+def test_a_photograph_with_a_preview_is_one_picture(tmp_path):
+    photograph, preview = Image.new("RGB", (80, 64), "red"), Image.new("RGB", (40, 32))
+    with (tmp_path / "x.jpg").open("wb") as file:
+        photograph.save(file, "MPO", save_all=True, append_images=[preview])
+    assert load_image(tmp_path / "x.jpg").shape == (64, 80, 3)
+    assert read_image_sizes([tmp_path / "x.jpg"]).tolist() == [[64, 80]]
+
+
+def test_an_opaque_alpha_channel_of_a_label_is_dropped(tmp_path):
+    ids = np.random.default_rng(0).integers(0, 3, (40, 60), np.uint8)
+    opaque = np.full_like(ids, 255)
+    Image.fromarray(np.dstack([ids, opaque])).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(load_label(tmp_path / "x.png", SPACE), ids)
+    colors = LabelSpace(CLASSES, colors=(((5, 0, 0),), ((6, 0, 0),), ((7, 0, 0),)))
+    Image.fromarray(np.dstack([ids + 5, ids * 0, ids * 0, opaque])).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(load_label(tmp_path / "x.png", colors), ids)
+
+
+@pytest.mark.parametrize("read", [load_image, lambda p: load_label(p, SPACE),
+                                  lambda p: read_image_sizes([p])])  # fmt: skip
+def test_all_readers_say_what_is_wrong_with_a_file(read, tmp_path, monkeypatch):
+    path = tmp_path / "x.png"
+    with pytest.raises(DataError, match=r"x\.png: not readable as a \w+ \(no such file\)"):
+        read(path)
+    path.symlink_to("gone.png")
+    with pytest.raises(DataError, match=r"\(a link to gone\.png, which is not there\)"):
+        read(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=r"x\.png: not readable as a \w+ \(a folder\)"):
+        read(path)
+    path.rmdir()
+    path.touch()
+    with pytest.raises(DataError, match=r"\(the file is empty\)"):
+        read(path)
+    path.write_text("<html>")
+    with pytest.raises(DataError, match=r"the file starts with b'<html>'"):
+        read(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3999)
+    for size in ((40, 100), (80, 100)):  # above it, and above the double, where Pillow raises
+        Image.new("L", size).save(path)
+        for action in ("error", "ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter(action)
+                with pytest.raises(DataError, match=r"\(more than 3999 pixels; cut it into tiles"):
+                    read(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    read(path)
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="no permission to read"):
+        patch.setattr(Path, "open", lambda *args: (_ for _ in ()).throw(PermissionError()))
+        read(path)
+
+
+def test_the_smallest_side_is_that_of_the_model():
+    assert MIN_SIDE == MIN_IMAGE_SIZE
+
+
+def test_results_come_in_order_and_are_not_far_ahead():
+    asked = []
+
+    def items():
+        for number in range(100):
+            asked.append(number)
+            yield number
+
+    results = in_parallel(lambda number: 2 * number, items(), ahead=8)
+    assert [next(results) for _ in range(3)] == [0, 2, 4]
+    assert len(asked) <= 3 + 8
+    assert list(results) == list(range(6, 200, 2))
+
+
+def test_grey_and_16_bit_pictures_become_rgb(tmp_path):
+    grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    loaded = load_image(tmp_path / "deep.png")
+    np.testing.assert_array_equal(loaded, np.repeat((grey >> 8)[..., None], 3, -1))
+    Image.fromarray(grey.astype(np.int32)).save(tmp_path / "deep.tif")
+    np.testing.assert_array_equal(load_image(tmp_path / "deep.tif"), loaded)
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(DataError, match="8 or 16 bits a channel. Received: mode F"):
+        load_image(tmp_path / "float.tif")
+    Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "flat.png")
+    assert load_image(tmp_path / "flat.png").shape == (64, 64, 3)
+
+
+def test_palette_labels_keep_their_indices(tmp_path):
+    ids = np.array([[0, 1], [2, 255]], np.uint8)
+    picture = Image.fromarray(ids, mode=None)
+    picture = picture.convert("L")
+    picture.putpalette([value for i in range(256) for value in (i * 7 % 256, 200, 10)])
+    picture.save(tmp_path / "label.png")
+    with Image.open(tmp_path / "label.png") as saved:
+        assert saved.mode == "P"
+    np.testing.assert_array_equal(load_label(tmp_path / "label.png", SPACE), ids)
+
+
+def test_changed_bytes_of_a_png_are_found(folder):
+    sample = read_folder(folder, "val")[0]
+    content = bytearray(sample.image.read_bytes())
+    content[-20] ^= 1  # the last pixels, and what decoding does not look at
+    sample.image.write_bytes(content)
+    with pytest.raises(DataError, match=r"000\.png: not readable .*broken PNG file"):
+        check_sample(sample, SPACE)
+
+
+def test_truncated_files_are_named(folder):
+    for kind, message in (("images", "as a picture"), ("labels", "as a label")):
+        path = folder / kind / "train" / "000.png"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(DataError, match=rf"{kind}/train/000\.png: not readable {message}"):
+            load_image(path) if kind == "images" else load_label(path, SPACE)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (np.zeros((64, 97), np.uint8), r"label is 97 x 64 pixels, its picture .* is 96 x 64"),
+        (np.full((64, 96), 7, np.uint8), r"unknown label values \[7\]"),
+        (np.zeros((64, 96, 3), np.uint8), r"one channel of class ids.*save one of them"),
+        (np.full((64, 96, 3), (1, 2, 3), np.uint8), r"one channel.*'colors' in classes\.json"),
+        (
+            np.full((64, 96), 300, np.uint16),
+            r"whole numbers 0\.\.255. Received: uint16, 300 to 300",
+        ),
+    ],
+)
+def test_the_check_finds_bad_labels_and_goes_on(folder, label, message):
+    bad = folder / "labels" / "train" / "002.png"
+    Image.fromarray(label).save(bad)
+    (folder / "images/train/004.png").write_bytes(b"nothing")
+    seen = []
+    with pytest.raises(DataError, match=message) as error:
+        check_samples(read_folder(folder, "train"), SPACE, lambda *args: seen.append(args))
+    assert str(bad) in str(error.value)
+    assert "2 of 6 samples are unfit" in str(error.value)
+    assert "images/train/004.png: not readable" in str(error.value)
+    assert seen[-1] == (6, 6)
+
+
+def test_the_check_counts(folder):
+    samples = read_folder(folder, "val")
+    summary = check_samples(samples, SPACE)
+    labels = np.stack([np.asarray(Image.open(s.label)) for s in samples])
+    expected = np.stack([(labels == value).sum((1, 2)) for value in (0, 1, 2)], -1)
+    np.testing.assert_array_equal(summary.counts, expected)
+    np.testing.assert_array_equal(summary.pixels, expected.sum(0))
+    np.testing.assert_array_equal(summary.ignored, [96, 96])
+    np.testing.assert_array_equal(summary.sizes, [[64, 96]] * 2)
+
+
+def test_labels_without_any_class_are_refused(folder):
+    for path in (folder / "labels/val").iterdir():
+        Image.fromarray(np.full((64, 96), 255, np.uint8)).save(path)
+    with pytest.raises(DataError, match="no pixel has a class"):
+        check_samples(read_folder(folder, "val"), SPACE)
+
+
+def test_a_small_picture_is_refused(tmp_path):
+    root = write_folder(tmp_path / "small")
+    for kind in ("images", "labels"):
+        path = root / kind / "val" / "000.png"
+        Image.open(path).crop((0, 0, 96, 20)).save(path)
+    with pytest.raises(DataError, match=r"000\.png: the picture is 96 x 20 .* at least 32 x 32"):
+        load_sample(read_folder(root, "val")[0], SPACE)
+
+
+def test_finding_pictures(folder):
+    found = find_pictures([folder / "images/val", folder / "images/train/001.png"])
+    assert [p.name for p in found] == ["000.png", "001.png", "001.png"]
+    np.testing.assert_array_equal(read_image_sizes(found), [[64, 96]] * 3)
+    with pytest.raises(DataError, match="no such file or folder"):
+        find_pictures([folder / "nowhere"])
+
+
+def test_files_that_tools_make_are_told_by_any_part_of_their_path():
+    for name in ("._a.png", "a/.ipynb_checkpoints/b.png", "__MACOSX/a.png", "x/Thumbs.db",
+                 "desktop.ini", ".DS_Store"):  # fmt: skip
+        assert is_derived_file(PurePosixPath(name)), name
+    for name in ("a.png", "a/b.png", "./a.png", "../a.png", "a._b.png", "macosx/a.png"):
+        assert not is_derived_file(PurePosixPath(name)), name
+
+
+def test_what_a_header_promises_is_checked_first(tmp_path, monkeypatch):
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
+    monkeypatch.setattr(image_headers, "MAX_PARTS", 1)
+    monkeypatch.setattr(image_headers._check_parts, "__defaults__", (1,))
+    for content in (None, (tmp_path / "x.png").read_bytes()):
+        with pytest.raises(DataError, match=r"x\.png: not readable .*at most 1 chunks in a PNG"):
+            load_image(tmp_path / "x.png", content)
+
+
+@pytest.mark.parametrize("format", ["EPS", "PPM", "QOI", "TGA"])
+def test_formats_that_are_not_listed_are_not_decoded(format, tmp_path):
+    if format in ("EPS", "QOI"):
+        start = b"%!PS-Adobe-3.0 EPSF-3.0\n" if format == "EPS" else b"qoif" + bytes(20)
+        (tmp_path / "x.png").write_bytes(start)
+    else:
+        Image.new("RGB", (64, 64)).save(tmp_path / "x.png", format)
+    with pytest.raises(DataError, match=r"x\.png: not readable as a picture \(in no known format"):
+        load_image(tmp_path / "x.png")
+
+
+def test_a_pipe_is_named_and_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    for read in (load_image, is_turned, lambda path: load_label(path, SPACE)):
+        with pytest.raises(DataError, match=r"x\.png: expected a file\. Received: a pipe"):
+            read(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"expected a file\. Received: a device"):
+        load_image("/dev/null")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_a_mistyped_tag_does_not_keep_a_photograph_from_being_turned(suffix, tmp_path):
+    # The orientation, and the resolution, a fraction, as text.
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + struct.pack(
+        "<HHIHHHHI4s4x", 0x0112, 3, 1, 6, 0, 0x011A, 2, 4, b"abc\0"
+    )
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[0x0112], info.tagtype[0x010F], info[0x010F] = 6, 4, 7  # the maker, a text, as a number
+    options = {"tiffinfo": info} if suffix == ".tif" else {"exif": exif}
+    path = tmp_path / f"x{suffix}"
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(path, lossless=True, **options)
+    assert load_image(path).shape == (60, 40, 3)
+    if suffix != ".jpg":
+        np.testing.assert_array_equal(load_image(path), np.rot90(pixels, -1))
+    assert read_image_sizes([path]).tolist() == [[60, 40]]
+    assert is_turned(path)
+
+
+def test_an_orientation_in_xmp_alone_counts(tmp_path):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>3</tiff:Orientation></x:xmpmeta>'
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.webp", lossless=True, xmp=xmp)
+    np.testing.assert_array_equal(load_image(tmp_path / "x.webp"), np.rot90(pixels, 2))
+
+
+def low_bit_png(path, values, bits):
+    """Write a grey PNG of 1, 2 or 4 bits, which Pillow cannot."""
+    bit = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bit.reshape(len(values), -1))
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    write_png_chunks(path, [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_labels_of_few_bits_give_what_is_stored(bits, tmp_path):
+    values = np.random.default_rng(0).integers(0, 1 << bits, (40, 61), np.uint8)
+    space = LabelSpace(tuple(map(str, range(1 << bits))))
+    low_bit_png(tmp_path / "x.png", values, bits)
+    np.testing.assert_array_equal(load_label(tmp_path / "x.png", space), values)
+    shown = load_image(tmp_path / "x.png")[..., 0]  # a picture is as bright as its bits say
+    np.testing.assert_array_equal(shown, values * (255 // ((1 << bits) - 1)))
+
+
+def grey_tiff(path, values, bits, zero_is_white=False, floats=False):
+    """Write an uncompressed grey TIFF; values of fewer than 8 bits are packed."""
+    rows = values
+    if bits < 8:
+        bit = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+        rows = np.packbits(bit.reshape(len(values), -1), axis=1)
+    pixels = rows.tobytes()
+    tags = [
+        (256, values.shape[1]), (257, values.shape[0]), (258, bits), (259, 1),
+        (262, int(not zero_is_white)), (273, 8), (277, 1), (278, values.shape[0]),
+        (279, len(pixels)), (339, 3 if floats else 1),
+    ]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    end = struct.pack("<I", 8 + len(pixels))
+    path.write_bytes(b"II*\0" + end + pixels + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0")
+
+
+@pytest.mark.parametrize("zero_is_white", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_labels_of_a_tiff_give_what_is_stored(bits, zero_is_white, tmp_path):
+    values = np.random.default_rng(0).integers(0, 1 << min(bits, 4), (40, 61), np.uint8)
+    space = LabelSpace(tuple(map(str, range(1 << min(bits, 4)))))
+    grey_tiff(tmp_path / "x.tif", values, bits, zero_is_white)
+    np.testing.assert_array_equal(load_label(tmp_path / "x.tif", space), values)
+
+
+def test_labels_in_floats_must_be_whole(tmp_path):
+    path = tmp_path / "x.tif"
+    values = np.random.default_rng(0).integers(0, 3, (40, 60)).astype(np.float32)
+    grey_tiff(path, values, 32, floats=True)
+    np.testing.assert_array_equal(load_label(path, SPACE), values)
+    for wrong, message in (
+        (0.5, r"whole numbers 0\.\.255\. Received: float32, 0\.0 to 2\.0, for instance 0\.5"),
+        (-9999, r"whole numbers 0\.\.255\. Received: float32, -9999\.0 to 2\.0"),
+        (np.nan, r"Received: float32, nan to nan, not all finite"),
+    ):
+        grey_tiff(path, np.where(values == 1, np.float32(wrong), values), 32, floats=True)
+        with pytest.raises(DataError, match=message):
+            load_label(path, SPACE)
+
+
+def test_a_tiff_that_pillow_does_not_read_is_described(tmp_path):
+    grey_tiff(tmp_path / "x.tif", np.zeros((40, 60)), 64, floats=True)
+    for read in (load_image, lambda path: load_label(path, SPACE)):
+        with pytest.raises(DataError, match=r"x\.tif: .*\(a TIFF of 1 band of 64-bit floats; what"):
+            read(tmp_path / "x.tif")
+
+
+def site(root, name, count=2):
+    """Write `count` pictures with labels below a folder that is no part of a data set."""
+    for index in range(count):
+        for kind in ("images", "labels"):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            values = np.zeros((64, 96, 3) if kind == "images" else (64, 96), np.uint8)
+            Image.fromarray(values).save(root / kind / f"{name}{index}.png")
+
+
+def test_links_to_folders_are_followed_and_loops_named(folder, tmp_path):
+    site(tmp_path / "store", "s")
+    for kind in ("images", "labels"):
+        (folder / kind / "val/site").symlink_to(tmp_path / "store" / kind)
+        (folder / kind / "val/again").symlink_to(folder / kind)  # holds the link
+        (folder / kind / "val/deeper").mkdir()
+        (folder / kind / "val/deeper/back").symlink_to("..")
+    train = len(read_folder(folder, "train"))
+    names = [sample.image.name for sample in read_folder(folder, "val")]
+    assert names.count("s0.png") == 1
+    assert len(names) == 2 + 2 + train  # `again` shows the other split too, once
+    skipped = {}
+    found = find_named_pictures([folder / "images/val"], skipped=skipped)
+    assert len(found) == len(names)
+    text = describe_skipped(skipped)
+    assert text.startswith("2 a link to a folder around it (")
+    assert "images/val/deeper/back" in text
+
+
+def test_what_is_skipped_is_counted_by_kind(folder):
+    images = folder / "images/val"
+    for name in (".DS_Store", "Thumbs.db", "a.heic", "b.HEIC", "notes"):
+        (images / name).write_text("x")
+    (images / "__MACOSX").mkdir()
+    os.mkfifo(images / "pipe.png")
+    skipped = {}
+    assert len(find_named_pictures([images], skipped=skipped)) == 2
+    assert describe_skipped(skipped) == (
+        f"2 .heic, 3 hidden, 1 not a file but a pipe ({images / 'pipe.png'}), "
+        f"1 without a suffix ({images / 'notes'})"
+    )
+    assert len(read_folder(folder, "val")) == 2
+    assert describe_skipped({}) == ""
+
+
+def test_special_files_among_inputs_are_named_and_skipped(folder):
+    os.mkfifo(folder / "pipe.png")
+    picture, skipped = folder / "images/val/000.png", {}
+    assert len(find_named_pictures([folder / "pipe.png", picture], skipped=skipped)) == 1
+    assert describe_skipped(skipped) == f"1 not a file but a pipe ({folder / 'pipe.png'})"
+    with pytest.raises(DataError, match=r"no pictures. Received: 1 not a file but a pipe \(.*pipe"):
+        find_named_pictures([folder / "pipe.png"])
+    path = write_csv(folder, [("pipe.png", "labels/val/000.png", "val")])
+    with pytest.raises(DataError, match=r"line 2: .*pipe\.png: expected a file. Received: a pipe"):
+        read_csv(path)
+
+
+def test_a_link_to_itself_is_left_to_its_reader(folder):
+    (folder / "images/val/self.png").symlink_to("self.png")
+    found = find_named_pictures([folder / "images/val"], leave_out=folder / "out")
+    assert [path.name for path, _ in found] == ["000.png", "001.png", "self.png"]
+    with pytest.raises(DataError, match=r"self\.png: not readable"):
+        load_image(folder / "images/val/self.png")
+
+
+def test_all_suffixes_of_jpeg_are_pictures(folder):
+    with Image.open(folder / "images/val/000.png") as picture:
+        for suffix in (".jfif", ".jpe", ".JPEG"):
+            picture.save(folder / f"images/val/x{suffix}", "JPEG")
+            shutil.copy(folder / "labels/val/000.png", folder / "labels/val/x.png")
+            assert f"x{suffix}" in [s.image.name for s in read_folder(folder, "val")]
+            (folder / f"images/val/x{suffix}").unlink()
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_equal_in_all_unicode_forms(folder, forms):
+    name = "Straße_é"
+    image, label = (unicodedata.normalize(form, name) for form in forms)
+    (folder / "images/val/000.png").rename(folder / f"images/val/{image}.png")
+    (folder / "labels/val/000.png").rename(folder / f"labels/val/{label}.png")
+    pair = Sample(folder / f"images/val/{image}.png", folder / f"labels/val/{label}.png")
+    assert pair in read_folder(folder, "val")
+    assert labels_without_picture(folder, "val") == []
+    path = write_csv(folder, [(f"images/val/{label}.png", f"labels/val/{image}.png", "val")])
+    assert read_csv(path) == [pair]
+    shutil.copy(pair.image, folder / f"images/val/{label}.png")
+    with pytest.raises(DataError, match="a second picture beside"):
+        read_folder(folder, "val")
+
+
+def test_spaces_in_a_csv_do_not_count_unless_a_name_has_them(folder):
+    (folder / "images/val/000.png").rename(folder / "images/val/ a .png")
+    rows = [(" images/val/001.png ", "  labels/val/001.png", "val "),
+            ("images/val/ a .png", " labels/val/000.png", " val")]  # fmt: skip
+    path = write_csv(folder, rows, (" image", "label ", " split "))
+    assert [sample.image.name for sample in read_csv(path, "val")] == ["001.png", " a .png"]
+    with pytest.raises(DataError, match="line 2: image and label expected"):
+        read_csv(write_csv(folder, [(" ", "labels/val/000.png", "val")]))

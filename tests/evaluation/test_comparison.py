@@ -1,0 +1,138 @@
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import CLASSES, tiny_model, write_folder
+from evaluation_fixtures import SPACE, by_color, pictures
+
+from alignseg_tf.__main__ import main
+from alignseg_tf.data.listing import read_folder
+from alignseg_tf.data.sources import open_data
+from alignseg_tf.evaluation.bootstrap import sample_weights
+from alignseg_tf.evaluation.comparison import Comparison, points, write_comparison
+from alignseg_tf.evaluation.evaluator import evaluate
+from alignseg_tf.evaluation.report import Report
+from alignseg_tf.system.fingerprints import names_hash
+
+
+def blind(image):
+    """A model that never sees a disc."""
+    found = by_color(image)
+    found[found == 2] = 0
+    return found
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison")
+    samples = read_folder(write_folder(folder / "data", 1, 9), "val")
+    reports = [evaluate(segment, samples, SPACE) for segment in (blind, by_color)]
+    return Comparison(*reports, names=("blind", "seeing")), samples
+
+
+def test_differences_and_their_paired_intervals(compared):
+    comparison, _ = compared
+    first, second = comparison.first, comparison.second
+    np.testing.assert_allclose(comparison.differences["iou"], second.iou - first.iou)
+    assert comparison.differences["iou"][2] > 0.2
+    assert comparison.differences["iou"][1] == 0
+    changes = []
+    for row in sample_weights(9).astype(int):
+        chosen = [
+            Report(CLASSES, [s for s, n in zip(r.scores, row, strict=True) for _ in range(n)])
+            for r in (first, second)
+        ]
+        changes.append(chosen[1].mean_iou - chosen[0].mean_iou)
+    bounds = comparison.intervals["mean_iou"]
+    np.testing.assert_allclose(bounds.low, np.quantile(changes, 0.025))
+    np.testing.assert_allclose(bounds.high, np.quantile(changes, 0.975))
+    # Paired: no wider than what two independent samples would give.
+    apart = first.intervals()["mean_iou"], second.intervals()["mean_iou"]
+    assert bounds.high - bounds.low < sum(x.high - x.low for x in apart)
+
+
+def test_the_table_has_stars_where_zero_is_outside(compared):
+    lines = compared[0].table().splitlines()
+    assert lines[:2] == ["A: blind", "B: seeing"]
+    box, disc = lines[5], lines[6]
+    assert box.startswith("box")
+    assert "+0.00  " in box
+    assert "*" not in box
+    assert "*" in disc
+    assert max(map(len, lines)) <= 100
+
+
+def test_files(compared, tmp_path):
+    comparison, samples = compared
+    paths = write_comparison(comparison, tmp_path, SPACE, samples, (blind, by_color))
+    content = json.loads(paths[0].read_text())
+    assert content["iou"]["disc"]["difference"] == pytest.approx(comparison.differences["iou"][2])
+    assert content["mean_boundary_f"]["3"]["b"] == comparison.second.mean_boundary_f[2]
+    assert paths[1].read_text().startswith("class,a,b,difference,low,high\nground,")
+    page = paths[2].read_text()
+    assert "Where B is ahead" in page
+    assert "Where A is ahead" not in page
+    names = re.findall(r"<figcaption>(\d+\.png)", page)
+    change = comparison.picture_differences
+    shown = [change[int(name.removesuffix(".png"))] for name in names]
+    assert shown == sorted(change, reverse=True)[:4]
+    row = pictures(page)[0].astype(int)
+    marked = row[:, -96:]
+    orange = marked[..., 0] - marked[..., 2] > 100
+    blue = marked[..., 2] - marked[..., 0] > 60
+    assert orange.sum() > 20
+    assert blue.sum() < 5
+
+
+def test_a_comparison_replaces_only_a_comparison(compared, tmp_path):
+    comparison, samples = compared
+    arguments = comparison, tmp_path, SPACE, samples, (blind, by_color)
+    for _ in range(2):
+        write_comparison(*arguments)
+    (tmp_path / "comparison.csv").write_text("with my notes")
+    with pytest.raises(ValueError, match=r"comparison\.csv \(changed since\).*--overwrite"):
+        write_comparison(*arguments)
+    assert (tmp_path / "comparison.csv").read_text() == "with my notes"
+    write_comparison(*arguments, overwrite=True)
+
+
+def test_reports_on_other_pictures_or_classes_are_refused(compared):
+    first = compared[0].first
+    with pytest.raises(ValueError, match="same pictures"):
+        Comparison(first, Report(CLASSES, first.scores[::-1]))
+    with pytest.raises(ValueError, match="same classes"):
+        Comparison(first, Report(("ground", "box", "ring"), first.scores))
+
+
+def test_points():
+    assert points(0.01234) == "+1.23"
+    assert points(-0.5) == "-50.00"
+    assert points(float("nan")) == "-"
+
+
+def test_the_command_compares_and_goes_on(tmp_path, capsys):
+    data = write_folder(tmp_path / "data", 1, 3)
+    for name, context in (("a", "align"), ("b", None)):
+        model = tiny_model(label_space=SPACE.to_dict(), context=context)
+        model.save(tmp_path / f"{name}.keras")
+    arguments = ["compare", *(str(tmp_path / f"{name}.keras") for name in "ab")]
+    arguments += ["--data", str(data), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "mean IoU" in out
+    assert out.rstrip().endswith("comparison.html")
+    times = [(tmp_path / "out" / f"{name}.jsonl").stat().st_size for name in "ab"]
+    assert main(arguments) == 0
+    assert [(tmp_path / "out" / f"{name}.jsonl").stat().st_size for name in "ab"] == times
+    names = [s.image.name for part in ("train", "val") for s in open_data(data).samples(part)]
+    run = {"train_on": "train+val", "training_picture_names": names_hash(names)}
+    (tmp_path / "b.run.json").write_text(json.dumps(run))
+    assert main([*arguments, "--flip"]) == 2
+    err = capsys.readouterr().err
+    assert "a.jsonl holds another evaluation:\n  protocol" in err
+    assert "b.keras was trained on these pictures" in err
+    assert "a.keras was trained" not in err
+    (tmp_path / "data" / "classes.json").write_text('{"classes": ["x", "y", "z"]}')
+    assert main(arguments) == 2
+    assert "must have the same classes" in capsys.readouterr().err

@@ -1,0 +1,317 @@
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import CLASSES, ROOT, random_images, tiny_model
+from PIL import ExifTags, Image
+
+from alignseg_tf import Predictor
+from alignseg_tf.__main__ import main
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.data.listing import DataError
+from alignseg_tf.data.readers import load_image
+from alignseg_tf.export import export_saved_model
+from alignseg_tf.prediction.distributed import Segmenter, predict_distributed, result_path
+from alignseg_tf.prediction.protocol import Protocol
+from alignseg_tf.system import files
+from alignseg_tf.system.fingerprints import fingerprint
+
+MODEL = "0123456789abcdef" * 4
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "1"
+    export_saved_model(tiny_model(label_space=LabelSpace(CLASSES).to_dict()), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def segmenter(saved_model):
+    return Segmenter(saved_model, Path(), MODEL, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def predictor(saved_model):
+    return Predictor(saved_model)
+
+
+@pytest.fixture
+def output(segmenter, tmp_path, monkeypatch):
+    monkeypatch.setattr(segmenter, "output", tmp_path / "out")
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    return write_pictures(tmp_path / "pictures")
+
+
+def write_pictures(folder):
+    """Two sizes, a picture twice, one on its side, and what is no picture."""
+    (folder / "more").mkdir(parents=True)
+    for index, image in enumerate(random_images(3, 48, 64)):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    for index, image in enumerate(random_images(2, 40, 56, seed=1)):
+        Image.fromarray(image).save(folder / "more" / f"{index}.jpg")
+    (folder / "more" / "again.png").write_bytes((folder / "0.png").read_bytes())
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(random_images(1, 40, 56, seed=2)[0]).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(random_images(1, 31, 40)[0]).save(folder / "small.png")
+    (folder / "broken.png").write_bytes((folder / "1.png").read_bytes()[:300])
+    (folder / "empty.png").touch()
+    return folder
+
+
+GOOD = {"0.png", "1.png", "2.png", "again.png", "turned.jpg", "more/0.jpg", "more/1.jpg"}
+BAD = {"small.png", "broken.png", "empty.png"}
+
+
+def segmented(segmenter, paths):
+    """Run a segmenter on paths; return the outcomes by name."""
+    table = pa.table({"row": range(len(paths)), "path": [os.fsencode(path) for path in paths]})
+    result = segmenter(table)
+    assert result["row"].to_pylist() == list(range(len(paths)))
+    outcomes = [json.loads(text) for text in result["outcome"].to_pylist()]
+    return {Path(path).name: outcome for path, outcome in zip(paths, outcomes, strict=True)}
+
+
+def check_result(predictor, picture, output, model=MODEL):
+    sha256 = hashlib.sha256(picture.read_bytes()).hexdigest()
+    with Image.open(output / result_path(sha256, model)) as result:
+        assert result.mode == "L"
+        classes = np.asarray(result)
+    expected = predictor.class_map(load_image(picture))
+    assert classes.shape == expected.shape
+    assert (classes == expected).mean() > 0.999
+    assert len(np.unique(expected)) > 1
+
+
+def test_pictures_of_all_sizes_become_what_the_predictor_says(
+    predictor, segmenter, output, pictures, monkeypatch
+):
+    batches = []
+    class_maps = segmenter.predictor.network.class_maps
+
+    def count(images):
+        batches.append(images.shape)
+        return class_maps(images)
+
+    monkeypatch.setattr(segmenter.predictor.network, "class_maps", count)
+    names = [*sorted(GOOD - {"again.png"}), "more/again.png", *sorted(BAD)]
+    outcomes = segmented(segmenter, [pictures / name for name in names])
+    # Neighbours of one size go together, two at a time.
+    assert batches == [(2, 48, 64, 3), (2, 40, 56, 3)]
+    assert {name for name, row in outcomes.items() if row["outcome"] == "skipped"} == BAD
+    for name in names:
+        row = outcomes[Path(name).name]
+        assert row["source"] == str(pictures / name)
+        if name in BAD:
+            assert row["files"] == [] and row["message"]
+            continue
+        assert (output / row["files"][0]).is_file()
+        check_result(predictor, pictures / name, output)
+    assert outcomes["again.png"]["outcome"] == "kept"
+    assert (outcomes["turned.jpg"]["width"], outcomes["turned.jpg"]["height"]) == (40, 56)
+    assert "at least 32 x 32 pixels. Received: 40 x 31" in outcomes["small.png"]["message"]
+    assert "truncated" in outcomes["broken.png"]["message"]
+    assert "the file is empty" in outcomes["empty.png"]["message"]
+    assert len(list(output.rglob("*"))) == 3 * 6  # a folder, one in it, a file
+
+
+def test_results_belong_to_content(segmenter, output, pictures, monkeypatch):
+    path = pictures / "0.png"
+    assert segmented(segmenter, [path])["0.png"]["outcome"] == "written"
+    monkeypatch.setattr(segmenter.predictor, "class_map", None)
+    os.utime(path, (5, 5))
+    path = path.rename(pictures / "renamed.png")
+    row = segmented(segmenter, [path])["renamed.png"]
+    assert row["outcome"] == "kept"
+    assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.undo()
+    monkeypatch.setattr(segmenter, "output", output)
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    path.write_bytes((pictures / "1.png").read_bytes())
+    os.utime(path, ns=times)
+    assert segmented(segmenter, [path])["renamed.png"]["outcome"] == "written"
+    for result in output.rglob("*.png"):
+        result.unlink()
+    assert segmented(segmenter, [path])["renamed.png"]["outcome"] == "written"
+
+
+def test_files_that_cannot_be_read_are_skipped(segmenter, output, pictures):
+    (pictures / "gone.png").symlink_to(pictures / "nowhere.png")
+    (pictures / "loop.png").symlink_to("loop.png")
+    os.mkfifo(pictures / "pipe.png")
+    odd = Path(os.fsdecode(os.fsencode(pictures) + b"/\xff.png"))
+    odd.write_bytes((pictures / "0.png").read_bytes())
+    names = ("gone.png", "more", "loop.png", "pipe.png", odd.name)
+    rows = segmented(segmenter, [pictures / name for name in names])
+    assert [rows[name]["outcome"] for name in names] == ["skipped"] * 4 + ["written"]
+    assert rows["gone.png"]["message"] == "not readable (No such file or directory)"
+    assert rows["pipe.png"]["message"] == "expected a file. Received: a pipe"
+    assert rows[odd.name]["source"] == f"{pictures}/\\xff.png"
+
+
+def test_memory_is_bounded(predictor, segmenter, output, pictures, monkeypatch):
+    """Images together have as many pixels as one may have that goes through whole."""
+    batches = []
+    segment = segmenter._segment
+    monkeypatch.setattr(segmenter, "_segment", lambda g: (batches.append(len(g)), segment(g))[1])
+    monkeypatch.setattr(segmenter.predictor, "protocol", Protocol(largest_whole=48 * 64))
+    segmented(segmenter, [pictures / "0.png", pictures / "1.png"])
+    assert batches == [1, 1]
+    large = pictures / "large.png"
+    Image.fromarray(random_images(1, 56, 72)[0]).save(large)
+    segmented(segmenter, [large])
+    check_result(predictor, large, output)
+
+
+def test_a_picture_that_the_network_refuses_does_not_spoil_its_batch(
+    segmenter, output, pictures, monkeypatch
+):
+    refused = load_image(pictures / "1.png")
+    class_map = segmenter.predictor.class_map
+
+    def refuse(image):
+        if image.ndim == 4 or (image == refused).all():
+            raise ValueError("not this one")
+        return class_map(image)
+
+    monkeypatch.setattr(segmenter.predictor, "class_map", refuse)
+    monkeypatch.setattr(segmenter.predictor.network, "class_maps", refuse)
+    rows = segmented(segmenter, [pictures / f"{i}.png" for i in range(3)])
+    assert [rows[f"{i}.png"]["outcome"] for i in range(3)] == ["written", "skipped", "written"]
+    assert rows["1.png"]["message"] == "not this one"
+
+
+def test_a_full_disk_stops_the_run(segmenter, output, pictures, monkeypatch):
+    def fail(*arguments):
+        raise OSError("no space")
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    row = segmented(segmenter, [pictures / "0.png"])["0.png"]
+    assert (row["outcome"], row["message"]) == ("stopped", "no space")
+    assert not [path for path in output.rglob("*") if path.is_file()]
+
+
+def test_wrong_arguments_are_told_before_anything_starts(saved_model, pictures, tmp_path, capsys):
+    for name in ("actors", "threads", "batch_size"):
+        with pytest.raises(ValueError, match=rf"`{name}` must be at least 1. Received: {name}=0"):
+            predict_distributed(saved_model, pictures, tmp_path / "out", **{name: 0})
+    with pytest.raises(ValueError, match=r"no saved_model\.pb"):
+        predict_distributed(pictures, pictures, tmp_path / "out")
+    arguments = ["predict-distributed", str(saved_model), str(tmp_path / "nowhere")]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no pictures"):
+        (tmp_path / "empty").mkdir()
+        predict_distributed(saved_model, tmp_path / "empty", tmp_path / "out")
+
+
+# Two actors; one kills itself once while it works, and a picture kills each that looks at it.
+DEADLY = """
+import json, os, signal, sys
+from pathlib import Path
+from alignseg_tf import distributed_prediction
+from alignseg_tf.distributed_prediction import Segmenter, predict_distributed
+
+saved_model, pictures, output = map(Path, sys.argv[1:])
+
+class Deadly(Segmenter):
+    def _load(self, path):
+        path = path.decode()
+        log = self.output.parent / "died"
+        died = log.read_text() if log.exists() else ""
+        once = path.endswith("more_5.png") and path not in died
+        if once or path.endswith("poison.png"):
+            with log.open("a") as file:
+                print(path, file=file)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._load(path.encode())
+
+distributed_prediction.Segmenter = Deadly
+distributed_prediction.MAX_DEATHS = 1
+addresses = set()
+
+def look(done, total):
+    import ray
+    addresses.update(node["NodeManagerAddress"] for node in ray.nodes())
+
+log = predict_distributed(saved_model, pictures, output, actors=2, progress=look)
+print(json.dumps({**log.counts, "addresses": sorted(addresses)}))
+"""
+
+
+def read_outcomes(folder):
+    """The rows of all runs, by the source's path."""
+    paths = sorted((folder / "outcomes").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    rows = [row for path in paths for row in csv.DictReader(path.read_text().splitlines())]
+    return {row["source"]: row for row in rows}
+
+
+def run_in_process(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("TF_CPP_MIN_LOG_LEVEL", None)  # or TensorFlow's greetings are wanted
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *map(str, arguments)],
+        capture_output=True, text=True, cwd=ROOT, timeout=400,
+        env=environment,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_actors_and_resuming(saved_model, predictor, tmp_path):
+    pictures = write_pictures(tmp_path / "pictures")
+    for index, image in enumerate(random_images(12, 48, 64, seed=3)):
+        Image.fromarray(image).save(pictures / f"more_{index}.png")
+    Image.fromarray(random_images(1, 48, 64, seed=4)[0]).save(pictures / "poison.png")
+    out = tmp_path / "out"
+    result = run_in_process("-c", DEADLY, saved_model, pictures, out)
+    assert result.returncode == 0, result.stderr
+    counts = json.loads(result.stdout.splitlines()[-1])  # Ray says before that actors died
+    died = (tmp_path / "died").read_text().splitlines()
+    assert sum("more_5.png" in line for line in died) == 1
+    assert sum("poison.png" in line for line in died) >= 3
+    good = {path for path in pictures.rglob("*.*") if path.name not in {*BAD, "poison.png"}}
+    assert len(good) == 19
+    assert (counts["written"] + counts.get("kept", 0), counts["skipped"]) == (19, 4)
+    assert counts["addresses"] == ["127.0.0.1"]  # so nobody else reaches Ray
+    model = fingerprint(saved_model)
+    for picture in good:
+        check_result(predictor, picture, out, model)
+    rows = read_outcomes(out)
+    assert len(rows) == 23
+    for path in good:
+        row = rows.pop(str(path))
+        assert row["outcome"] in ("written", "kept")
+        assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (out / row["files"]).is_file()
+    assert {Path(path).name for path in rows} == {*BAD, "poison.png"}
+    poison = rows[str(pictures / "poison.png")]
+    assert poison["message"] == "the process that segmented it died 2 times"
+    assert json.loads((out / "models" / f"{model[:16]}.json").read_text())["classes"] == [*CLASSES]
+
+    # The command, later: what is there stays, what failed is tried again, and Ray is not heard.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*_classes.png")}
+    (out / read_outcomes(out)[str(pictures / "2.png")]["files"]).unlink()
+    result = run_in_process(
+        "-m", "alignseg_tf", "predict-distributed", saved_model, pictures, "--output", out,
+        "--actors", "2", "--threads", "1",
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr == "error: 3 of 23 were skipped\n"
+    assert "2 written, 18 kept, 3 skipped" in result.stdout
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*_classes.png")}
+    assert len(after) == len(before) + 1
+    assert sum(after[path] != before.get(path) for path in after) == 2
+    assert len(list((out / "outcomes").iterdir())) == 2
+    check_result(predictor, pictures / "poison.png", out, model)

@@ -1,0 +1,1113 @@
+import base64
+import io
+import json
+import os
+import shutil
+import sys
+import unicodedata
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import random_images
+from PIL import ExifTags, Image
+
+from alignseg_tf.__main__ import main
+from alignseg_tf.data.checking import check_samples
+from alignseg_tf.data.listing import DataError
+from alignseg_tf.data.readers import load_image
+from alignseg_tf.data.sources import open_data
+from alignseg_tf.preparation.annotation_files import Invalid
+from alignseg_tf.preparation.annotations import read_coco, read_cvat, read_labelme
+from alignseg_tf.preparation.importing import ImportOptions, write_import
+from alignseg_tf.system.files import RECORD_FILE
+
+mask = pytest.importorskip("pycocotools.mask")
+
+SIZE = (48, 64)
+
+
+def save_picture(path, size=SIZE, seed=0, orientation=None):
+    exif = Image.Exif()
+    if orientation:
+        exif[ExifTags.Base.Orientation] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(random_images(1, *size, seed=seed)[0]).save(path, exif=exif)
+    return path
+
+
+def square(left, top, right, bottom):
+    """A polygon along the edges of pixels."""
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def run_lengths(region):
+    """COCO's uncompressed RLE, column after column, off first."""
+    flat = np.concatenate([[0], region.T.ravel()])
+    ends = np.flatnonzero(np.diff(flat))
+    return np.diff([0, *ends, region.size]).tolist()
+
+
+def files(root):
+    """The contents of the files below a folder, but for the record of what was written."""
+    found = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()}
+    return {name: p.read_bytes() for name, p in found.items() if name != RECORD_FILE}
+
+
+def label_of(root, name, split="train"):
+    return np.asarray(Image.open(root / "labels" / split / f"{name}.png"))
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Three pictures with a table, a cup on it, and a crowd; returns the file and its content."""
+    for number in range(3):
+        save_picture(tmp_path / "pictures" / "city" / f"{number}.png", seed=number)
+    crowd = np.zeros(SIZE, np.uint8)
+    crowd[30:40, 50:60] = 1
+    content = {
+        "images": [
+            {"id": 10 + i, "file_name": f"city/{i}.png", "height": 48, "width": 64}
+            for i in range(3)
+        ],
+        "categories": [{"id": 7, "name": "table"}, {"id": 3, "name": "cup"}],
+        "annotations": [
+            {
+                "id": 1, "image_id": 10, "category_id": 3, "iscrowd": 0,
+                "segmentation": [square(10, 6, 14, 9), square(20, 6, 22, 9)],
+            },
+            {
+                "id": 2, "image_id": 10, "category_id": 7, "iscrowd": 0,
+                "segmentation": [square(4, 4, 40, 20)],
+            },
+            {
+                "id": 3, "image_id": 10, "category_id": 3, "iscrowd": 1,
+                "segmentation": {"size": list(SIZE), "counts": run_lengths(crowd)},
+            },
+            {
+                "id": 4, "image_id": 11, "category_id": 7,
+                "segmentation": [square(0, 0, 64, 48)],
+            },
+        ],
+    }  # fmt: skip
+
+    def write():
+        path = tmp_path / "instances.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return write, content, tmp_path / "pictures"
+
+
+def run(coco, output, **options):
+    write, _, images = coco
+    return write_import(
+        read_coco(write(), images), output, ImportOptions(**{"split": "train", **options})
+    )
+
+
+def test_coco_becomes_a_folder_that_passes_the_check(coco, tmp_path):
+    output = tmp_path / "out"
+    report = run(coco, output)
+    expected = np.zeros(SIZE, np.uint8)
+    expected[30:40, 50:60] = 255
+    expected[4:20, 4:40] = 1
+    expected[6:9, 10:14] = expected[6:9, 20:22] = 2
+    np.testing.assert_array_equal(label_of(output, "city/0"), expected)
+    np.testing.assert_array_equal(label_of(output, "city/1"), np.ones(SIZE))
+    np.testing.assert_array_equal(label_of(output, "city/2"), np.zeros(SIZE))
+    assert files(output / "images/train") == files(coco[2])
+
+    data = open_data(output)
+    assert data.label_space.classes == ("background", "table", "cup")
+    assert data.label_space.palette[0] == (0, 0, 0)
+    summary = check_samples(data.samples("train"), data.label_space)
+    np.testing.assert_array_equal(summary.pixels, report.pixels)
+    assert summary.ignored.sum() == report.ignored == 100
+    assert report.pictures == {"train": 3}
+
+
+def test_small_objects_stay_visible_in_whatever_order_they_come(coco, tmp_path):
+    run(coco, tmp_path / "a")
+    coco[1]["annotations"].reverse()
+    run(coco, tmp_path / "b")
+    np.testing.assert_array_equal(label_of(tmp_path / "a", "city/0"),
+                                  label_of(tmp_path / "b", "city/0"))  # fmt: skip
+
+
+def test_an_object_lies_over_a_crowd_of_any_size(coco, tmp_path):
+    crowd = np.zeros(SIZE, np.uint8)
+    crowd[15:25, 30:34] = 1
+    coco[1]["annotations"][2]["segmentation"]["counts"] = run_lengths(crowd)
+    run(coco, tmp_path / "out")
+    label = label_of(tmp_path / "out", "city/0")
+    assert (label[15:20, 30:34] == 1).all()
+    assert (label[20:25, 30:34] == 255).all()
+
+
+def test_unlabelled_void(coco, tmp_path):
+    report = run(coco, tmp_path / "out", unlabelled="void")
+    assert report.label_space.classes == ("table", "cup")
+    label = label_of(tmp_path / "out", "city/0")
+    assert label[0, 0] == 255
+    assert label[5, 5] == 0
+    assert label[7, 12] == 1
+    assert report.left_out == 1
+    assert not (tmp_path / "out/images/train/city/2.png").exists()
+    assert "Left out: 1 pictures" in report.text()
+
+
+def test_void_classes(coco, tmp_path):
+    report = run(coco, tmp_path / "out", void=("table",))
+    assert report.label_space.classes == ("background", "cup")
+    label = label_of(tmp_path / "out", "city/0")
+    assert [label[5, 5], label[7, 12], label[0, 0]] == [255, 1, 0]
+    with pytest.raises(DataError, match="--void must name classes: table, cup. Received: chair"):
+        run(coco, tmp_path / "out2", void=("chair",))
+
+
+def test_compressed_and_plain_rle_are_the_same(coco, tmp_path):
+    rng = np.random.default_rng(1)
+    region = (random_images(1, *SIZE)[0, ..., 0] > 128).astype(np.uint8)
+    region ^= rng.random(SIZE) < 0.02
+    row = coco[1]["annotations"][3]
+    for name, counts in (
+        ("plain", run_lengths(region)),
+        ("packed", mask.encode(np.asfortranarray(region))["counts"].decode()),
+    ):
+        row["segmentation"] = {"size": list(SIZE), "counts": counts}
+        run(coco, tmp_path / name)
+        np.testing.assert_array_equal(label_of(tmp_path / name, "city/1"), region)
+
+
+def test_polygons_become_the_pixels_whose_centres_they_hold(coco, tmp_path):
+    """Convex polygons against half planes; pycocotools may round within a pixel of the edge."""
+    rng = np.random.default_rng(2)
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
+    for _ in range(5):
+        angles = np.sort(rng.uniform(0, 2 * np.pi, 7))
+        corners = np.stack([32 + 25 * np.cos(angles), 24 + 20 * np.sin(angles)], 1)
+        distance = np.full(SIZE, np.inf)
+        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, 0), strict=True):
+            length = np.hypot(x1 - x0, y1 - y0)
+            side = ((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)) / length
+            distance = np.minimum(distance, side)
+        polygon = corners.ravel().tolist()
+        coco[1]["annotations"][3]["segmentation"] = [polygon]
+        run(coco, tmp_path / "out")
+        label = label_of(tmp_path / "out", "city/1")
+        assert (distance > 1).sum() > 200
+        assert label[distance > 1].all()
+        assert not label[distance < -1].any()
+        reference = mask.decode(mask.frPyObjects([polygon], *SIZE))[..., 0]
+        np.testing.assert_array_equal(label, reference)
+
+
+def change(rows, place, **values):
+    def apply(content):
+        content[rows][place].update(values)
+
+    return apply
+
+
+BOX = {"segmentation": []}
+OVERFLOWING = [2**63 - 1, 2**63 - 1, 2 + 48 * 64]  # 48 * 64 in 64 bits
+SHORT = {"size": [48, 64], "counts": [1000, 2]}
+POLYGON = [square(4, 4, 40, 20)]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            change("images", 1, file_name="gone.png"),
+            r"images\[1\], id 11: the image 'gone.png' is not",
+        ),
+        (
+            change("images", 1, file_name="../a.png"),
+            r"images\[1\], id 11: file_name must be a path below",
+        ),
+        (
+            change("images", 1, height=50),
+            r"images\[1\], id 11: .* for 64 x 50 pixels, .* has 64 x 48$",
+        ),
+        (
+            change("images", 1, height="x"),
+            r"images\[1\], id 11: height and width must be whole numbers",
+        ),
+        (change("images", 1, id=10), r"images\[1\], id 10: another one"),
+        (change("images", 1, file_name="city/0.png"), "a second picture city/0.png, beside"),
+        (
+            change("annotations", 3, category_id=5),
+            r"annotations\[3\], id 4: no category has the id 5",
+        ),
+        (change("annotations", 3, image_id=5), r"annotations\[3\], id 4: no image has the id 5"),
+        (
+            change("annotations", 3, **BOX),
+            r"annotations\[3\], id 4: expected a segmentation.*only a box",
+        ),
+        (
+            change("annotations", 3, segmentation=[[1, 1, 3, 3]]),
+            r"annotations\[3\], id 4: expected at least 3 points. Received: 2",
+        ),
+        (
+            change("annotations", 3, segmentation=[[1, 1, 3, 3, 1]]),
+            r"annotations\[3\], id 4: expected a pol",
+        ),
+        (
+            change("annotations", 3, segmentation=[square(0, 0, 640, 480)]),
+            r"annotations\[3\], id 4: the point \(640, 0\) is far outside the image of 64 x 48",
+        ),
+        (
+            change("annotations", 3, segmentation=[[1, 1, 3, 3, float("nan"), 1]]),
+            r"annotations\[3\], id 4: the point \(nan, 1\)",
+        ),
+        (change("annotations", 3, segmentation=SHORT), r"runs .* 48 \* 64 .* Received: 1002"),
+        (
+            change("annotations", 3, segmentation={"size": [64, 48], "counts": "a"}),
+            r"annotations\[3\], id 4: expected an RLE of size \[48, 64\]",
+        ),
+        (
+            change("annotations", 3, segmentation={"size": [48, 64], "counts": "~~"}),
+            r"annotations\[3\], id 4: broken RLE",
+        ),
+        (change("categories", 1, name="table"), "ids 7 and 3 have the same name, 'table'"),
+        (
+            change("annotations", 3, category_id=[]),
+            r"id 4: no category has the id \[\]; there are 7",
+        ),
+        (change("annotations", 3, iscrowd="0"), "id 4: iscrowd must be 0 or 1. Received: '0'"),
+        (
+            change("annotations", 3, segmentation={"size": [48, 64], "counts": OVERFLOWING}),
+            "id 4: the runs of an RLE must add up to 48 . 64 pixels",
+        ),
+        (
+            change("annotations", 3, segmentation={"size": [48, 64], "counts": [-1, 3073]}),
+            "id 4: the runs .* Received: a negative run",
+        ),
+        (
+            change("annotations", 3, segmentation={"size": [48, 64], "counts": [1.5, 3070.5]}),
+            "id 4: broken RLE .expected whole numbers. Received: 1.5",
+        ),
+        (
+            change("annotations", 3, segmentation={"size": 48, "counts": [3072]}),
+            "id 4: expected an RLE of size",
+        ),
+        (
+            change("annotations", 3, segmentation={"size": [48, 64], "counts": "o" * 10**6}),
+            "id 4: broken RLE",
+        ),
+        (
+            change("annotations", 3, segmentation=[[0, 0, 64, 48] * 80_000]),
+            "id 4: expected an outline of at most 10000000 pixels",
+        ),
+        (
+            change("annotations", 3, segmentation=[[1, 1, 3, 3, 10**400, 1]]),
+            "id 4: expected points as pairs of numbers",
+        ),
+        (change("images", 1, file_name=None), "id 11: file_name must be a path below"),
+        (change("images", 1, file_name="city/.1.png"), r"id 11: city/\.1\.png is hidden"),
+        (lambda content: content.pop("categories"), "expected a list 'categories'"),
+        (lambda content: content["images"][0].pop("id"), r"images\[0\] has no id"),
+    ],
+)
+def test_coco_problems_are_named_and_nothing_is_written(coco, tmp_path, spoil, message):
+    spoil(coco[1])
+    shutil.copy(coco[2] / "city/1.png", coco[2] / "city/.1.png")
+    with pytest.raises(DataError, match=message) as error:
+        run(coco, tmp_path / "out")
+    assert "instances.json" in str(error.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["instances.json", "pictures"]
+
+
+def test_coco_of_whole_floats(coco, tmp_path):
+    run(coco, tmp_path / "out")
+    for row in coco[1]["images"]:
+        row.update(id=float(row["id"]), height=48.0, width=64.0)
+    for row in coco[1]["annotations"]:
+        row["category_id"] = float(row["category_id"])
+    crowd = coco[1]["annotations"][2]["segmentation"]
+    crowd.update(size=[48.0, 64.0], counts=[float(run) for run in crowd["counts"]])
+    run(coco, tmp_path / "floats")
+    assert files(tmp_path / "floats") == files(tmp_path / "out")
+
+
+def test_ids_of_annotations_may_repeat_or_be_missing(coco, tmp_path):
+    run(coco, tmp_path / "out")
+    for row in coco[1]["annotations"][:2]:
+        row["id"] = 4
+    del coco[1]["annotations"][2]["id"]
+    run(coco, tmp_path / "again")
+    assert files(tmp_path / "again") == files(tmp_path / "out")
+    coco[1]["annotations"][2]["iscrowd"] = 2
+    with pytest.raises(DataError, match=r"annotations\[2\]: iscrowd must be"):
+        run(coco, tmp_path / "out")
+
+
+@pytest.mark.parametrize("parent", ["things", "table"])
+def test_a_root_category_is_no_class(coco, tmp_path, parent):
+    categories = coco[1]["categories"]
+    for row in categories:
+        row["supercategory"] = parent
+    root = {"id": 0, "name": parent, "supercategory": "none"}
+    coco[1]["categories"] = [root, *categories]
+    report = run(coco, tmp_path / "out")
+    assert report.label_space.classes == ("background", "table", "cup")
+    if parent == "things":  # it is used, so it is a class
+        coco[1]["annotations"][3]["category_id"] = 0
+        assert "things" in run(coco, tmp_path / "used").label_space.classes
+
+
+def test_a_class_without_annotations_stays_a_class(coco, tmp_path):
+    lamp = {"id": 9, "name": "lamp", "supercategory": "none"}
+    coco[1]["categories"].append(lamp)
+    report = run(coco, tmp_path / "out")
+    assert report.label_space.classes == ("background", "table", "cup", "lamp")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CITY\\Straße.JPG", "city/Strasse.jpg", "/data/city/Straße.jpg", "C:\\city\\Straße.jpg"],
+)
+def test_images_of_coco_are_found_by_names_of_other_systems(coco, tmp_path, name):
+    there = coco[2] / "city" / f"{unicodedata.normalize('NFD', 'Straße')}.jpg"
+    (coco[2] / "city/1.png").rename(there)
+    if "ss" in name:  # not another form of the same name
+        there.rename(there.with_stem("other"))
+        coco[1]["images"][1]["file_name"] = name
+        with pytest.raises(DataError, match=r"'city/Strasse\.jpg' is not there"):
+            run(coco, tmp_path / "out")
+        return
+    coco[1]["images"][1]["file_name"] = name
+    run(coco, tmp_path / "out")
+    assert (label_of(tmp_path / "out", "city/Straße") == 1).all()
+
+
+def test_a_folder_of_images_one_level_off_is_named(coco, tmp_path):
+    for row in coco[1]["images"]:
+        row["file_name"] = row["file_name"].removeprefix("city/")
+    with pytest.raises(DataError, match=r"there is .*city/0\.png, so try --images .*city$"):
+        run(coco, tmp_path / "out")
+    with pytest.raises(DataError, match="gone: no such folder"):
+        read_coco(coco[0](), tmp_path / "gone")
+
+
+def test_equal_class_names_in_other_unicode_forms_are_one(coco, tmp_path):
+    coco[1]["categories"][0]["name"] = "Tür"
+    report = run(coco, tmp_path / "out", void=(unicodedata.normalize("NFD", "Tür"),))
+    assert report.label_space.classes == ("background", "cup")
+
+
+def test_several_coco_files_are_one_import(coco, tmp_path):
+    _, content, images = coco
+    run(coco, tmp_path / "out")
+    parts = []
+    for number, image in enumerate(content["images"]):
+        part = {
+            "images": [image],
+            "categories": content["categories"],
+            "annotations": [a for a in content["annotations"] if a["image_id"] == image["id"]],
+        }
+        parts.append(tmp_path / f"{number}.json")
+        parts[-1].write_text(json.dumps(part))
+    arguments = ["import", "coco", "--annotations", *map(str, parts), "--images", str(images)]
+    assert main([*arguments, "--split", "train", "--output", str(tmp_path / "parts")]) == 0
+    for number in range(3):
+        name = f"city/{number}"
+        np.testing.assert_array_equal(
+            label_of(tmp_path / "parts", name), label_of(tmp_path / "out", name)
+        )
+
+
+def test_a_background_without_pixels_is_said(coco, tmp_path):
+    coco[1]["images"] = coco[1]["images"][1:2]
+    coco[1]["annotations"] = coco[1]["annotations"][3:]
+    assert "--unlabelled void leaves background away" in run(coco, tmp_path / "out").text()
+
+
+# Skipping what is invalid
+
+
+def test_invalid_annotations_are_skipped_when_asked(coco, tmp_path, capsys):
+    write, content, images = coco
+    content["annotations"][0]["segmentation"] = []
+    content["annotations"].append({"id": 9, "image_id": 99, "category_id": 3})
+    content["annotations"].append("nothing")
+    (images / "city/2.png").unlink()
+    (images / "city/1.png").write_bytes(b"nothing")
+    arguments = [
+        "import", "coco", "--annotations", str(write()), "--images", str(images),
+        "--split", "train", "--output", str(tmp_path / "out"),
+    ]  # fmt: skip
+    assert main(arguments) == 2
+    assert not (tmp_path / "out").exists()
+    capsys.readouterr()
+    assert main([*arguments, "--skip-invalid"]) == 1
+    printed = capsys.readouterr().out
+    assert "Skipped as invalid: 5" in printed
+    skipped = json.loads((tmp_path / "out/import.json").read_text())["imports"][0]["skipped"]
+    for place in ("annotations[0]", "annotations[4]", "annotations[5]", "images[1]", "images[2]"):
+        assert any(place in problem for problem in skipped)
+        assert place in printed
+    label = label_of(tmp_path / "out", "city/0")
+    assert label[10, 20] == 1
+    assert not (label == 2).any()
+    assert [path.name for path in (tmp_path / "out/images/train/city").iterdir()] == ["0.png"]
+
+
+def test_nothing_but_invalid_images_is_an_error(coco, tmp_path):
+    invalid = Invalid(skip=True)
+    for path in (coco[2] / "city").iterdir():
+        path.write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"(?s)pixel a class; skipped as invalid:.*id 10"):
+        write_import(
+            read_coco(coco[0](), coco[2], invalid), tmp_path / "out", ImportOptions(split="train")
+        )
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(coco[2] / "city")
+    with pytest.raises(DataError, match=r"(?s)no pictures to import; skipped as invalid:.*id 10"):
+        write_import(read_coco(coco[0](), coco[2], Invalid(skip=True)), tmp_path / "out")
+
+
+def test_an_image_that_is_skipped_late_leaves_nothing(coco, tmp_path):
+    save_picture(coco[2] / "city/2.png", (24, 64))
+    coco[1]["images"][2]["height"] = 24
+    annotations = read_coco(coco[0](), coco[2], Invalid(skip=True))
+    report = write_import(annotations, tmp_path / "out", ImportOptions(split="train"))
+    assert "network needs at least 32" in report.skipped[0]
+    assert str(tmp_path / "out/images") in report.skipped[0]
+    data = open_data(tmp_path / "out")
+    assert len(data.samples("train")) == report.pictures["train"] == 2
+
+
+def test_all_unfit_pictures_are_counted(coco, tmp_path):
+    for row in coco[1]["annotations"]:
+        row["segmentation"] = []
+    (coco[2] / "city/2.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="3 of 3 pictures are unfit; nothing was written") as error:
+        run(coco, tmp_path / "out")
+    assert "id 12: " in str(error.value)
+
+
+def test_broken_json(tmp_path):
+    (tmp_path / "a.json").write_text('{"images": [')
+    with pytest.raises(DataError, match=r"a\.json: not readable as JSON"):
+        read_coco(tmp_path / "a.json", tmp_path)
+    with pytest.raises(DataError, match=r"b\.json: no such file"):
+        read_coco(tmp_path / "b.json", tmp_path)
+
+
+def test_more_classes_than_a_label_holds_are_refused(coco, tmp_path):
+    coco[1]["categories"] += [{"id": 100 + i, "name": f"c{i}"} for i in range(253)]
+    with pytest.raises(DataError, match="1 to 255 names. Received: 256"):
+        run(coco, tmp_path / "out")
+    coco[1]["categories"].pop()
+    assert run(coco, tmp_path / "out").label_space.num_classes == 255
+
+
+def test_importing_twice_gives_the_same(coco, tmp_path):
+    run(coco, tmp_path / "out", split=None, val_share=0.3)
+    first = files(tmp_path / "out")
+    (tmp_path / "out/images/train/mine.png").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"Received: images/train/mine\.png;"):
+        run(coco, tmp_path / "out", split=None, val_share=0.3)
+    assert (tmp_path / "out/images/train/mine.png").read_bytes() == b"x"
+    (tmp_path / "out/images/train/mine.png").unlink()
+    run(coco, tmp_path / "out", split=None, val_share=0.3)
+    assert files(tmp_path / "out") == first
+    data = open_data(tmp_path / "out")
+    assert [len(data.samples(split)) for split in ("train", "val")] == [2, 1]
+
+
+def test_a_share_is_chosen_by_name(coco, tmp_path):
+    run(coco, tmp_path / "a", split=None, val_share=0.3)
+    coco[1]["images"].reverse()
+    run(coco, tmp_path / "b", split=None, val_share=0.3)
+    assert set(files(tmp_path / "a")) == set(files(tmp_path / "b"))
+    with pytest.raises(DataError, match="no splits of its own: give --split"):
+        run(coco, tmp_path / "c", split=None)
+
+
+def second(coco, names):
+    """Another file of the same categories, in another order, with one picture."""
+    content = coco[1]
+    content["categories"] = [{"id": i, "name": name} for i, name in enumerate(names)]
+    content["images"] = [{"id": 1, "file_name": "other.png"}]
+    content["annotations"] = [
+        {"id": 1, "image_id": 1, "category_id": names.index("cup"), "segmentation": POLYGON}
+    ]
+    save_picture(coco[2] / "other.png", seed=9)
+
+
+def test_a_second_split_keeps_the_first_and_its_classes(coco, tmp_path):
+    run(coco, tmp_path / "out")
+    first = files(tmp_path / "out")
+    second(coco, ["cup", "table"])
+    report = run(coco, tmp_path / "out", split="val")
+    now = files(tmp_path / "out")
+    assert {k: v for k, v in now.items() if k in first and k != "import.json"} == {
+        k: v for k, v in first.items() if k != "import.json"
+    }
+    assert set(now) - set(first) == {"images/val/other.png", "labels/val/other.png"}
+    assert label_of(tmp_path / "out", "other", "val")[10, 10] == 2
+    assert report.pictures == {"val": 1}
+    run(coco, tmp_path / "out", split="val")
+    assert files(tmp_path / "out") == now
+
+
+def test_a_second_split_must_fit(coco, tmp_path):
+    run(coco, tmp_path / "out")
+    before = files(tmp_path / "out")
+    with pytest.raises(DataError, match=r"city/0\.png: what is in train must not be in val"):
+        run(coco, tmp_path / "out", split="val")
+    second(coco, ["cup", "lamp"])
+    with pytest.raises(DataError, match="same classes: background, table, cup. Received: .*lamp"):
+        run(coco, tmp_path / "out", split="val")
+    second(coco, ["cup"])
+    with pytest.raises(DataError, match="train pictures were imported with --unlabelled backgr"):
+        run(coco, tmp_path / "out", split="val", unlabelled="void")
+    assert files(tmp_path / "out") == before
+    run(coco, tmp_path / "out", split="train")  # all is replaced, so any classes do
+    assert open_data(tmp_path / "out").label_space.classes == ("background", "cup")
+
+
+def test_what_was_done_to_an_import_by_hand_is_kept(coco, tmp_path):
+    """A corrected label and an image that was added, unless the other split is imported."""
+    out = tmp_path / "out"
+    run(coco, out)
+    label = next((out / "labels" / "train").rglob("*.png"))
+    Image.fromarray(np.zeros_like(np.asarray(Image.open(label)))).save(label)
+    label.with_name("mine.png").write_bytes(label.read_bytes())
+    before = files(out)
+    name = label.relative_to(out).as_posix()
+    with pytest.raises(ValueError, match=rf"{name} \(changed since\), .*mine.png; .*--overwrite"):
+        run(coco, out)
+    assert files(out) == before
+
+
+def test_splits_of_one_import_stay_together(coco, tmp_path):
+    run(coco, tmp_path / "out", split=None, val_share=0.3)
+    with pytest.raises(DataError, match="train and val were imported together"):
+        run(coco, tmp_path / "out", split="val")
+
+
+def test_other_folders_are_not_touched(coco, tmp_path, folder):
+    with pytest.raises(DataError, match="data: expected a new or empty folder.*classes.json"):
+        run(coco, folder)
+    run(coco, tmp_path / "out")
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="from an import. Received: one with notes.txt"):
+        run(coco, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    run(coco, tmp_path / "empty")
+    (tmp_path / "empty" / "import.json").write_text('{"imported": "by another program"}')
+    with pytest.raises(DataError, match="expected a new or empty folder.*--overwrite"):
+        run(coco, tmp_path / "empty")
+    with pytest.raises(DataError, match="instances.json: expected a new or empty folder"):
+        run(coco, coco[0]())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "training"}, "--split must be one of train, val, test"),
+        ({"split": None, "val_share": 1.0}, "--val-share must be between 0 and 1"),
+        ({"val_share": 0.5}, "not both"),
+        ({"unlabelled": "other"}, "--unlabelled must be background or void"),
+        ({"void": ("background",)}, "--void background is --unlabelled void"),
+        ({"annotated_on": "screen"}, "--annotated-on must be"),
+    ],
+)
+def test_options_are_checked(coco, tmp_path, options, message):
+    with pytest.raises(DataError, match=message):
+        run(coco, tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_labels_follow_the_orientation_of_exif(coco, tmp_path, orientation):
+    """Annotated as shown or as stored: the label lies on the picture as it is read."""
+    path = save_picture(coco[2] / "city/1.png", orientation=orientation)
+    upright = load_image(path)
+    with Image.open(path) as opened:
+        stored = np.asarray(opened)
+    bright = {"stored": stored[..., 0] > 150, "upright": upright[..., 0] > 150}
+    assert bright["stored"].any()
+    for how, region in bright.items():
+        height, width = region.shape
+        coco[1]["images"][1].update(height=height, width=width)
+        coco[1]["annotations"][3]["segmentation"] = {
+            "size": [height, width], "counts": run_lengths(region),
+        }  # fmt: skip
+        if how == "stored":
+            stored_size = [height, width]
+        run(coco, tmp_path / how, annotated_on=how)
+        np.testing.assert_array_equal(label_of(tmp_path / how, "city/1"), bright["upright"])
+        data = open_data(tmp_path / how)
+        check_samples(data.samples("train"), data.label_space)
+    if orientation >= 5:
+        coco[1]["images"][1].update(height=stored_size[0], width=stored_size[1])
+        with pytest.raises(DataError, match="so try --annotated-on stored"):
+            run(coco, tmp_path / "out")
+
+
+@pytest.mark.parametrize("how", ["stored", "upright"])
+def test_tiffs_are_turned_as_other_images(coco, tmp_path, how):
+    """Pillow gives the size of a TIFF as it is shown, of other files as it is stored."""
+    path = save_picture(coco[2] / "city/1.tif", orientation=6)
+    shape = {"stored": SIZE, "upright": SIZE[::-1]}[how]
+    region = np.zeros(shape, np.uint8)
+    region[:10, :20] = 1
+    coco[1]["images"][1].update(file_name="city/1.tif", height=shape[0], width=shape[1])
+    coco[1]["annotations"][3]["segmentation"] = {
+        "size": list(shape), "counts": run_lengths(region),
+    }  # fmt: skip
+    run(coco, tmp_path / "out", annotated_on=how)
+    expected = np.rot90(region, -1) if how == "stored" else region
+    label = label_of(tmp_path / "out", "city/1")
+    assert label.shape == load_image(path).shape[:2]
+    np.testing.assert_array_equal(label, expected)
+
+
+# CVAT
+
+LABELMAP = """# label:color_rgb:parts:actions
+background:0,0,0::
+table:128,0,0::
+cup:0,128,64:handle:
+"""
+
+
+@pytest.fixture
+def cvat(tmp_path):
+    root = tmp_path / "export"
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    (root / "SegmentationClass/a").mkdir(parents=True)
+    (root / "labelmap.txt").write_text(LABELMAP)
+    (root / "ImageSets/Segmentation/default.txt").write_text("a/frame 1.000\nblank\n\n")
+    save_picture(root / "JPEGImages/a/frame 1.000.png", seed=1)
+    save_picture(root / "JPEGImages/blank.jpg", seed=2)
+    colors = np.zeros((*SIZE, 3), np.uint8)
+    colors[10:20, 10:20] = (128, 0, 0)
+    colors[12:14, 12:14] = (0, 128, 64)
+    Image.fromarray(colors).save(root / "SegmentationClass/a/frame 1.000.png")
+    return root
+
+
+def cvat_label():
+    expected = np.zeros(SIZE, np.uint8)
+    expected[10:20, 10:20] = 1
+    expected[12:14, 12:14] = 2
+    return expected
+
+
+def test_cvat(cvat, tmp_path):
+    report = write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="val"))
+    np.testing.assert_array_equal(label_of(tmp_path / "out", "a/frame 1.000", "val"), cvat_label())
+    assert not label_of(tmp_path / "out", "blank", "val").any()
+    assert report.label_space.classes == ("background", "table", "cup")
+    assert report.label_space.palette == ((0, 0, 0), (128, 0, 0), (0, 128, 64))
+    assert files(tmp_path / "out/images/val") == files(cvat / "JPEGImages")
+    data = open_data(tmp_path / "out", layout="folder")
+    check_samples(data.samples("val"), data.label_space)
+
+
+def test_cvat_with_void_and_a_palette_file(cvat, tmp_path):
+    path = cvat / "SegmentationClass/a/frame 1.000.png"
+    indices = Image.fromarray(cvat_label())
+    indices.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 64])
+    indices.save(path)
+    options = ImportOptions(split="train", unlabelled="void")
+    report = write_import(read_cvat(cvat), tmp_path / "out", options)
+    expected = np.array([255, 0, 1], np.uint8)[cvat_label()]
+    np.testing.assert_array_equal(label_of(tmp_path / "out", "a/frame 1.000"), expected)
+    assert report.left_out == 1
+
+
+def test_cvat_background_of_another_colour(cvat, tmp_path):
+    path = cvat / "SegmentationClass/a/frame 1.000.png"
+    colors = np.array(Image.open(path))
+    colors[(colors == 0).all(-1)] = (0, 128, 0)
+    colors[0] = 0
+    Image.fromarray(colors).save(path)
+    (cvat / "labelmap.txt").write_text(LABELMAP.replace("0,0,0:", "0,128,0:"))
+    write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="train"))
+    np.testing.assert_array_equal(label_of(tmp_path / "out", "a/frame 1.000"), cvat_label())
+
+
+def test_cvat_subsets_are_splits(cvat, tmp_path):
+    lists = cvat / "ImageSets/Segmentation"
+    (lists / "default.txt").unlink()
+    (lists / "Train.txt").write_text("a/frame 1.000\n")
+    (lists / "Validation.txt").write_text("blank\n")
+    report = write_import(read_cvat(cvat), tmp_path / "out")
+    assert report.pictures == {"train": 1, "val": 1}
+    (lists / "other.txt").write_text("blank\n")
+    with pytest.raises(DataError, match=r"other\.txt: 'blank' is also in Validation\.txt"):
+        read_cvat(cvat)
+
+
+def test_a_zip_is_unpacked(cvat, tmp_path, capsys):
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        for name, content in files(cvat).items():
+            archive.writestr(name, content)
+    arguments = ["import", "cvat", "--export", str(tmp_path / "export.zip"), "--val-share", "0.5"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert "1 train and 1 val pictures" in capsys.readouterr().out
+    (tmp_path / "export.zip").write_bytes(b"no zip")
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    assert "export.zip: expected a folder or a .zip file" in capsys.readouterr().err
+
+
+def test_cvat_reads_no_derived_files(cvat, tmp_path):
+    for name in (
+        "ImageSets/Segmentation/._default.txt", "JPEGImages/._blank.jpg",
+        "JPEGImages/.ipynb_checkpoints/blank-checkpoint.jpg", "SegmentationClass/Thumbs.db",
+    ):  # fmt: skip
+        (cvat / name).parent.mkdir(exist_ok=True)
+        (cvat / name).write_bytes(b"\x00\xff")
+    report = write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="val"))
+    assert report.pictures == {"val": 2}
+    (cvat / "ImageSets/Segmentation/default.txt").write_text(
+        "blank\n.ipynb_checkpoints/blank-checkpoint\n"
+    )
+    with pytest.raises(DataError, match=r"blank-checkpoint\.jpg is hidden, so it is no data"):
+        write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="val"))
+
+
+def test_a_cvat_mask_in_another_unicode_form_is_drawn(cvat, tmp_path):
+    name = "frame é 1.000"
+    (cvat / "JPEGImages/a/frame 1.000.png").rename(cvat / f"JPEGImages/a/{name}.PNG")
+    mask = cvat / "SegmentationClass/a" / f"{unicodedata.normalize('NFD', name)}.png"
+    (cvat / "SegmentationClass/a/frame 1.000.png").rename(mask)
+    (cvat / "ImageSets/Segmentation/default.txt").write_text(f"a/{name}\n")
+    write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="val"))
+    np.testing.assert_array_equal(label_of(tmp_path / "out", f"a/{name}", "val"), cvat_label())
+
+
+def test_invalid_images_of_cvat_are_skipped_when_asked(cvat, tmp_path):
+    (cvat / "ImageSets/Segmentation/default.txt").write_text("a/frame 1.000\nblank\ngone\n../x\n")
+    (cvat / "SegmentationClass/blank.png").write_bytes(b"nothing")
+    annotations = read_cvat(cvat, invalid=Invalid(skip=True))
+    report = write_import(annotations, tmp_path / "out", ImportOptions(split="train"))
+    assert report.pictures == {"train": 1}
+    assert len(report.skipped) == 3
+    np.testing.assert_array_equal(label_of(tmp_path / "out", "a/frame 1.000"), cvat_label())
+
+
+def test_cvat_without_pictures(cvat, tmp_path):
+    (cvat / "JPEGImages").rename(tmp_path / "mine")
+    with pytest.raises(DataError, match="JPEGImages: no such folder; .* --images"):
+        read_cvat(cvat)
+    assert len(read_cvat(cvat, tmp_path / "mine").pictures) == 2
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: (root / "labelmap.txt").unlink(), r"labelmap\.txt: no such file"),
+        (
+            lambda root: (root / "labelmap.txt").write_text("table::\n"),
+            r"labelmap\.txt, line 1: expected label:red,green,blue",
+        ),
+        (
+            lambda root: (root / "labelmap.txt").write_text(f"{LABELMAP}chair:128,0,0::\n"),
+            r"labelmap\.txt, line 5: 'chair' or \(128, 0, 0\) is there twice",
+        ),
+        (
+            lambda root: (root / "labelmap.txt").write_text("background:0,0,0::\n"),
+            "no labels besides the background",
+        ),
+        (
+            lambda root: (root / "labelmap.txt").write_text("background:0,0,0::\ntable:128,0,0::"),
+            r"frame 1\.000\.png: unknown label colours \[\(0, 128, 64\)\]",
+        ),
+        (
+            lambda root: shutil.rmtree(root / "SegmentationClass"),
+            "SegmentationClass: no such folder",
+        ),
+        (
+            lambda root: (root / "labelmap.txt").write_text(f"{LABELMAP}chair:300,0,0::\n"),
+            r"labelmap\.txt: .colors. must be \[r, g, b\] of 0\.\.255",
+        ),
+        (lambda root: shutil.rmtree(root / "ImageSets"), "no list ImageSets/Segmentation"),
+        (
+            lambda root: (root / "JPEGImages/blank.jpg").unlink(),
+            r"default\.txt: expected one image .*blank\.\*. Received: none",
+        ),
+        (
+            lambda root: save_picture(root / "JPEGImages/blank.png"),
+            "Received: blank.jpg, blank.png",
+        ),
+        (
+            lambda root: save_picture(root / "JPEGImages/a/frame 1.000.png", (48, 60)),
+            r"the mask is 64 x 48 pixels, its image 60 x 48",
+        ),
+        (
+            lambda root: (root / "SegmentationClass/a/frame 1.000.png").write_bytes(b"x"),
+            r"frame 1\.000\.png: not readable as a mask",
+        ),
+    ],
+)
+def test_cvat_problems_are_named(cvat, tmp_path, spoil, message):
+    spoil(cvat)
+    with pytest.raises(DataError, match=message):
+        write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="train"))
+    assert not (tmp_path / "out").exists()
+
+
+# LabelMe
+
+
+def png(values):
+    content = io.BytesIO()
+    Image.fromarray(values).save(content, "PNG")
+    return content.getvalue()
+
+
+def write_labelme(tmp_path, *shapes, name="one", **content):
+    picture = save_picture(tmp_path / "pictures" / f"{name}.png")
+    folder = tmp_path / "labels"
+    folder.mkdir(exist_ok=True)
+    content = {
+        "imagePath": f"..\\pictures\\{picture.name}", "imageData": None,
+        "imageHeight": SIZE[0], "imageWidth": SIZE[1],
+        "shapes": [
+            {"label": label, "shape_type": kind, "points": points, **more}
+            for label, kind, points, more in shapes
+        ],
+        **content,
+    }  # fmt: skip
+    (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def import_labelme(folder, output, **options):
+    options = {"split": "train", **options}
+    names = ("classes", "line_width", "images", "invalid")
+    reading = {key: options.pop(key) for key in names if key in options}
+    return write_import(read_labelme(folder, **reading), output, ImportOptions(**options))
+
+
+def test_labelme_shapes_are_drawn_in_order(tmp_path):
+    hole = np.array([[255, 0], [255, 255]], np.uint8)
+    folder = write_labelme(
+        tmp_path,
+        ("car", "rectangle", [[30, 20], [10, 5]], {}),
+        ("car", "polygon", [[40, 30], [50, 30], [50, 40], [40, 40]], {}),
+        ("_background_", "rectangle", [[12, 8], [14, 10]], {}),
+        ("tree", "mask", [[20, 10], [21, 11]], {"mask": base64.b64encode(png(hole)).decode()}),
+        ("__ignore__", None, [[0, 0], [3, 0], [3, 3], [0, 3]], {}),
+    )
+    report = import_labelme(folder, tmp_path / "out")
+    # Pillow draws the pixels of both ends.
+    expected = np.zeros(SIZE, np.uint8)
+    expected[5:21, 10:31] = 1
+    expected[30:41, 40:51] = 1
+    expected[8:11, 12:15] = 0
+    expected[10, 20] = expected[11, 20] = expected[11, 21] = 2
+    expected[:4, :4] = 255
+    np.testing.assert_array_equal(label_of(tmp_path / "out", "one"), expected)
+    assert report.label_space.classes == ("background", "car", "tree")
+    data = open_data(tmp_path / "out")
+    check_samples(data.samples("train"), data.label_space)
+
+
+def test_labelme_circles_and_lines(tmp_path):
+    folder = write_labelme(
+        tmp_path,
+        ("disc", "circle", [[30, 24], [42, 24]], {}),
+        ("wire", "line", [[5, 40], [60, 40]], {}),
+        ("dot", "point", [[56, 8]], {}),
+    )
+    with pytest.raises(DataError, match=r"one\.json: shape 1, 'wire': a line has no area; give"):
+        import_labelme(folder, tmp_path / "out")
+    import_labelme(folder, tmp_path / "out", line_width=4)
+    label = label_of(tmp_path / "out", "one")
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    names = open_data(tmp_path / "out").label_space.classes
+    for name, (cx, cy), radius in (("disc", (30, 24), 12), ("dot", (56, 8), 2)):
+        found = label == names.index(name)
+        distance = np.hypot(x - cx, y - cy)
+        assert found[distance < radius - 1].all()
+        assert not found[distance > radius + 1].any()
+    rows = np.flatnonzero((label == names.index("wire")).any(1))
+    assert len(rows) == 4
+    assert abs(rows.mean() - 40) <= 0.5
+
+
+def test_labelme_classes_can_be_given(tmp_path):
+    folder = write_labelme(tmp_path, ("car", "rectangle", [[3, 3], [9, 9]], {}), name="yard.7")
+    report = import_labelme(folder, tmp_path / "out", classes=["tree", "car"], unlabelled="void")
+    assert report.label_space.classes == ("tree", "car")
+    assert label_of(tmp_path / "out", "yard.7")[5, 5] == 1
+    assert "Warning: no pixel has the classes: tree" in report.text()
+    with pytest.raises(DataError, match=r"shape 0: the label must be one of tree. Rec.*'car'"):
+        read_labelme(folder, ["tree"])
+
+
+def test_labelme_takes_the_picture_within_where_there_is_no_file(tmp_path):
+    stored = png(random_images(1, *SIZE, seed=4)[0])
+    folder = write_labelme(
+        tmp_path, ("car", "rectangle", [[3, 3], [9, 9]], {}),
+        imagePath="gone.jpg", imageData=base64.b64encode(stored).decode(),
+    )  # fmt: skip
+    import_labelme(folder, tmp_path / "out")
+    assert (tmp_path / "out/images/train/one.png").read_bytes() == stored
+    folder = write_labelme(tmp_path, imagePath="gone.jpg")
+    with pytest.raises(DataError, match=r"one\.json: the image 'gone\.jpg' is not there, nor"):
+        read_labelme(folder)
+
+
+@pytest.mark.parametrize(
+    ("shape", "content", "message"),
+    [
+        (("a", "polygon", [[1, 1], [5, 5]], {}), {}, "shape 0, 'a': expected at least 3 points"),
+        (("a", "rectangle", [[1, 1]], {}), {}, "expected 2 points. Received: 1"),
+        (("a", "rectangle", [[1, 1]] * 3, {}), {}, "expected 2 points. Received: 3"),
+        (("a", ["rectangle"], [[1, 1]], {}), {}, "shape_type must be one of"),
+        ((" ", "rectangle", [[1, 1]], {}), {}, "shape 0: label: expected a name"),
+        (("a", "cuboid", [[1, 1]], {}), {}, "shape_type must be one of .* Received: 'cuboid'"),
+        (("a", "polygon", [[1], [5, 5], [1, 2]], {}), {}, "expected points as pairs of numbers"),
+        (("a", "polygon", [[1, 1], [999, 5], [1, 5]], {}), {}, r"\(999, 5\) is far outside"),
+        (("a", "mask", [[1, 1], [5, 5]], {"mask": "?"}), {}, "'a': mask is no base64"),
+        (("a", "mask", [[1, 1], [5, 5]], {"mask": "AAAA"}), {}, "'a': not readable as a mask"),
+        (
+            ("a", "mask", [[1, 1], [5, 5]],
+             {"mask": base64.b64encode(png(np.ones((2, 2), np.uint8))).decode()}),
+            {}, "the mask is 2 x 2 pixels, its points span 5 x 5",
+        ),
+        ((None, "polygon", [], {}), {}, "shape 0 has no label"),
+        (("a", "rectangle", [[1, 1], [5, 5]], {}), {"imageHeight": 40}, "for 64 x 40 pixels"),
+        (("a", "rectangle", [[1, 1], [5, 5]], {}), {"shapes": None}, "expected a list 'shapes'"),
+    ],
+)  # fmt: skip
+def test_labelme_problems_are_named(tmp_path, shape, content, message):
+    folder = write_labelme(tmp_path, shape, **content)
+    with pytest.raises(DataError, match=message) as error:
+        import_labelme(folder, tmp_path / "out")
+    assert "one.json" in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+SQUARE = ("car", "rectangle", [[3, 3], [20, 30]], {})
+
+
+def apart(tmp_path, image_path, folder="elsewhere", name="one.png"):
+    """A LabelMe file in a/labels/left and its image in another folder."""
+    labels = tmp_path / "a/labels/left"
+    labels.mkdir(parents=True)
+    source = write_labelme(tmp_path, SQUARE, imagePath=image_path)
+    (source / "one.json").rename(labels / "one.json")
+    image = tmp_path / "a" / folder / name
+    image.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "pictures/one.png").rename(image)
+    return labels.parent, image
+
+
+@pytest.mark.parametrize("name", ["one.png", "left/one.png", "ONE.PNG"])
+@pytest.mark.parametrize("path", ["one.png", "C:\\Users\\me\\one.png", "/home/me/one.png"])
+def test_labelme_files_apart_from_their_images(tmp_path, path, name):
+    folder, image = apart(tmp_path, path, name=name)
+    images = tmp_path / "a/elsewhere"
+    with pytest.raises(DataError, match=r"there is .*, so try --images|give the folder of"):
+        read_labelme(folder)
+    report = import_labelme(folder, tmp_path / "out", images=images)
+    assert report.pictures == {"train": 1}
+    copied = tmp_path / f"out/images/train/left/one{image.suffix}"
+    assert copied.read_bytes() == image.read_bytes()
+
+
+@pytest.mark.parametrize("place", ["images", "pictures", "images/left", "labels/left"])
+def test_labelme_images_are_found_where_they_usually_are(tmp_path, place):
+    folder, image = apart(tmp_path, "D:\\data\\One.png", folder=place)
+    (annotated,) = read_labelme(folder).pictures
+    assert annotated.picture.samefile(image)
+
+
+def test_labelme_reads_no_derived_files(tmp_path):
+    stored = base64.b64encode(png(random_images(1, *SIZE)[0])).decode()
+    folder = write_labelme(tmp_path, SQUARE, imagePath="one.png", imageData=stored)
+    for name in ("._one.json", ".ipynb_checkpoints/one-checkpoint.json", "__MACOSX/one.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / "one.json", folder / name)
+    (folder / "folder.json").mkdir()
+    assert [image.name for image in read_labelme(folder).pictures] == ["one"]
+
+
+@pytest.mark.parametrize("kind", ["rectangle", "rotation", "oriented_rectangle"])
+def test_rectangles_of_four_points(tmp_path, kind):
+    corners = [[3, 5], [20, 5], [20, 30], [3, 30]]
+    folder = write_labelme(tmp_path, ("car", kind, corners, {}))
+    import_labelme(folder, tmp_path / "out")
+    expected = np.zeros(SIZE, np.uint8)
+    expected[5:31, 3:21] = 1
+    np.testing.assert_array_equal(label_of(tmp_path / "out", "one"), expected)
+
+
+def test_labelme_labels_in_other_unicode_forms_are_one_class(tmp_path):
+    shapes = [
+        (unicodedata.normalize(form, "Tür"), "rectangle", [[3, 3], [9, 9]], {})
+        for form in ("NFC", "NFD")
+    ]
+    folder = write_labelme(tmp_path, *shapes)
+    assert read_labelme(folder).classes == ("Tür",)
+    decomposed = unicodedata.normalize("NFD", "Tür")
+    assert read_labelme(folder, [decomposed]).classes == ("Tür",)
+
+
+def test_invalid_shapes_and_files_of_labelme_are_skipped_when_asked(tmp_path):
+    folder = write_labelme(
+        tmp_path, SQUARE, ("tree", "polygon", [[1, 1]], {}), (None, "polygon", [], {})
+    )
+    write_labelme(tmp_path, SQUARE, name="two", imagePath="gone.png")
+    (folder / "three.json").write_text("{")
+    report = import_labelme(folder, tmp_path / "out", invalid=Invalid(skip=True))
+    assert report.pictures == {"train": 1}
+    assert [problem.split(": ")[0].rpartition("/")[2] for problem in report.skipped] == [
+        "one.json", "one.json", "three.json", "two.json",
+    ]  # fmt: skip
+    assert label_of(tmp_path / "out", "one")[10, 10] == 1
+
+
+def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+    folder = write_labelme(tmp_path, SQUARE)
+    (folder / "one.json").rename(folder / os.fsdecode(b"\xff.json"))
+    with pytest.raises(DataError, match=r"expected a name in UTF-8. Received: \\xff\.png"):
+        import_labelme(folder, tmp_path / "out", split=None, val_share=0.5)
+
+
+def test_a_folder_without_labelme_files(tmp_path):
+    with pytest.raises(DataError, match="gone: no such folder"):
+        read_labelme(tmp_path / "gone")
+    with pytest.raises(DataError, match="--line-width must be at least 1. Received: 0"):
+        read_labelme(tmp_path, line_width=0)
+    with pytest.raises(DataError, match=r"no \.json files"):
+        read_labelme(tmp_path)
+
+
+# The command line
+
+
+def test_the_command_says_what_it_wrote_and_what_is_next(coco, tmp_path, capsys):
+    write, content, images = coco
+    arguments = [
+        "import", "coco", "--annotations", str(write()), "--images", str(images),
+        "--output", str(tmp_path / "out"),
+    ]  # fmt: skip
+    assert main([*arguments, "--val-share", "0.3"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 train and 1 val pictures" in printed
+    assert f"python -m alignseg_tf inspect {tmp_path / 'out'}" in printed
+    assert "255  (void)" in printed
+    total = 3 * SIZE[0] * SIZE[1]
+    assert f"{100 * (16 * 36 - 18 + total / 3) / total:6.2f} % of the pixels" in printed
+    content["annotations"][0]["category_id"] = 99
+    write()
+    assert main([*arguments, "--split", "train"]) == 2
+    assert "annotations[0], id 1: no category has the id 99" in capsys.readouterr().err
+
+
+def test_coco_without_pycocotools_says_what_to_install(coco, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
+    with pytest.raises(ImportError, match=r"pip install 'alignseg_tf\[import\]'"):
+        read_coco(coco[0](), coco[2])

@@ -1,0 +1,688 @@
+"""The training script end to end, on pictures of boxes and discs."""
+
+import csv
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, leftover, write_folder
+from PIL import Image
+
+from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.data.listing import DataError, read_folder
+from alignseg_tf.data.pipeline import View
+from alignseg_tf.data.sources import open_data
+from alignseg_tf.metrics import mean_iou
+from alignseg_tf.prediction.protocol import axis_windows
+from alignseg_tf.system.files import RECORD_FILE
+from training import build, demo, evaluate, train
+from training.build import for_inference
+from training.callbacks import run_folder as callbacks
+from training.callbacks.run_folder import (
+    CONTENT,
+    FILES_FILE,
+    check_run_folder,
+    data_files,
+    describe_content,
+    describe_run,
+)
+from training.data import check_data, training_samples, validation_views
+from training.dry_run import dry_run
+from training.options import load_recipe, recipe_names
+from training.recipe import Recipe, RecipeError
+
+OPTIONS = [
+    "--crop-size", "64", "64", "--channels", "8", "--batch-size", "2", "--epochs", "3",
+    "--backbone-weights", "none", "--scale", "0.8", "1.2",
+]  # fmt: skip
+
+
+def command(folder: Path, output: Path, *options: str) -> list[str]:
+    return [
+        sys.executable, "-m", "training.train", "--data", str(folder), "--output", str(output),
+        *OPTIONS, *options,
+    ]  # fmt: skip
+
+
+def run(*arguments, **kwargs) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, capture_output=True, text=True, env=environment, **kwargs
+    )
+
+
+def rows(output: Path) -> list[dict[str, str]]:
+    with (output / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def state(output: Path) -> dict[str, np.ndarray]:
+    """Every number in `last.keras`: weights, batch statistics and the optimizer's state."""
+    arrays = {}
+    with (
+        zipfile.ZipFile(output / "last.keras") as archive,
+        archive.open("model.weights.h5") as file,
+        h5py.File(file) as h5,
+    ):
+        h5.visititems(
+            lambda name, item: (
+                arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
+    return arrays
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory) -> tuple[Path, Path]:
+    """A data folder and a finished run on it."""
+    base = tmp_path_factory.mktemp("training")
+    folder = write_folder(base / "data", train=8, val=3, sizes=((64, 96), (72, 64)))
+    result = run(folder, base / "run")
+    assert result.returncode == 0, result.stderr
+    (base / "stdout").write_text(result.stdout)
+    (base / "stderr").write_text(result.stderr)
+    return folder, base / "run"
+
+
+def test_a_run_leaves_its_files(unbroken):
+    _, output = unbroken
+    assert {p.name for p in output.iterdir()} == {
+        RECORD_FILE, "run.json", "metrics.csv", "iou.csv", "best.keras", "last.keras",
+        "evaluation.json", "report.json", "report.md", "curves.png", "tensorboard",
+        "data_files.json",
+    }  # fmt: skip
+    text = (output.parent / "stdout").read_text()
+    for expected in ("checking training pictures 8/8", "64 x 64 to 96 x 72", " left", "mean IoU"):
+        assert expected in text
+    assert (output.parent / "stderr").read_text() == ""
+    assert [row["epoch"] for row in rows(output)] == ["0", "1", "2"]
+    assert float(rows(output)[2]["learning_rate"]) == 0.0
+    assert list((output / "tensorboard").rglob("*tfevents*"))
+
+
+def test_best_is_for_use_and_repeats_its_figure(unbroken, capsys):
+    folder, output = unbroken
+    model = keras.saving.load_model(output / "best.keras")
+    assert getattr(model, "optimizer", None) is None
+    assert model.label_space["classes"] == ["ground", "box", "disc"]
+    arguments = [str(output / "best.keras"), "--data", str(folder), "--json"]
+    assert evaluate.main([*arguments, str(output.parent / "report.json")]) == 0
+    report = json.loads((output.parent / "report.json").read_text())
+    best = max(float(row[callbacks.VALIDATION_METRIC]) for row in rows(output))
+    assert report["mean_iou"] == pytest.approx(best, abs=2e-5)
+    assert mean_iou(np.array(report["confusion"])) == report["mean_iou"]
+    assert "disc" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path):
+    """SIGKILL in the middle of an epoch, then the same command again."""
+    folder = write_folder(tmp_path / "data", train=24, val=1)
+    assert run(folder, tmp_path / "unbroken").returncode == 0
+    output = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(folder, output), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not (output / "last.keras").is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(1.0)  # an epoch has 12 steps of about 0.2 seconds
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = callbacks.RunFolder(output).epochs_done()
+    assert done in (1, 2), "the run was to be killed before its last epoch ended"
+    # What a kill while saving leaves behind, from a process that is gone.
+    leftover(output / "last.keras").write_bytes(b"half")
+
+    result = run(folder, output)
+    assert result.returncode == 0, result.stderr
+    assert f"after epoch {done}/3" in result.stdout
+    assert not list(output.glob(".*"))
+    ours, theirs = state(output), state(tmp_path / "unbroken")
+    assert ours.keys() == theirs.keys()
+    assert any("optimizer" in name for name in ours)
+    for name, array in ours.items():
+        np.testing.assert_allclose(array, theirs[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    for row, other in zip(rows(output), rows(tmp_path / "unbroken"), strict=True):
+        assert row["learning_rate"] == other["learning_rate"]
+        assert float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_overflown_steps_of_float16_do_not_repeat_an_epoch(tmp_path):
+    """Steps that overflow are not in the optimizer's count, by which epochs must not be told."""
+    folder = write_folder(tmp_path / "data", train=4, val=1)
+    options = ["--dtype-policy", "mixed_float16", "--epochs", "1"]
+    for _ in range(2):
+        result = run(folder, tmp_path / "run", *options)
+        assert result.returncode == 0, result.stderr
+    assert "after epoch 1/1" in result.stdout
+    assert len(rows(tmp_path / "run")) == 1
+
+
+def test_a_failed_start_leaves_the_folder_free(tmp_path, capsys):
+    folder = write_folder(tmp_path / "data")
+    arguments = ["--data", str(folder), "--output", str(tmp_path / "run"), *OPTIONS]
+    assert train.main([*arguments, "--backbone", "resnet50", "--backbone-weights", "imagenet"]) == 2
+    assert "comes without ImageNet weights" in capsys.readouterr().err
+    assert not (tmp_path / "run" / train.RUN_FILE).exists()
+
+
+@pytest.mark.slow
+def test_the_demo_on_a_folder(tmp_path, monkeypatch, capsys):
+    folder = write_folder(tmp_path / "data", train=8, val=9, sizes=((64, 96), (96, 64)))
+    monkeypatch.setattr(demo, "PIXEL_BUDGET", 1e5)
+    output = tmp_path / "demo"
+    street = str(folder / "images" / "val" / "000.png")
+    arguments = ["--data", str(folder), "--output", str(output), "--picture", street]
+    assert demo.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert f"as the trained model {demo.TRAINED} sees it: {output / 'trained.png'}" in text
+    with Image.open(output / "trained.png") as picture:
+        assert picture.size[0] == 2 * 96 + 4
+    for expected in ("disc", "mean IoU", "agrees with it on 100.00 %", "predict"):
+        assert expected in text
+    pictures = sorted((output / "overlays").glob("*.png"))
+    assert len(pictures) == demo.PICTURES
+    with Image.open(pictures[0]) as picture:
+        width, height = picture.size
+    assert width == 2 * 96 + 4
+    assert height > 64 + 20  # the legend
+    report = json.loads((output / "evaluation.json").read_text())
+    assert report["pictures"] == 9
+
+
+def test_the_demo_fits_its_recipe_to_the_data(tmp_path):
+    folder = write_folder(tmp_path / "data", train=3, val=1, sizes=((70, 130),))
+    recipe = demo.own_data_recipe(open_data(folder))
+    assert recipe.crop_size == (64, 128)
+    assert recipe.batch_size == 3
+    assert recipe.epochs == 60
+
+
+def test_a_finished_run_is_evaluated_again(unbroken):
+    folder, output = unbroken
+    before = state(output)
+    result = run(folder, output)
+    assert result.returncode == 0, result.stderr
+    assert "after epoch 3/3" in result.stdout
+    for name, array in state(output).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.smoke
+def test_a_dry_run_tells_what_a_run_would_take(tmp_path):
+    folder = write_folder(tmp_path / "data", train=8, val=3)
+    result = run(folder, tmp_path / "run", "--dry-run", "--epochs", "30", "--accumulate", "2")
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "run").exists()
+    for expected in (
+        r"loss \d+\.\d{3}\n", r"step: \d+\.\d\d s for 2 crops of 64 x 64", r"memory: \d\.\d GiB",
+        r"validation: \d+\.\d\d s a batch, 3 batches",
+        r"whole run: 30 epochs of 4 steps and 30 validations, about \d+:\d\d",
+    ):  # fmt: skip
+        assert re.search(expected, result.stdout), result.stdout
+
+
+def test_a_dry_run_of_one_step_measures_it(capsys):
+    """Data of one batch, for one epoch: fewer steps than are timed."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    model.compile("sgd", "mse")
+    batch = np.ones((2, 4), "float32"), np.ones((2, 1), "float32")
+    one = tf.data.Dataset.from_tensors(batch)
+    dry_run(model, Recipe(epochs=1), one, one, steps=1, validations=1)
+    out = capsys.readouterr().out
+    assert "1 batches" in out
+    assert "nan" not in out
+    assert "1 epochs of 1 steps and 1 validations" in out
+
+
+def test_fine_tuning_says_what_it_keeps(unbroken, tmp_path, capsys):
+    _, output = unbroken
+    recipe = Recipe(
+        start_from=str(output / "best.keras"), channels=8, backbone_weights="none", seed=1
+    )
+    trained = keras.saving.load_model(output / "best.keras")
+    model = build.build_model(recipe, LabelSpace(("ground", "thing")))
+    assert "kept: aggregation_context" in capsys.readouterr().out
+    paths = {weight.path: weight for weight in trained.weights}
+    for weight in model.weights:
+        if "/classifier/" not in weight.path:
+            np.testing.assert_array_equal(weight, paths[weight.path], err_msg=weight.path)
+    assert model.output["segmentation"].shape[-1] == 2
+    with pytest.raises(RecipeError, match="start_from: .*gone.keras: no such file"):
+        build.build_model(dataclasses.replace(recipe, start_from="gone.keras"), LabelSpace(("a",)))
+    with pytest.raises(RecipeError, match="into resnet50 with --channels 8: .* same backbone"):
+        build.build_model(dataclasses.replace(recipe, backbone="resnet50"), LabelSpace(("a",)))
+
+
+def test_another_recipe_is_kept_out_of_the_folder(unbroken):
+    folder, output = unbroken
+    result = run(folder, output, "--learning-rate", "0.5")
+    assert result.returncode == 2
+    assert "holds another run:\n  learning_rate: 0.001 there, 0.5 here\n" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_on_other_data_keeps_its_evaluation(unbroken, tmp_path, capsys):
+    """The same names of files, one label corrected: of training images, then of validation."""
+    folder, output = unbroken
+    before = {path: path.read_bytes() for path in output.iterdir() if path.is_file()}
+    for part in ("train", "val"):
+        copy = Path(shutil.copytree(folder, tmp_path / part))
+        label = copy / "labels" / part / "001.png"
+        Image.fromarray(np.asarray(Image.open(label))[::-1].copy()).save(label)
+        arguments = ["--data", str(copy), "--output", str(output), *OPTIONS]
+        assert train.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert f"{output} holds another run:" in error
+        assert f"files: 1 changed: labels/{part}/001.png" in error
+    assert {path: path.read_bytes() for path in output.iterdir() if path.is_file()} == before
+
+
+# Trains on 1 or 2 logical CPU devices with the functions of the script; argv: replicas, file.
+REPLICAS = """
+import sys
+import keras, numpy as np
+from alignseg_tf import AlignSeg, backbones
+from alignseg_tf.data.catalog import LabelSpace
+from training import build, train
+from training.callbacks import set_synchronized_batch_norm
+from training.recipe import Recipe
+replicas = int(sys.argv[1])
+strategy = train.distribution_strategy(replicas)
+assert strategy.num_replicas_in_sync == replicas
+recipe = Recipe(optimizer="sgd", learning_rate=0.01)
+space = LabelSpace(("a", "b", "c"))
+keras.utils.set_random_seed(0)
+with strategy.scope():
+    model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=8), 3, channels=8)
+    build.compile_model(model, recipe, space, np.ones(3), 2)
+    # Devices draw masks of their own, so only without dropout they can agree with one.
+    for head in ("segmentation_head", "auxiliary_head"):
+        model.get_layer(head).spatial_dropout.rate = 0.0
+    set_synchronized_batch_norm(model, replicas > 1)
+rng = np.random.default_rng(0)
+images = rng.uniform(0, 255, (8, 64, 64, 3)).astype("float32")
+labels = rng.integers(0, 3, (8, 64, 64)).astype("int32")
+labels[:, :8] = 255
+history = model.fit(
+    images, {"segmentation": labels, "auxiliary": labels}, batch_size=4, epochs=1, shuffle=False,
+    verbose=0,
+).history
+np.savez(sys.argv[2], *model.get_weights(), **{k: np.array(v) for k, v in history.items()})
+"""
+
+
+@pytest.mark.slow
+def test_two_replicas_train_as_one(tmp_path):
+    """MirroredStrategy with synchronised batch norm: the weights and losses of one device."""
+    results = []
+    for replicas in ("1", "2"):
+        path = tmp_path / f"{replicas}.npz"
+        arguments = [sys.executable, "-c", REPLICAS, replicas, path]
+        result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        results.append(np.load(path))
+    one, two = results
+    assert {"loss", "segmentation_mean_iou"} <= set(one.files)
+    for name in one.files:
+        # Measured: 1e-7 relative. Batch norms that are not synchronised differ by 1e-2.
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_script_runs_on_two_replicas(tmp_path):
+    """Also with pictures of several sizes, whose validation batches are filled up."""
+    folder = write_folder(tmp_path / "data", train=4, val=3, sizes=((64, 96), (72, 64)))
+    result = run(folder, tmp_path / "run", "--cpu-replicas", "2", "--epochs", "1")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert float(rows(tmp_path / "run")[0][callbacks.VALIDATION_METRIC]) == pytest.approx(
+        report["mean_iou"], abs=2e-3
+    )
+    model = keras.saving.load_model(tmp_path / "run" / "best.keras")
+    norms = [x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
+    assert len(norms) > 10
+    assert not any(norm.synchronized for norm in norms)
+
+
+def broken_size(folder):
+    Image.fromarray(np.zeros((10, 10), np.uint8)).save(folder / "labels/val/001.png")
+
+
+def broken_picture(folder):
+    (folder / "images/train/003.png").write_bytes(b"cut off")
+
+
+def broken_classes(folder):
+    (folder / "classes.json").write_text(json.dumps({"classes": ["ground", "box"]}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "options", "message"),
+    [
+        (broken_size, [], "labels/val/001.png: the label is 10 x 10 pixels"),
+        (broken_picture, [], "images/train/003.png: not readable as a picture"),
+        (broken_classes, [], "unknown label values [2]: the 2 classes have 0..1"),
+        (lambda folder: None, ["--batch-size", "99"], "a batch of 99 needs as many"),
+        (lambda folder: None, ["--crop-size", "32", "64"], "at least 64 x 64"),
+        (lambda folder: None, ["--channels", "6"], "channels must be a multiple of 4"),
+        (lambda folder: None, ["--scale", "2", "1"], "scale must be 0 < low <= high"),
+        (lambda folder: None, ["--color", "1.5"], "color must be in [0, 1)"),
+        (lambda folder: None, ["--context", "global", "--batch-size", "1"], "at least 2 crops"),
+        (lambda folder: None, ["--warmup-epochs", "3"], "warmup_epochs must be less than the 3"),
+        (lambda folder: None, ["--max-class-share", "0"], "max_class_share must be in (0, 1]"),
+        (lambda folder: None, ["--start-from", "gone.keras"], "gone.keras: no such file"),
+        (lambda folder: None, ["--recipe", "nothing"], "no recipe 'nothing'; there are: "),
+        (lambda folder: None, ["--backbone", "resnet50", "--backbone-weights", "imagenet"],
+         "comes without ImageNet weights"),
+        (lambda folder: None, ["--backbone", "resnet50", "--backbone-weights", "gone.npz"],
+         "gone.npz: no such file"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_found_before_training(tmp_path, damage, options, message, capsys):
+    folder = write_folder(tmp_path / "data")
+    damage(folder)
+    arguments = ["--data", str(folder), "--output", str(tmp_path / "run"), *OPTIONS, *options]
+    assert train.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run" / "last.keras").exists()
+
+
+def test_evaluating_with_other_classes_is_refused(unbroken, tmp_path, capsys):
+    _, output = unbroken
+    other = write_folder(tmp_path / "data")
+    (other / "classes.json").write_text(json.dumps({"classes": list("abcd")}))
+    assert evaluate.main([str(output / "best.keras"), "--data", str(other)]) == 2
+    assert "ground, box, disc in the model and a, b, c, d in the data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipes_load(name):
+    recipe = load_recipe(name)
+    assert isinstance(recipe, Recipe)
+    assert train.stages(recipe)[-1][1] == recipe.epochs
+
+
+def test_a_folder_of_other_data_is_another_run(tmp_path):
+    samples = read_folder(write_folder(tmp_path / "data"), "train")
+    space = LabelSpace(("a", "b"))
+    run = describe_run(Recipe(), space, samples)
+    check_run_folder(tmp_path, run)
+    (tmp_path / train.RUN_FILE).write_text(json.dumps(run))
+    check_run_folder(tmp_path, describe_run(Recipe(), space, samples))
+    older = {name: value for name, value in run.items() if name != "train_on"}
+    (tmp_path / train.RUN_FILE).write_text(json.dumps(older))
+    check_run_folder(tmp_path, run)
+    with pytest.raises(RecipeError, match=re.escape("train_on: 'train' there, 'train+val' here")):
+        check_run_folder(tmp_path, run | {"train_on": "train+val"})
+    for other, message in (
+        (describe_run(Recipe(), space, samples[1:]), "training_pictures: 6 there, 5 here"),
+        (describe_run(Recipe(), LabelSpace(("a", "c")), samples), "classes: "),
+        (describe_run(Recipe(), space, [*samples[:5], samples[0]]), "picture_names: "),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            check_run_folder(tmp_path, other)
+
+
+def described(folder, recipe=None):
+    """Return what a run is, and its files, as training writes them."""
+    recipe, data = recipe or Recipe(), open_data(folder)
+    training = data.samples("train")
+    run = describe_run(recipe, data.label_space, training)
+    run |= describe_content(recipe, data, training)
+    return run, data_files(data, training)
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """The folder of a run that has only said what it is, and its data."""
+    data = write_folder(tmp_path / "data", train=3, val=2)
+    (tmp_path / "run").mkdir()
+    run, files = described(data)
+    (tmp_path / "run" / train.RUN_FILE).write_text(json.dumps(run))
+    (tmp_path / "run" / FILES_FILE).write_text(json.dumps(files))
+    return tmp_path / "run", data
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize(
+    ("kind", "change"), [("changed", "write"), ("removed", "unlink"), ("added", "copy")]
+)
+def test_a_run_belongs_to_the_content_of_its_data(run_of, part, kind, change):
+    output, data = run_of
+    check_run_folder(output, *described(data))
+    image, label = (data / folder / part / "001.png" for folder in ("images", "labels"))
+    named = f"labels/{part}/001.png"
+    if change == "write":
+        Image.fromarray(np.zeros((64, 96), np.uint8)).save(label)
+    elif change == "unlink":
+        image.unlink()
+        label.unlink()
+    else:
+        for path in (image, label):
+            shutil.copy(path, path.with_name("new.png"))
+        named = f"labels/{part}/new.png"
+    with pytest.raises(RecipeError, match="holds another run") as caught:
+        check_run_folder(output, *described(data))
+    line = next(line for line in str(caught.value).splitlines() if "  files: " in line)
+    assert kind in line
+    assert named in line
+
+
+def test_other_values_in_label_files_make_another_run(run_of):
+    """The same names of classes, but 2 is void, and 255 a class."""
+    output, data = run_of
+    classes = json.loads((data / "classes.json").read_text())
+    values = {"void": 2, "ids": [0, 1, 255]}
+    (data / "classes.json").write_text(json.dumps(classes | values))
+    with pytest.raises(RecipeError, match="label_encoding: 2 changed: void, ids"):
+        check_run_folder(output, *described(data))
+
+
+def test_initial_weights_that_were_replaced_make_another_run(run_of, tmp_path):
+    output, data = run_of
+    start = tmp_path / "start.keras"
+    start.write_bytes(b"one")
+    recipe = Recipe(start_from=str(start))
+    (output / train.RUN_FILE).write_text(json.dumps(described(data, recipe)[0]))
+    start.write_bytes(b"two")
+    with pytest.raises(RecipeError, match="initial_weights: "):
+        check_run_folder(output, *described(data, recipe))
+    start.unlink()  # the run has its own weights since
+    check_run_folder(output, *described(data, recipe))
+
+
+def test_a_run_from_before_fingerprints_says_so_and_goes_on(run_of, capsys):
+    output, data = run_of
+    run, files = described(data)
+    check_run_folder(output, run, files)
+    assert capsys.readouterr().out == ""
+    older = {name: value for name, value in run.items() if name not in CONTENT}
+    (output / train.RUN_FILE).write_text(json.dumps(older))
+    check_run_folder(output, run, files)
+    assert "known by their names only" in capsys.readouterr().out
+    (output / train.RUN_FILE).write_text("[]")
+    with pytest.raises(RecipeError, match=r"run\.json: expected the values of a training run"):
+        check_run_folder(output, run, files)
+
+
+def test_validation_pictures_are_known_by_their_content(tmp_path, capsys):
+    """One of them is a copy of a training image under another name."""
+    data = write_folder(tmp_path / "data", train=3, val=2)
+    for folder in ("images", "labels"):
+        shutil.copy(data / folder / "train" / "001.png", data / folder / "val" / "copy.png")
+    source = open_data(data)
+    check_data(source, source.samples("train"))
+    assert "Warning: 1 of the validation pictures are trained on" in capsys.readouterr().out
+
+
+def test_validation_pictures_are_trained_on_only_if_the_recipe_says_so(tmp_path, capsys):
+    data = open_data(write_folder(tmp_path / "data", train=3, val=2))
+    alone = training_samples(Recipe(), data)
+    both = training_samples(Recipe(train_on="train+val"), data)
+    assert alone == data.samples("train")
+    assert both == data.samples("train") + data.samples("val")
+    check_data(data, alone)
+    assert "trained on" not in capsys.readouterr().out
+    check_data(data, both)
+    assert "Warning: 2 of the validation pictures are trained on" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match="train_on must be one of"):
+        Recipe(train_on="val")
+
+
+def test_training_says_of_the_data_what_inspect_says(tmp_path, capsys):
+    root = write_folder(tmp_path / "data", train=3, val=2)
+    shutil.copy(root / "images/train/000.png", root / "images/train/001.png")
+    (root / "images/train/x.heic").touch()
+    data = open_data(root)
+    check_data(data, data.samples("train"))
+    printed = capsys.readouterr().out
+    assert "not read: 1 .heic\n" in printed
+    assert "Warning: 1 train pictures are there twice: " in printed
+
+
+@pytest.mark.parametrize(
+    ("value", "classes", "hint"),
+    [
+        (1, {"classes": ["crack"], "ids": [1], "void": 0}, "the only class with pixels is crack"),
+        (
+            255,
+            {"classes": ["background", "crack"]},
+            "is it what counts as void",
+        ),
+    ],
+)
+def test_data_with_nothing_to_learn_are_refused(value, classes, hint, tmp_path):
+    root = write_folder(tmp_path / "data", train=2, val=1)
+    for path in root.glob("labels/*/*.png"):
+        label = np.zeros((64, 96), np.uint8)
+        label[:, 48:] = value
+        Image.fromarray(label).save(path)
+    (root / "classes.json").write_text(json.dumps(classes))
+    data = open_data(root)
+    with pytest.raises(DataError, match=f"000.png and all others: nothing to learn: .*{hint}"):
+        check_data(data, data.samples("train"))
+
+
+def test_class_weights_have_a_mean_pixel_of_one():
+    pixels = np.array([900, 90, 10, 0])
+    weights = build.class_weights(Recipe(class_weights="sqrt_inverse"), pixels)
+    assert weights[1] / weights[0] == pytest.approx(10**0.5)
+    assert weights[3] == 0
+    assert np.dot(weights, pixels / pixels.sum()) == pytest.approx(1.0)
+    assert build.class_weights(Recipe(), pixels) is None
+
+
+def test_stages_and_validation():
+    recipe = Recipe(epochs=10, small_crop_epochs=4, validate_every=4, crop_size=(352, 480))
+    assert train.stages(recipe) == [(0, 4, (256, 352)), (4, 10, (352, 480))]
+    assert train.validation_epochs(recipe) == [4, 8, 10]
+    assert train.stages(Recipe(epochs=3, small_crop_epochs=9)) == [(0, 3, (256, 352))]
+
+
+def test_unknown_values_are_refused():
+    with pytest.raises(RecipeError, match="optimizer must be one of .* Received: 'adam'"):
+        Recipe(optimizer="adam")
+    with pytest.raises(RecipeError, match="epochs must be positive"):
+        Recipe(epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", float("nan")), ("learning_rate", float("inf")),
+        ("weight_decay", float("nan")), ("warmup_epochs", float("nan")),
+        ("scale", (0.5, float("inf"))), ("auxiliary_weight", float("inf")),
+    ],
+)  # fmt: skip
+def test_values_that_are_not_finite_are_refused(name, value):
+    with pytest.raises(RecipeError, match=f"{name} must be finite. Received: "):
+        Recipe(**{name: value})
+
+
+def test_the_recipe_reaches_the_optimizer():
+    recipe = Recipe(
+        channels=8, backbone_weights="none", epochs=4, warmup_epochs=1.0, schedule="cosine",
+        backbone_rate=0.1, head_rate=10.0, decay_norms_and_biases=False, clip_norm=2.0,
+        accumulate=3, ema=0.9, label_smoothing=0.1, freeze_batch_norm=True, xla=True,
+    )  # fmt: skip
+    space = LabelSpace(("a", "b"))
+    model = build.build_model(recipe, space)
+    build.compile_model(model, recipe, space, np.array([5, 5]), 10)
+    optimizer = model.optimizer
+    rates = [float(optimizer._learning_rate(step)) for step in (0, 5, 10, 25, 40)]
+    np.testing.assert_allclose(rates, np.array([1 / 11, 6 / 11, 1, 0.5, 0]) * 1e-3, atol=1e-9)
+    assert optimizer.learning_rate_factors["stem_conv"] == 0.1
+    assert optimizer.learning_rate_factors["segmentation_head"] == 10.0
+    assert "refinement_p2" not in optimizer.learning_rate_factors
+    assert not optimizer.decay_norms_and_biases
+    assert optimizer.global_clipnorm == 2.0
+    assert optimizer.gradient_accumulation_steps == 3
+    assert (optimizer.use_ema, optimizer.ema_momentum) == (True, 0.9)
+    assert optimizer.weight_decay == recipe.weight_decay
+    assert model.jit_compile is True
+    config = model.get_compile_config()["loss"]
+    for name in ("segmentation", "auxiliary"):
+        assert config[name]["config"]["label_smoothing"] == 0.1
+    norms = [x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
+    frozen = {norm.path for norm in norms if not norm.trainable}
+    assert frozen == {
+        x.path
+        for x in model.backbone._flatten_layers()
+        if isinstance(x, keras.layers.BatchNormalization)
+    }
+    assert frozen
+    assert not model.upsample_logits  # losses and metrics resize in bands
+    copy = for_inference(model)
+    assert copy.upsample_logits
+    assert len(copy.trainable_weights) > len(model.trainable_weights)
+
+
+@pytest.mark.parametrize(
+    ("loss", "parts"),
+    [
+        ("cross_entropy", ["CrossEntropy"]),
+        ("ohem", ["OhemCrossEntropy"]),
+        ("boundary", ["BoundaryCrossEntropy"]),
+        ("cross_entropy+lovasz", ["CrossEntropy", "LovaszSoftmax"]),
+        ("cross_entropy+dice", ["CrossEntropy", "DiceLoss"]),
+    ],
+)
+def test_losses_by_name(loss, parts):
+    built = build.build_loss(Recipe(loss=loss), None)
+    assert [type(part).__name__ for part in getattr(built, "losses", [built])] == parts
+    if loss == "cross_entropy+lovasz":
+        assert built.weights == [1.0, 0.8]  # the official code's
+
+
+def test_validation_cuts_very_large_images_as_prediction_does():
+    whole, *tiles = validation_views(np.array([[64, 96], [3000, 4000]]))
+    assert whole == View(0)
+    counts = np.zeros((3000, 4000), int)
+    for view in tiles:
+        assert view.index == 1
+        assert [part.stop - part.start for part in view.tile] == [1024, 1024]
+        for part, counted in zip(view.tile, view.counted, strict=True):
+            assert part.start <= counted.start < counted.stop <= part.stop
+        counts[view.counted] += 1
+    assert (counts == 1).all()
+    columns = sorted({view.tile[1].start for view in tiles})
+    assert columns == [window.start for window in axis_windows(4000, 4000, 1024)]
+    second = tiles[1].counted[1]
+    assert second == slice((1024 + 683) // 2, (683 + 1024 + 2 * 683) // 2)
