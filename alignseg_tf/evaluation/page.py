@@ -204,7 +204,7 @@ def _picture_row(
 def render(template: str, **values: Any) -> str:
     """Fill one of the package's page templates; what is filled in is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("alignseg_tf"),
+        loader=jinja2.PackageLoader("alignseg_tf.evaluation"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )

@@ -140,7 +140,7 @@ def test_what_is_no_alignseg_is_refused():
 ONEDNN = """
 import numpy as np
 from conftest import random_images, tiny_model
-from alignseg_tf.networks import KerasNetwork, inference_network
+from alignseg_tf.prediction.saved_networks import KerasNetwork, inference_network
 
 model, images = tiny_model(), random_images(1, 64, 96)
 expected = np.asarray(KerasNetwork(model).logits(images))

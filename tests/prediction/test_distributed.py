@@ -222,7 +222,7 @@ DEADLY = """
 import json, os, signal, sys
 from pathlib import Path
 from alignseg_tf import distributed_prediction
-from alignseg_tf.distributed_prediction import Segmenter, predict_distributed
+from alignseg_tf.prediction.distributed import Segmenter, predict_distributed
 
 saved_model, pictures, output = map(Path, sys.argv[1:])
 

@@ -193,7 +193,7 @@ import os, random, signal, sys, time, zipfile
 from pathlib import Path
 import keras
 import numpy as np
-from alignseg_tf.files import remove_leftovers, write_text
+from alignseg_tf.system.files import remove_leftovers, write_text
 from training.callbacks import save_resumable
 
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
