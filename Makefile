@@ -22,8 +22,8 @@ SITE := docs/_build/html
 
 help:
 	@echo "make demo               segment a street, then train, export and try AlignSeg on drawn ones"
-	@echo "make demo PICTURE=FILE  the same, with a street of yours"
-	@echo "make demo DATA=FOLDER   the same on your own pictures"
+	@echo "make demo IMAGE=FILE  the same, with a street of yours"
+	@echo "make demo DATA=FOLDER   the same on your own images"
 	@echo "make test               lint, types, and every test that is not slow"
 	@echo "make test-slow          the slow tests"
 	@echo "make docs               the documentation as a site; with NOTEBOOKS=off in a minute"
@@ -49,7 +49,7 @@ $(VENV)/installed-%: setup.cfg pyproject.toml constraints.txt | $(VENV)/pyvenv.c
 install: $(STAMP)
 
 demo: $(STAMP)
-	@$(BIN)/python -m training.demo --data "$(DATA)" $(if $(PICTURE),--picture "$(PICTURE)")
+	@$(BIN)/python -m training.demo --data "$(DATA)" $(if $(IMAGE),--image "$(IMAGE)")
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -50,15 +50,15 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    command = add("predict", predict_from_arguments, "segment pictures, videos or a camera")
+    command = add("predict", predict_from_arguments, "segment images, videos or a camera")
     add_predict_arguments(command)
 
     command = add(
-        "predict-distributed", distributed_from_arguments, "segment millions of pictures with Ray"
+        "predict-distributed", distributed_from_arguments, "segment millions of images with Ray"
     )
     add_distributed_arguments(command)
 
-    command = add("compare", compare, "two models on the same pictures: what differs")
+    command = add("compare", compare, "two models on the same images: what differs")
     command.add_argument("first", type=model_path, metavar="A", help="a model, as for predict")
     command.add_argument("second", type=model_path, metavar="B", help="another one")
     add_data_arguments(command)
@@ -66,14 +66,14 @@ def build_parser() -> argparse.ArgumentParser:
     add_block_argument(command)
     command.add_argument(
         "--output", type=Path, required=True,
-        help="folder for the comparison: a page with pictures, JSON, CSV",
+        help="folder for the comparison: a page with images, JSON, CSV",
     )  # fmt: skip
     add_overwrite_argument(command)
     add_protocol_arguments(command)
 
     command = add("alignment", alignment, "draw what the alignment layers of a model do")
     command.add_argument("model", type=model_path, help="a .keras file")
-    command.add_argument("pictures", nargs="+", help="pictures, folders, or patterns in quotes")
+    command.add_argument("images", nargs="+", help="images, folders, or patterns in quotes")
     command.add_argument("--output", type=Path, required=True, help="folder for the figures")
     add_overwrite_argument(command)
 
@@ -93,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("model", type=model_path, help="a .keras file")
     command.add_argument(
         "--size", type=int, nargs=2, default=(512, 1024), metavar=("HEIGHT", "WIDTH"),
-        help="of the picture, in pixels (512 1024)",
+        help="of the image, in pixels (512 1024)",
     )  # fmt: skip
     command.add_argument(
         "--runs", type=int, default=5, help="timed runs of each block, 0 for none (%(default)s)"

@@ -22,7 +22,7 @@ from alignseg_tf.layers.sampling import AlignedAxis, resize_align_corners
 from alignseg_tf.layers.tensorflow_kernels import compiled
 
 Tensor = Any
-# Logits of a band, of each picture: 4 MiB of float32.
+# Logits of a band, of each image: 4 MiB of float32.
 BAND_VALUES = 2**20
 IgnoreClass = int | Sequence[int] | None
 

@@ -1,4 +1,4 @@
-"""Class maps and fields of vectors as pictures."""
+"""Class maps and fields of vectors as images."""
 
 from collections.abc import Sequence
 
@@ -31,11 +31,11 @@ def colorize(class_map: np.ndarray, palette: Palette) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, class_map: np.ndarray, palette: Palette) -> np.ndarray:
-    """Paint a class map over its picture, with a bright line where classes meet.
+    """Paint a class map over its image, with a bright line where classes meet.
 
     Args:
         image: uint8 RGB [H, W, 3].
-        class_map: uint8 [H, W]; the picture shows where it is `IGNORE`.
+        class_map: uint8 [H, W]; the image shows where it is `IGNORE`.
         palette: an RGB colour a class.
 
     Returns:
@@ -50,7 +50,7 @@ def overlay(image: np.ndarray, class_map: np.ndarray, palette: Palette) -> np.nd
 
 
 def mistakes(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Paint what is wrong red over a grey picture; what has no label is dark.
+    """Paint what is wrong red over a grey image; what has no label is dark.
 
     Args:
         image: uint8 RGB [H, W, 3].
@@ -66,7 +66,7 @@ def mistakes(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.
 def disagreements(
     image: np.ndarray, truth: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> np.ndarray:
-    """Paint over a grey picture where one of two predictions is right and the other is not.
+    """Paint over a grey image where one of two predictions is right and the other is not.
 
     Blue: only the first is right; orange: only the second; dark: no label.
 
@@ -121,23 +121,23 @@ def legend(label_space: LabelSpace, width: int, row_height: int = 22) -> np.ndar
             x, y = 0, y + row_height
         places.append((x, y))
         x += length
-    picture = Image.new("RGB", (width, y + row_height), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (width, y + row_height), "white")
+    draw = ImageDraw.Draw(image)
     for (left, top), name, color in zip(
         places, label_space.classes, label_space.palette, strict=True
     ):
         box = (left + 4, top + 4, left + row_height - 4, top + row_height - 4)
         draw.rectangle(box, fill=tuple(color), outline="grey")
         draw_text(draw, (left + row_height, top + row_height // 2), name, size)
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def side_by_side(*images: np.ndarray, gap: int = 4) -> np.ndarray:
-    """Put pictures of one height beside each other, with a white gap.
+    """Put images of one height beside each other, with a white gap.
 
     Args:
         images: uint8 [H, any, 3].
-        gap: pixels between two pictures.
+        gap: pixels between two images.
 
     Returns:
         uint8 [H, sum of widths and gaps, 3].
@@ -150,7 +150,7 @@ def side_by_side(*images: np.ndarray, gap: int = 4) -> np.ndarray:
 
 
 def titled(image: np.ndarray, text: str, height: int = 18) -> np.ndarray:
-    """Put a line of text above a picture.
+    """Put a line of text above an image.
 
     Args:
         image: uint8 [H, W, 3].

@@ -81,7 +81,7 @@ def golden() -> Golden:
 def tiny_model(**kwargs) -> AlignSeg:
     """A model with small random weights, also in the offset branches, which start at zero.
 
-    Its batch norms know the statistics of pictures, as those of a trained model do: else
+    Its batch norms know the statistics of images, as those of a trained model do: else
     activations of some hundreds move every sample out of its map, and all logits are zero.
     """
     keras.utils.set_random_seed(0)
@@ -96,7 +96,7 @@ def tiny_model(**kwargs) -> AlignSeg:
 
 
 def random_images(*shape: int, seed: int = 0) -> np.ndarray:
-    """Smooth pictures, uint8: noise at a quarter of the size, enlarged."""
+    """Smooth images, uint8: noise at a quarter of the size, enlarged."""
     count, height, width = shape
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (count, height // 4 + 1, width // 4 + 1, 3)).astype(np.uint8)
@@ -105,7 +105,7 @@ def random_images(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def write_folder(root: Path, train: int = 6, val: int = 2, sizes=((64, 96),)) -> Path:
-    """A folder of pictures of boxes and discs, 64 x 96 pixels unless told."""
+    """A folder of images of boxes and discs, 64 x 96 pixels unless told."""
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         (root / "images" / split).mkdir(parents=True)

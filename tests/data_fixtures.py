@@ -1,6 +1,6 @@
 """Tiny data sets that lie as the real ones do, encodings, odd files and all.
 
-Each function fills a folder with a few pictures of 64 x 96 pixels, at least two to train on and
+Each function fills a folder with a few images of 64 x 96 pixels, at least two to train on and
 one to validate on, and returns what `--data` takes.
 """
 
@@ -31,7 +31,7 @@ def _stripes(values: Sequence[int], seed: int, size: tuple[int, int] = SIZE) -> 
 
 
 def _photograph(label: np.ndarray, seed: int = 0) -> Image.Image:
-    """A noisy picture whose colours tell the values of a label apart."""
+    """A noisy image whose colours tell the values of a label apart."""
     colors = np.random.default_rng(7).integers(0, 256, (256, 3))
     noise = np.random.default_rng(seed).normal(0, 8, (*label.shape, 3))
     return Image.fromarray(np.clip(colors[label] + noise, 0, 255).astype(np.uint8))
@@ -95,7 +95,7 @@ def cityscapes(root: Path, encoding: str = "labelIds") -> Path:
 
 
 def ade20k(root: Path) -> Path:
-    """1..150 and 0; pictures of several sizes, as there are."""
+    """1..150 and 0; images of several sizes, as there are."""
     for seed, (split, name) in enumerate(
         (
             ("training", "ADE_train_00000001"),
@@ -121,7 +121,7 @@ def _save_palette(label: np.ndarray, path: Path) -> None:
 
 
 def pascal_voc(root: Path, augmented: bool = True) -> Path:
-    """Two pictures of VOC's own train list and, where augmented, one of SBD's."""
+    """Two images of VOC's own train list and, where augmented, one of SBD's."""
     voc = root / "VOCdevkit" / "VOC2012"
     names = ["2007_000032", "2007_000039", "2007_000033", "2008_000002", "2008_000003"]
     train, val, more = names[:2], names[2:3], names[3:4]
@@ -230,7 +230,7 @@ def train_and_evaluate(arguments: list[str], folder: Path) -> dict:
         patch.setattr(build, "build_backbone", lambda recipe: tiny)
         assert train.main([*arguments, "--output", str(output), *options]) == 0
     splits = json.loads((output / "report.json").read_text())["data"]["splits"]
-    assert splits["train"]["pictures"] >= 2
+    assert splits["train"]["images"] >= 2
     model = str(output / "best.keras")
     assert evaluate.main([model, *arguments, "--json", str(report)]) == 0
     again, trained = (json.loads(path.read_text()) for path in (report, output / "evaluation.json"))

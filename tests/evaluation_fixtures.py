@@ -19,8 +19,8 @@ def by_color(image):
     return found.astype(np.uint8)
 
 
-def pictures(page):
-    """The pictures that a page holds."""
+def images(page):
+    """The images that a page holds."""
     import base64
 
     return [

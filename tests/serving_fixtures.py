@@ -29,12 +29,12 @@ from alignseg_tf.serving.service import Service
 from alignseg_tf.serving.settings import Settings
 
 SPACE = LabelSpace(("ground", "box", "disc", "sky"))
-# A picture whose first pixel is this is refused by the model: what fails, fails inside TensorFlow.
+# An image whose first pixel is this is refused by the model: what fails, fails inside TensorFlow.
 POISON = (255, 254, 253)
 # The model gives this red value the class of 255 // 64, and NaN as logits.
 NOT_FINITE = 252
 SECONDS = 30
-PICTURES = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
+IMAGES = tf.TensorSpec((None, None, None, 3), tf.uint8, "images")
 
 
 class Quarters(tf.Module):
@@ -50,7 +50,7 @@ class Quarters(tf.Module):
             values = tf.cast(images[..., 0], tf.int32) // 64 + self.shift
         return tf.cast(values % len(SPACE.classes), tf.uint8)
 
-    @tf.function(input_signature=[PICTURES])
+    @tf.function(input_signature=[IMAGES])
     def serve(self, images):
         return {"class_map": self.classes(images)}
 
@@ -70,7 +70,7 @@ class Quarters(tf.Module):
         bad = tf.reduce_all(images[:, ::4, ::4, :1] == NOT_FINITE, -1, keepdims=True)
         return {"logits": tf.where(bad, np.nan, tf.concat([small, small[..., :1]], -1))}
 
-    @tf.function(input_signature=[PICTURES])
+    @tf.function(input_signature=[IMAGES])
     def offsets(self, images):
         """As many vectors as pixels: (column, row) of each."""
         shape = tf.shape(images)
@@ -98,11 +98,11 @@ def write_model(path: Path, shift: int = 0, offsets: bool = True) -> Path:
 
 
 def expected(image: np.ndarray, shift: int = 0) -> np.ndarray:
-    """What `Quarters` says of a picture."""
+    """What `Quarters` says of an image."""
     return ((image[..., 0].astype(int) // 64 + shift) % len(SPACE.classes)).astype(np.uint8)
 
 
-def picture(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
+def noise_image(height: int = 40, width: int = 56, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.integers(0, 250, (height, width, 3)).astype(np.uint8)
 

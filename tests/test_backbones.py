@@ -32,7 +32,7 @@ def pyramid_of(backbone):
 
 
 def pattern(height, width):
-    """A picture of waves in [-1, 1], the same wherever the tests run."""
+    """An image of waves in [-1, 1], the same wherever the tests run."""
     y, x = np.mgrid[0:height, 0:width].astype("float64")
     waves = [np.sin(0.31 * x + 0.13 * y), np.cos(0.07 * x * y / 9), np.sin(0.9 * y) * np.cos(x)]
     return np.stack(waves, axis=-1)[None].astype("float32")

@@ -334,7 +334,7 @@ def test_boundary_cross_entropy_equals_weighted_torch(label_smoothing, mode):
     """PyTorch has no pixel weights: they are put on its losses of single pixels."""
     labels, logits = example()
     labels[:, :, :4] = 1
-    labels[1] = np.where(labels[1] == 255, 255, 3)  # a picture without boundary
+    labels[1] = np.where(labels[1] == 255, 255, 3)  # an image without boundary
     valid = labels < 5
     near = near_boundary_reference(labels, valid, 1)
     assert near[0].any() and not near[0][valid[0]].all()

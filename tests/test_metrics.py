@@ -259,7 +259,7 @@ def tiny_model(classes=4):
     return model
 
 
-def pictures(count=6, classes=4):
+def labelled_images(count=6, classes=4):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, (count, 12, 16))
     labels[:, 0] = 255
@@ -268,7 +268,7 @@ def pictures(count=6, classes=4):
 
 def test_fit_evaluate_save_and_load(tmp_path):
     model = tiny_model()
-    images, labels = pictures()
+    images, labels = labelled_images()
     history = model.fit(
         images,
         labels,
@@ -303,7 +303,7 @@ MESSAGE = r"Labels must be 0 \.\. 3, or ignored: \(255,\)\. Received: 7 pixels"
 
 
 def test_invalid_labels_stop_training_at_the_first_batch():
-    images, labels = pictures()
+    images, labels = labelled_images()
     labels[0, 1, :7] = 4
     seen = []
     watch = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: seen.append(1))
@@ -320,7 +320,7 @@ def test_invalid_labels_stop_training_at_the_first_batch():
 
 
 def test_invalid_labels_stop_training_every_few_batches():
-    images, labels = pictures()
+    images, labels = labelled_images()
     labels[1, 1, :7] = 4
     seen = []
     watch = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: seen.append(1))
@@ -339,7 +339,7 @@ def test_invalid_labels_stop_training_every_few_batches():
 @pytest.mark.parametrize("validate", [False, True])
 def test_invalid_labels_stop_training_at_the_end_of_the_epoch(validate):
     """Validation resets the counter before `on_epoch_end`."""
-    images, labels = pictures()
+    images, labels = labelled_images()
     valid = labels.copy()
     labels[-1, 1, :7] = 200
     with pytest.raises(ValueError, match=MESSAGE):
@@ -355,7 +355,7 @@ def test_invalid_labels_stop_training_at_the_end_of_the_epoch(validate):
 
 
 def test_invalid_labels_stop_validation_and_evaluation():
-    images, labels = pictures()
+    images, labels = labelled_images()
     bad = labels.copy()
     bad[-1, 1, :7] = 200
     model = tiny_model()
@@ -374,7 +374,7 @@ def test_invalid_labels_stop_validation_and_evaluation():
 def test_invalid_labels_need_the_metric():
     model = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3)])
     model.compile(optimizer="sgd", loss=CrossEntropy())
-    images, labels = pictures()
+    images, labels = labelled_images()
     with pytest.raises(ValueError, match=r"expected one in compile.*Received: none"):
         model.fit(images, labels, callbacks=[RaiseOnInvalidLabels()], verbose=0)
     with pytest.raises(ValueError, match="Received: check_every=0"):

@@ -27,7 +27,7 @@ def images_and_labels():
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (8, 6, 8, 3)).astype("float32")
     labels = rng.integers(0, 3, (8, 6, 8))
-    labels[:, 0] = 255  # equally many of each picture
+    labels[:, 0] = 255  # equally many of each image
     return images, labels
 
 

@@ -78,7 +78,7 @@ def test_a_trained_model_says_what_it_is(name):
     assert f"Mean IoU {100 * facts['quality']['mean_iou']:.2f} %" in card
     assert f"| epochs | {facts['run']['epochs']} |" in card
     seen = trained_on_validation(facts["run"])
-    assert ("The model was trained on the validation pictures" in card) is seen
+    assert ("The model was trained on the validation images" in card) is seen
     # What the texts state is what was measured.
     stated = f"| {100 * facts['quality']['mean_iou']:.2f} ("
     for text in (facts["about"], (ROOT / "docs" / "models.md").read_text(encoding="utf-8")):
@@ -92,7 +92,7 @@ def test_the_twin_that_is_measured_is_that_of_the_model_that_is_used():
         for name in ("camvid_lite0", "camvid_lite0_train")
     )
     assert {key for key in used if used[key] != measured.get(key)} == {
-        "train_on", "training_pictures", "training_picture_names"
+        "train_on", "training_samples", "training_image_names"
     }  # fmt: skip
     assert (measured["train_on"], used["train_on"]) == ("train", "train+val")
 
@@ -107,13 +107,13 @@ def test_the_released_files_are_small():
 def test_the_released_forms_are_of_one_model():
     pytest.importorskip("ai_edge_litert")
     folder = ROOT / "savedmodels" / "camvid_lite0"
-    picture = street_painter.draw_scene(0, 1, (540, 720))[0]
+    image = street_painter.draw_scene(0, 1, (540, 720))[0]
     first, saved_model, tflite = (
-        Predictor(folder / name).class_map(picture)
+        Predictor(folder / name).class_map(image)
         for name in ("camvid_lite0.keras", "1", "camvid_lite0.tflite")
     )
     assert (first == saved_model).mean() > 0.995
-    # 8 bits were calibrated on photographs; of a drawn picture they see the same a little less.
+    # 8 bits were calibrated on photographs; of a drawn image they see the same a little less.
     assert (first == tflite).mean() > 0.9
 
 

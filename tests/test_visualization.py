@@ -28,9 +28,9 @@ def test_overlay_mixes_draws_edges_and_leaves_the_ignored():
 
 
 def test_legend_has_every_color_and_fits():
-    picture = visualization.legend(CAMVID, width=300)
-    assert picture.shape[1] == 300
-    colors = {tuple(c) for c in picture.reshape(-1, 3)}
+    image = visualization.legend(CAMVID, width=300)
+    assert image.shape[1] == 300
+    colors = {tuple(c) for c in image.reshape(-1, 3)}
     assert set(CAMVID.palette) <= colors
 
 
@@ -41,11 +41,11 @@ def test_side_by_side():
 
 def test_titled():
     image = np.full((5, 60, 3), 9, np.uint8)
-    picture = visualization.titled(image, "a name", height=20)
-    assert picture.shape == (25, 60, 3)
-    np.testing.assert_array_equal(picture[20:], image)
-    assert (picture[:20] < 128).any()
-    assert (picture[:20, 59] == 255).all()
+    pixels = visualization.titled(image, "a name", height=20)
+    assert pixels.shape == (25, 60, 3)
+    np.testing.assert_array_equal(pixels[20:], image)
+    assert (pixels[:20] < 128).any()
+    assert (pixels[:20, 59] == 255).all()
 
 
 def test_offset_field_is_hue_and_brightness():
@@ -80,12 +80,12 @@ def test_offset_field_of_no_offsets_is_black_and_of_nan_white():
 
 def test_offset_legend_is_a_wheel_of_the_same_colors():
     size = 101
-    picture = visualization.offset_legend(3.0, size)
-    assert picture.shape[1] == size
+    image = visualization.offset_legend(3.0, size)
+    assert image.shape[1] == size
     for x, y in ((0, 50), (100, 50), (50, 0), (50, 100), (50, 50), (75, 40)):
         vector = np.array([[[x - 50, y - 50]]]) * 3.0 / 50
         np.testing.assert_array_equal(
-            picture[y, x], visualization.offset_field(vector, 3.0)[0, 0], err_msg=f"{x}, {y}"
+            image[y, x], visualization.offset_field(vector, 3.0)[0, 0], err_msg=f"{x}, {y}"
         )
-    assert (picture[0, 0] == 255).all(), "outside of the wheel"
-    assert (picture[size:] < 128).any(), "the length is written below"
+    assert (image[0, 0] == 255).all(), "outside of the wheel"
+    assert (image[size:] < 128).any(), "the length is written below"

@@ -163,7 +163,7 @@ def compile_model(
         model: from `build_model`.
         recipe: what it was built from.
         label_space: its classes.
-        pixels: pixels of each class in the training pictures, [classes].
+        pixels: pixels of each class in the training images, [classes].
         epoch_steps: steps of an epoch.
     """
     if recipe.freeze_batch_norm:
@@ -215,7 +215,7 @@ def set_synchronized_batch_norm(model: keras.Model, synchronized: bool) -> None:
 def for_inference(model: AlignSeg) -> AlignSeg:
     """Return a float32 copy without optimizer and without traces of how it was trained.
 
-    Its logits have the size of the picture. It has the averaged weights where the optimizer keeps
+    Its logits have the size of the image. It has the averaged weights where the optimizer keeps
     an average. Processors that cannot compute in the precision that it was trained in run it all
     the same.
     """

@@ -39,7 +39,7 @@ class Checked:
 
     @property
     def one_size(self) -> bool:
-        """Whether all validation pictures have the same size."""
+        """Whether all validation images have the same size."""
         return len(np.unique(self.validation_summary.sizes, axis=0)) == 1
 
 
@@ -54,7 +54,7 @@ def validation_views(sizes: np.ndarray) -> list[View]:
     """
     views = []
     for index, size in enumerate(sizes.tolist()):
-        tile = Protocol().for_picture(*size).tile
+        tile = Protocol().for_image(*size).tile
         if tile is None:
             views.append(View(index))
             continue
@@ -92,7 +92,7 @@ def check_data(data: DataSource, training: Sequence[Sample]) -> Checked:
         ("train", "training", training),
         ("val", "validation", validation),
     ):
-        progress = counter(f"checking {name} pictures")
+        progress = counter(f"checking {name} images")
         summary = check_samples(samples, data.label_space, progress, findings, split)
         describe(name, summary)
         if skipped := describe_skipped(data.skipped(split, samples)):
@@ -104,17 +104,17 @@ def check_data(data: DataSource, training: Sequence[Sample]) -> Checked:
     judged = file_fingerprint.of(sample.image for sample in validation)
     if seen := sum(image in trained_on for image in judged):
         print(
-            f"Warning: {seen} of the validation pictures are trained on: what is measured on "
-            "them says nothing of new pictures"
+            f"Warning: {seen} of the validation images are trained on: what is measured on "
+            "them says nothing of new images"
         )
     return Checked(data.label_space, training, validation, *summaries)
 
 
 def describe(name: str, summary: DataSummary) -> None:
-    """Print how many pictures there are, and of which sizes."""
+    """Print how many images there are, and of which sizes."""
     low, high = summary.sizes.min(0), summary.sizes.max(0)
     size = f"{low[1]} x {low[0]}" + (f" to {high[1]} x {high[0]}" if (low != high).any() else "")
-    print(f"{len(summary.sizes)} {name} pictures, {size} pixels")
+    print(f"{len(summary.sizes)} {name} images, {size} pixels")
 
 
 def stages(recipe: Recipe) -> list[tuple[int, int, tuple[int, int]]]:
@@ -157,7 +157,7 @@ class TrainingBatches:
         return for_outputs(self.model, dataset)
 
     def of_step(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Make one batch again: its pictures, its labels, and the names of the pictures' files."""
+        """Make one batch again: its images, its labels, and the names of the images' files."""
         recipe = self.recipe
         crop_size = next(crop for first, last, crop in stages(recipe) if first <= epoch < last)
         images, labels = next(iter(self(epoch, epoch + 1, crop_size, step)))

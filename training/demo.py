@@ -1,11 +1,11 @@
-"""From pictures to a served class map, in one go.
+"""From images to a served class map, in one go.
 
     python -m training.demo                  # on drawn street scenes
-    python -m training.demo --data FOLDER    # on one's own pictures
+    python -m training.demo --data FOLDER    # on one's own images
 
 Segments a street with the trained model that comes with the package. Then trains, prints the IoU of
-each class on pictures that were held out, exports a SavedModel, loads it with
-`tf.saved_model.load` alone, and writes overlays of pictures that training has not seen.
+each class on images that were held out, exports a SavedModel, loads it with
+`tf.saved_model.load` alone, and writes overlays of images that training has not seen.
 """
 
 import argparse
@@ -46,7 +46,7 @@ TRAINED, TRAINED_PROTOCOL = (
 LARGEST_CROP = (352, 480)
 # What a run on one's own data may cost: pixels in crops, 20 to 30 minutes on 2 cores.
 PIXEL_BUDGET = 480e6
-PICTURES = 8
+IMAGES = 8
 # Another seed than that of the data set.
 UNSEEN_SEED = 1
 # The drawn street for the trained model, which has seen photographs alone.
@@ -54,7 +54,7 @@ STREET, STREET_SIZE = 0, (360, 480)
 
 
 def own_data_recipe(data: DataSource) -> Recipe:
-    """Fit the recipe for one's own data to the size and number of the pictures."""
+    """Fit the recipe for one's own data to the size and number of the images."""
     samples = data.samples("train")
     height, width = np.median(read_image_sizes([sample.image for sample in samples]), 0)
 
@@ -78,14 +78,14 @@ def own_data_recipe(data: DataSource) -> Recipe:
 def unseen_scenes() -> list[np.ndarray]:
     """Draw street scenes that neither training nor validation has seen."""
     size = (288, 384)
-    return [street_painter.draw_scene(i, UNSEEN_SEED, size)[0] for i in range(PICTURES)]
+    return [street_painter.draw_scene(i, UNSEEN_SEED, size)[0] for i in range(IMAGES)]
 
 
-def validation_pictures(data: DataSource) -> list[np.ndarray]:
-    """Return pictures of one's own that training has not seen."""
+def validation_images(data: DataSource) -> list[np.ndarray]:
+    """Return images of one's own that training has not seen."""
     samples = data.samples("val")
-    step = max(1, len(samples) // PICTURES)
-    return [load_image(sample.image) for sample in samples[::step][:PICTURES]]
+    step = max(1, len(samples) // IMAGES)
+    return [load_image(sample.image) for sample in samples[::step][:IMAGES]]
 
 
 DEMO = Output(
@@ -94,29 +94,29 @@ DEMO = Output(
 )
 
 
-def show_trained(picture: np.ndarray, path: Path) -> None:
+def show_trained(image: np.ndarray, path: Path) -> None:
     """Segment a street with the trained model of the package and paint the classes over it."""
     check_replaceable(path.parent, DEMO, [path.name])
-    write_picture(path, Predictor(TRAINED, TRAINED_PROTOCOL)(picture))
+    write_image(path, Predictor(TRAINED, TRAINED_PROTOCOL)(image))
 
 
-def write_picture(path: Path, prediction: Prediction) -> None:
-    """Write a picture, its classes painted over it, and what the colours mean."""
+def write_image(path: Path, prediction: Prediction) -> None:
+    """Write an image, its classes painted over it, and what the colours mean."""
     with atomic_result(path.parent, DEMO, path.name) as temporary:
         Image.fromarray(prediction.side_by_side()).save(temporary)
 
 
 def write_overlays(
-    saved_model: Path, pictures: Sequence[np.ndarray], label_space: LabelSpace, folder: Path
+    saved_model: Path, images: Sequence[np.ndarray], label_space: LabelSpace, folder: Path
 ) -> None:
-    """Segment pictures with nothing but `tf.saved_model.load` and paint the classes over them."""
-    names = [f"{number}.png" for number in range(len(pictures))]
+    """Segment images with nothing but `tf.saved_model.load` and paint the classes over them."""
+    names = [f"{number}.png" for number in range(len(images))]
     check_replaceable(folder, DEMO, names)
     segment = tf.saved_model.load(str(saved_model)).signatures["serving_default"]
-    for number, picture in enumerate(pictures):
-        class_map = segment(images=tf.constant(picture[None]))["class_map"].numpy()[0]
-        prediction = Prediction(picture, class_map, label_space)
-        write_picture(folder / f"{number}.png", prediction)
+    for number, image in enumerate(images):
+        class_map = segment(images=tf.constant(image[None]))["class_map"].numpy()[0]
+        prediction = Prediction(image, class_map, label_space)
+        write_image(folder / f"{number}.png", prediction)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -128,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--data", default="street_scenes", help="a folder or CSV of one's own (%(default)s)"
     )
     parser.add_argument(
-        "--picture", type=Path, help="a street to segment first (a drawn one, without --data)"
+        "--image", type=Path, help="a street to segment first (a drawn one, without --data)"
     )
     parser.add_argument("--output", type=Path, help="folder of the results (runs/demo_NAME)")
     return parser
@@ -144,8 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         street = None
-        if parsed.picture is not None:
-            street = load_image(parsed.picture)
+        if parsed.image is not None:
+            street = load_image(parsed.image)
         elif drawn:
             street = street_painter.draw_scene(STREET, UNSEEN_SEED, STREET_SIZE)[0]
         if street is not None:
@@ -156,11 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = train(recipe, data, output)
         if report is None:
             raise RecipeError("the demo runs on one machine: unset TF_CONFIG")
-        print(f"\nIoU on held-out pictures:\n\n{report.table()}\n")
-        pictures = unseen_scenes() if drawn else validation_pictures(data)
+        print(f"\nIoU on held-out images:\n\n{report.table()}\n")
+        images = unseen_scenes() if drawn else validation_images(data)
         saved_model = output / "savedmodel" / "1"
-        agreement = export_saved_model(load_model(output / "best.keras"), saved_model, pictures)
-        write_overlays(saved_model, pictures, data.label_space, output / "overlays")
+        agreement = export_saved_model(load_model(output / "best.keras"), saved_model, images)
+        write_overlays(saved_model, images, data.label_space, output / "overlays")
     except (DataError, RecipeError, ForeignFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -169,11 +169,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"  best.keras        the model, for keras.saving.load_model after `import alignseg_tf`\n"
         f"  savedmodel/1      the same for tf.saved_model.load; agrees with it on "
         f"{100 * agreement.same_class:.2f} % of pixels\n"
-        f"  overlays/         {len(pictures)} pictures that training has not seen\n"
+        f"  overlays/         {len(images)} images that training has not seen\n"
         f"  evaluation.json   the table above, with the confusion matrix\n"
         f"  metrics.csv       loss and mean IoU an epoch; also in tensorboard/\n"
-        f"\nTry it on a picture:\n"
-        f"  .venv/bin/python -m alignseg_tf predict {saved_model} PICTURE --output predictions"
+        f"\nTry it on an image:\n"
+        f"  .venv/bin/python -m alignseg_tf predict {saved_model} IMAGE --output predictions"
     )
     return 0
 

@@ -52,7 +52,7 @@ def dry_run(
     steps: int,
     validations: int,
 ) -> None:
-    """Train two steps, validate on a few pictures, and print what the run would take.
+    """Train two steps, validate on a few images, and print what the run would take.
 
     Args:
         model: compiled; its weights change.
@@ -62,7 +62,7 @@ def dry_run(
         steps: of an epoch.
         validations: how often the run validates.
     """
-    print("Dry run: two steps and two validation pictures; nothing is written.", flush=True)
+    print("Dry run: two steps and two validation images; nothing is written.", flush=True)
     training_times, validation_times = StepTimes(), StepTimes()
     logs = model.fit(
         batches.repeat(),  # a small data set has fewer in all its epochs
@@ -75,15 +75,15 @@ def dry_run(
     val_batches = int(validation.cardinality())
     model.evaluate(validation.repeat().take(STEPS), verbose=0, callbacks=[validation_times])
     step = training_times.seconds()
-    picture = validation_times.seconds()
+    image = validation_times.seconds()
     small = min(recipe.small_crop_epochs, recipe.epochs)
     epochs = recipe.epochs - small / 2
-    total = epochs * steps * step + validations * val_batches * picture
+    total = epochs * steps * step + validations * val_batches * image
     height, width = recipe.crop_size
     print(
         f"loss {logs['loss'][0]:.3f}\n"
         f"step: {step:.2f} s for {recipe.batch_size} crops of {width} x {height}\n"
-        f"validation: {picture:.2f} s a batch, {val_batches} batches\n"
+        f"validation: {image:.2f} s a batch, {val_batches} batches\n"
         f"memory: {peak_memory()} at the most\n"
         f"whole run: {recipe.epochs} epochs of {steps} steps and {validations} validations, about "
         f"{duration(total)}"

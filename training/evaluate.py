@@ -1,4 +1,4 @@
-"""Evaluate a model: IoU, boundaries, calibration, as a table, JSON, CSV and a page with pictures.
+"""Evaluate a model: IoU, boundaries, calibration, as a table, JSON, CSV and a page with images.
 
 python -m training.evaluate MODEL --data FOLDER --output runs/evaluation
 """
@@ -42,7 +42,7 @@ from alignseg_tf.system.processor import prepare_processor
 from alignseg_tf.system.progress import counter
 
 # In the folder of an evaluation: what an interrupted one goes on from.
-RECORD_FILE = "pictures.jsonl"
+RECORD_FILE = "images.jsonl"
 
 
 def evaluate_and_write(
@@ -59,13 +59,13 @@ def evaluate_and_write(
 
     Args:
         model: a `.keras` or `.tflite` file, or the folder of a SavedModel.
-        samples: pictures with labels.
+        samples: images with labels.
         label_space: what the labels mean.
         json_file: file for the numbers, or None.
-        protocol: how pictures go through the model; whole by default.
+        protocol: how images go through the model; whole by default.
         output: folder for all that `write_report` writes, and for what an interrupted evaluation
             goes on from; or None.
-        block: neighbouring pictures that intervals draw together, see `Report`.
+        block: neighbouring images that intervals draw together, see `Report`.
         overwrite: replace files even if no evaluation wrote them.
 
     Raises:
@@ -105,7 +105,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_block_argument(parser)
     parser.add_argument(
         "--output", type=Path,
-        help="folder for the report: a page with pictures, JSON, CSV; an interrupted evaluation "
+        help="folder for the report: a page with images, JSON, CSV; an interrupted evaluation "
         "goes on from there",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     print(report.table())
     if parsed.output is not None:
-        print(f"\nWith pictures: {parsed.output / 'report.html'}")
+        print(f"\nWith images: {parsed.output / 'report.html'}")
     return 0
 
 

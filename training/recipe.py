@@ -38,7 +38,7 @@ class Recipe:
 
     train_on: str = _option(
         "train", "splits to train on; 'train+val' for a model to be given out, whose validation "
-        "figures then say nothing of new pictures", ("train", "train+val"),
+        "figures then say nothing of new images", ("train", "train+val"),
     )  # fmt: skip
     crop_size: tuple[int, int] = _option((352, 480), "height and width of a crop, in pixels")
     scale: tuple[float, float] = _option((0.5, 2.0), "range of the random resizing")
@@ -46,7 +46,7 @@ class Recipe:
         "log_uniform", "how the factor is drawn from it", ("log_uniform", "uniform", "tenths")
     )
     placement: str = _option(
-        "random", "where a picture smaller than the crop lies in it", ("random", "top_left")
+        "random", "where an image smaller than the crop lies in it", ("random", "top_left")
     )
     max_class_share: float = _option(
         1.0, "share of a crop that one class may fill; others are drawn again, ten times at most"
@@ -60,7 +60,7 @@ class Recipe:
     )
     batch_size: int = _option(4, "crops in a batch, over all devices")
     accumulate: int = _option(1, "batches whose gradients are averaged for one update")
-    epochs: int = _option(24, "passes over the training pictures")
+    epochs: int = _option(24, "passes over the training images")
     small_crop_epochs: int = _option(
         0, "so many of the first epochs use crops of half the area, which is faster"
     )

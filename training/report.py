@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MOST_CURVES = 20
 
 HASH = (
-    "SHA-256 over a line a picture, in order: name, size and SHA-256 of the picture's file, then "
+    "SHA-256 over a line an image, in order: name, size and SHA-256 of the image's file, then "
     "of its label's; names are relative to the data's folder"
 )
 
@@ -60,7 +60,7 @@ def data_hash(samples: Sequence[Sample], root: Path) -> str:
 
 
 def describe_data(data: DataSource, **splits: Sequence[Sample]) -> dict[str, Any]:
-    """Return where the data are, how many pictures each split has, and what they hash to.
+    """Return where the data are, how many images each split has, and what they hash to.
 
     Args:
         data: the source; a path in the user's home is given from there.
@@ -71,7 +71,7 @@ def describe_data(data: DataSource, **splits: Sequence[Sample]) -> dict[str, Any
         "path": shown_path(data.root),
         "hash": HASH,
         "splits": {
-            name: {"pictures": len(samples), "sha256": data_hash(samples, root)}
+            name: {"images": len(samples), "sha256": data_hash(samples, root)}
             for name, samples in splits.items()
         },
     }
@@ -125,7 +125,7 @@ def draw_curves(folder: Path) -> str | None:
         folder: with `metrics.csv` and `iou.csv`.
 
     Returns:
-        None, or why there is no picture.
+        None, or why there is no image.
     """
     columns = read_columns(folder / "metrics.csv")
     iou = read_columns(folder / "iou.csv")
@@ -245,11 +245,11 @@ def _markdown(report: dict[str, Any], evaluation: Report) -> str:
     hardware = report["machine"]
     trained_on = ""
     if trained_on_validation(report["recipe"]):
-        trained_on = "**It was trained on these pictures**: the figures say nothing of new ones. "
+        trained_on = "**It was trained on these images**: the figures say nothing of new ones. "
     parts = [
         "# Report of a training run",
         f"Mean IoU **{100 * evaluation.mean_iou:.2f} %**, pixel accuracy "
-        f"{100 * evaluation.pixel_accuracy:.2f} %, on {evaluation.pictures} validation pictures "
+        f"{100 * evaluation.pixel_accuracy:.2f} %, on {evaluation.images} validation images "
         f"by `best.keras`, the model after epoch {training['best_epoch']} of "
         f"{training['epochs']}. {trained_on}The epochs took {duration(training['seconds'])}.",
         curves,
@@ -258,8 +258,8 @@ def _markdown(report: dict[str, Any], evaluation: Report) -> str:
         "## Data",
         f"`{data['path']}`",
         _table(
-            ("split", "pictures", "SHA-256"),
-            [(k, v["pictures"], f"`{v['sha256']}`") for k, v in data["splits"].items()],
+            ("split", "images", "SHA-256"),
+            [(k, v["images"], f"`{v['sha256']}`") for k, v in data["splits"].items()],
         ),
         f"The hash is {data['hash']}.",
         "## Recipe",

@@ -169,12 +169,12 @@ def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1)
 
     Args:
         recipe: what to do.
-        data: pictures with labels, with the splits train and val.
+        data: images with labels, with the splits train and val.
         output: the run's folder.
         cpu_replicas: logical CPU devices to mirror over, to try distribution without GPUs.
 
     Returns:
-        The evaluation of `output/best.keras` on the validation pictures; None on a machine that
+        The evaluation of `output/best.keras` on the validation images; None on a machine that
         helps another, which does that.
 
     Raises:
@@ -340,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.status if isinstance(error, RunStoppedError) else 1
     if report is None:
         return 0
-    print(f"\n{parsed.output / 'best.keras'} on the validation pictures:\n\n{report.table()}")
+    print(f"\n{parsed.output / 'best.keras'} on the validation images:\n\n{report.table()}")
     return 0
 
 

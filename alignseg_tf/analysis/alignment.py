@@ -1,15 +1,15 @@
 """Look into a model while it aligns: offset fields, chosen context, moved feature maps.
 
-`trace_alignment` runs a model on a picture up to its alignment layers and keeps what they do as
+`trace_alignment` runs a model on an image up to its alignment layers and keeps what they do as
 NumPy arrays; `alignment_figures` draws it.
 
 Shape legend
-    h, w   height and width of the picture, in pixels
+    h, w   height and width of the image, in pixels
     H, W   height and width of a feature map, in cells
     C      channels of the decoder
 
 Vectors and positions are (x, y), x to the right, y down. Cell (0, 0) of a map stands on the centre
-of the picture's first pixel and the last cell on that of its last pixel, as the model resizes.
+of the image's first pixel and the last cell on that of its last pixel, as the model resizes.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,13 +42,13 @@ OUTSIDE = -1
 
 @dataclass(frozen=True, eq=False)
 class AggregationTrace:
-    """What an `AlignedFeatureAggregation` does with its two maps, in one picture.
+    """What an `AlignedFeatureAggregation` does with its two maps, in one image.
 
     Attributes:
         name: the layer's.
         mode: the layer's: which maps it moves.
         offsets: for `coarse` and `fine`, if moved: how far from itself each cell is read, float32
-            [H, W, 2], in pixels of the picture.
+            [H, W, 2], in pixels of the image.
         before: both maps before they are moved, float32 [H, W, C]; `coarse` is resized.
         after: both maps as they are added; one that is not moved is the one before.
     """
@@ -72,12 +72,12 @@ class AggregationTrace:
 
 @dataclass(frozen=True, eq=False)
 class ContextTrace:
-    """Where an `AlignedContextModeling` reads its 3x3 context map, in one picture.
+    """Where an `AlignedContextModeling` reads its 3x3 context map, in one image.
 
     Attributes:
         name: the layer's.
         offsets: from each pixel to the part of the context that it reads, float32 [H, W, 2], in
-            pixels of the picture.
+            pixels of the image.
         positions: where each pixel reads, float32 [H, W, 2], in cells: 0 is the centre of the
             first cell, 2 of the last, and there are zeros outside.
         regular_positions: the same without offsets.
@@ -101,10 +101,10 @@ class ContextTrace:
 
 @dataclass(frozen=True, eq=False)
 class AlignmentTrace:
-    """What the alignment layers of a model do in one picture.
+    """What the alignment layers of a model do in one image.
 
     Attributes:
-        image: the picture, uint8 RGB [h, w, 3].
+        image: the image, uint8 RGB [h, w, 3].
         steps: one for each AlignFA, in the order of the decoder.
         context: of AlignCM; None where the model's context is not `align`.
     """
@@ -122,10 +122,10 @@ def _nearest_cell(positions: np.ndarray) -> np.ndarray:
 
 
 def trace_alignment(model: AlignSeg, image: np.ndarray) -> AlignmentTrace:
-    """Run a model on a picture up to its alignment layers and keep what these do.
+    """Run a model on an image up to its alignment layers and keep what these do.
 
     The model runs in inference mode and is left as it is. Its maps are kept, 16 of [h / 4, w / 4,
-    C] floats: 2 GB for a picture of 2048 x 1024 pixels and 256 channels.
+    C] floats: 2 GB for an image of 2048 x 1024 pixels and 256 channels.
 
     Args:
         model: an `AlignSeg`.
@@ -135,7 +135,7 @@ def trace_alignment(model: AlignSeg, image: np.ndarray) -> AlignmentTrace:
         The trace. A model that aligns nothing has one too: without offsets.
 
     Raises:
-        ValueError: the array is no such picture, or the model gives values that are not finite.
+        ValueError: the array is no such image, or the model gives values that are not finite.
 
     Example:
         >>> from alignseg_tf import backbones
@@ -175,12 +175,12 @@ def trace_alignment(model: AlignSeg, image: np.ndarray) -> AlignmentTrace:
                 {name: _to_numpy(x) for name, x in after.items()},
             )
         )
-    picture = np.clip(np.round(image), 0, 255).astype(np.uint8)
-    return AlignmentTrace(picture, tuple(steps), context)
+    array = np.clip(np.round(image), 0, 255).astype(np.uint8)
+    return AlignmentTrace(array, tuple(steps), context)
 
 
 def offset_fields(model: AlignSeg, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Return how far a model's alignment layers look from where they stand, in a picture.
+    """Return how far a model's alignment layers look from where they stand, in an image.
 
     The model is run up to the inputs of these layers, in inference mode, and is left as it is.
 
@@ -189,14 +189,14 @@ def offset_fields(model: AlignSeg, image: np.ndarray) -> dict[str, np.ndarray]:
         image: RGB 0..255 [h, w, 3], any dtype, both sides at least 32.
 
     Returns:
-        Fields float32 [H, W, 2], (x, y) in pixels of the picture, x to the right, y down. Their
+        Fields float32 [H, W, 2], (x, y) in pixels of the image, x to the right, y down. Their
         names are `LAYER/coarse` and `LAYER/fine` for the two maps that an
         `AlignedFeatureAggregation` moves, `LAYER` for an `AlignedContextModeling`, whose vectors
         point from a pixel to the part of the context that it reads. H, W are the size of the
         layer's result. Empty for a model that aligns nothing.
 
     Raises:
-        ValueError: the array is no such picture, or the model gives values that are not finite.
+        ValueError: the array is no such image, or the model gives values that are not finite.
     """
     fields = {}
     for layer, inputs in _run_up_to(model, image, _is_aligning):
@@ -220,12 +220,12 @@ def _is_fusing(layer: keras.layers.Layer) -> bool:
 def _run_up_to(
     model: AlignSeg, image: np.ndarray, wanted: Callable[[keras.layers.Layer], bool]
 ) -> list[tuple[Any, Any]]:
-    """Return the layers that are wanted, in the model's order, and their inputs in a picture."""
+    """Return the layers that are wanted, in the model's order, and their inputs in an image."""
     if not isinstance(model, AlignSeg):
         raise ValueError(f"Expected an AlignSeg. Received: a {type(model).__name__}")
     if image.ndim != 3 or image.shape[-1] != 3 or min(image.shape[:2]) < MIN_IMAGE_SIZE:
         raise ValueError(
-            f"Expected an RGB picture [h, w, 3] of at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} "
+            f"Expected an RGB image [h, w, 3] of at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} "
             f"pixels. Received: shape {image.shape}"
         )
     layers = [layer for layer in model.layers if wanted(layer)]

@@ -139,7 +139,7 @@ def _check_aligns(trace: AlignmentTrace) -> None:
 
 
 def _dimmed(image: np.ndarray) -> np.ndarray:
-    """Return a picture in dark grey, for coloured arrows over it."""
+    """Return an image in dark grey, for coloured arrows over it."""
     grey = np.asarray(Image.fromarray(image).convert("L"), np.float32)
     return np.repeat((12 + 0.4 * grey).round().astype(np.uint8)[..., None], 3, -1)
 
@@ -155,10 +155,10 @@ def _round_factor(value: float) -> float:
 
 
 def draw_offsets(trace: AlignmentTrace) -> Figure:
-    """Draw the offset fields of the AlignFA steps: painted, and as arrows over the picture.
+    """Draw the offset fields of the AlignFA steps: painted, and as arrows over the image.
 
     Hue is the direction from a cell to where it is read, brightness the distance. The wheel of
-    colours has a scale in pixels of the picture for the coarse maps and one for the fine ones,
+    colours has a scale in pixels of the image for the coarse maps and one for the fine ones,
     which end at the 99th percentile of the distances of all steps.
 
     Args:
@@ -201,7 +201,7 @@ def draw_offsets(trace: AlignmentTrace) -> Figure:
     _write_notes(
         axes["notes"],
         "Each cell takes its feature from another place: hue is the direction to it, brightness "
-        "the distance in pixels of the picture, full at the 99th percentile of the four steps.",
+        "the distance in pixels of the image, full at the 99th percentile of the four steps.",
         f"Arrows point from a cell to that place; they are drawn {scales} as long.",
     )
     return figure
@@ -293,7 +293,7 @@ def draw_context(trace: AlignmentTrace) -> Figure:
         key.text(column, row, share, ha="center", va="center", fontsize=FONT, color=INK)
     _write_notes(
         axes["notes"],
-        "The 3x3 cells as they lie over the picture, and the share of the pixels that read each. "
+        "The 3x3 cells as they lie over the image, and the share of the pixels that read each. "
         f"{100 * (chosen != regular).mean():.0f} % read another cell than their own, "
         f"{100 * (chosen == OUTSIDE).mean():.0f} % outside of the map (black: zeros).",
     )
@@ -323,7 +323,7 @@ def _draw_positions(axes: Axes, context: ContextTrace) -> None:
 
 
 def _enlarged(colors: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Give each pixel of a picture the colour of the nearest cell of a map."""
+    """Give each pixel of an image the colour of the nearest cell of a map."""
     rows, columns = (
         np.round(np.linspace(0, m - 1, n)).astype(int)
         for n, m in zip(size, colors.shape[:2], strict=True)
@@ -423,7 +423,7 @@ FIGURES = Output("alignment")
 def write_alignment_figures(
     model: AlignSeg, image: np.ndarray, folder: str | Path, stem: str, overwrite: bool = False
 ) -> list[Path]:
-    """Write what `draw_offsets`, `draw_context` and `draw_features` make of a picture.
+    """Write what `draw_offsets`, `draw_context` and `draw_features` make of an image.
 
     Args:
         model: an `AlignSeg`.
@@ -437,7 +437,7 @@ def write_alignment_figures(
         `STEM_context.png` where the context is `align`.
 
     Raises:
-        ValueError: the model aligns nothing, the array is no such picture, or there is a file
+        ValueError: the model aligns nothing, the array is no such image, or there is a file
             that this function did not write.
     """
     if model.aggregation == "bilinear" and model.context != "align":

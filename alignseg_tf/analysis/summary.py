@@ -74,10 +74,10 @@ class Block:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """What the blocks of a model cost for one picture.
+    """What the blocks of a model cost for one image.
 
     Attributes:
-        size: (height, width) of the picture in pixels.
+        size: (height, width) of the image in pixels.
         runs: how often each block was timed; 0 for not at all.
         blocks: the layers of the model, in the order of `model.summary()`.
         graph_seconds: median time of the model in one graph, without the auxiliary head; None
@@ -162,7 +162,7 @@ class ModelSummary:
     def _notes(self) -> list[str]:
         height, width = self.size
         notes = [
-            f"One picture of {height} x {width} pixels. MB: 1e6 bytes of output, in float32.",
+            f"One image of {height} x {width} pixels. MB: 1e6 bytes of output, in float32.",
             "GMAC: 1e9 multiply-adds, zeros of padding included: of convolutions (conv), which the",
             "literature counts, and of matrix products (matmul), which resize and pool here.",
             "Norms, activations and sampling by offsets are not counted.",
@@ -185,9 +185,9 @@ def summarize(
     runs: int = 5,
     progress: Callable[[int, int], None] | None = None,
 ) -> ModelSummary:
-    """Count and time what a model does in inference with one picture, block by block.
+    """Count and time what a model does in inference with one image, block by block.
 
-    Every layer of the model is traced by itself, at the shapes that it has for a picture of this
+    Every layer of the model is traced by itself, at the shapes that it has for an image of this
     size. What is counted is in these graphs: a convolution that runs at a coarse size, since it
     commutes with resizing, counts as it runs. Times are of noise with the model's own weights,
     and every block reads what the one before it has made. Each round runs all blocks once, then
@@ -195,7 +195,7 @@ def summarize(
 
     Args:
         model: the model; it is left as it is.
-        size: (height, width) of the picture in pixels, each at least 32.
+        size: (height, width) of the image in pixels, each at least 32.
         runs: rounds that are timed, after one that is not. With 0 nothing is executed.
         progress: called with (done, total) rounds.
 
@@ -371,7 +371,7 @@ def _check_backbone_size(model: AlignSeg, size: tuple[int, int]) -> None:
     expected = tuple(model.backbone.inputs[0].shape[1:3])
     if any(side not in (None, n) for side, n in zip(expected, size, strict=True)):
         raise ValueError(
-            f"The backbone takes pictures of {expected[0]} x {expected[1]} pixels only. "
+            f"The backbone takes images of {expected[0]} x {expected[1]} pixels only. "
             f"Received: size={size}"
         )
 

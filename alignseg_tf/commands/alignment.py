@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from alignseg_tf.data.listing import find_named_pictures
+from alignseg_tf.data.listing import find_named_images
 from alignseg_tf.data.readers import load_image
 from alignseg_tf.prediction.batch import result_names
 from alignseg_tf.system.files import DiskFullError, remove_leftovers
@@ -11,16 +11,16 @@ from alignseg_tf.system.printable import printable
 
 
 def alignment(arguments: argparse.Namespace) -> int:
-    """Draw what the alignment layers of a model do in pictures."""
+    """Draw what the alignment layers of a model do in images."""
     from alignseg_tf.analysis.alignment_figures import write_alignment_figures
     from alignseg_tf.prediction.saved_networks import load_model
 
-    found = find_named_pictures(arguments.pictures, leave_out=arguments.output.resolve())
-    pictures = result_names(found)
+    found = find_named_images(arguments.images, leave_out=arguments.output.resolve())
+    images = result_names(found)
     remove_leftovers(arguments.output, below=True)
     model = load_model(arguments.model)
     failed = 0
-    for number, (path, name) in enumerate(pictures, start=1):
+    for number, (path, name) in enumerate(images, start=1):
         try:
             folder = arguments.output / name.parent
             written = write_alignment_figures(
@@ -36,5 +36,5 @@ def alignment(arguments: argparse.Namespace) -> int:
             )
             continue
         shown = ", ".join(map(printable, written))
-        print(f"[{number}/{len(pictures)}] {printable(path)} -> {shown}")
+        print(f"[{number}/{len(images)}] {printable(path)} -> {shown}")
     return 1 if failed else 0

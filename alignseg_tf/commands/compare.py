@@ -18,7 +18,7 @@ from alignseg_tf.system.progress import counter
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Evaluate two models on the same pictures and say what differs."""
+    """Evaluate two models on the same images and say what differs."""
     pass
 
     print(compare_from_arguments(arguments))
@@ -61,4 +61,4 @@ def compare_from_arguments(arguments: argparse.Namespace) -> str:
     *_, page = write_comparison(
         comparison, output, data.label_space, samples, class_maps, overwrite
     )
-    return f"{comparison.table()}\n\nWith pictures: {page}"
+    return f"{comparison.table()}\n\nWith images: {page}"

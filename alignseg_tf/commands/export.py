@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from alignseg_tf.commands.options import add_data_arguments
-from alignseg_tf.data.listing import find_pictures
+from alignseg_tf.data.listing import find_images
 from alignseg_tf.data.readers import load_image
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.export.quantization import OUTPUTS, QUANTIZATIONS, SAVED_MODEL_QUANTIZATIONS
@@ -33,11 +33,11 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
-        help="of all pictures, in pixels (any size)",
+        help="of all images, in pixels (any size)",
     )  # fmt: skip
     parser.add_argument(
-        "--check", nargs="*", type=Path, default=[], metavar="PICTURE",
-        help="files or folders of pictures on which to compare with the model (noise)",
+        "--check", nargs="*", type=Path, default=[], metavar="IMAGE",
+        help="files or folders of images on which to compare with the model (noise)",
     )  # fmt: skip
     parser.add_argument(
         "--quantization", nargs="+", choices=list(dict.fromkeys(sum(ALLOWED.values(), ()))),
@@ -54,11 +54,11 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     tflite = parser.add_argument_group("for .tflite")
     tflite.add_argument(
         "--returns", choices=OUTPUTS, default="class_map",
-        help="class ids at the picture's size, or logits at a quarter of it (%(default)s)",
+        help="class ids at the image's size, or logits at a quarter of it (%(default)s)",
     )  # fmt: skip
     tflite.add_argument(
-        "--calibration", nargs="*", type=Path, default=[], metavar="PICTURE",
-        help="files or folders of pictures like those that will come; for int8",
+        "--calibration", nargs="*", type=Path, default=[], metavar="IMAGE",
+        help="files or folders of images like those that will come; for int8",
     )  # fmt: skip
     card = parser.add_argument_group("for the model card of a SavedModel")
     card.add_argument("--about", type=Path, help="Markdown: data, terms, intended use, failures")
@@ -84,20 +84,20 @@ def export_from_arguments(arguments: argparse.Namespace) -> str:
 
     form = _form(arguments.output)
     _check_arguments(arguments, form)
-    pictures = [load_image(path) for path in find_pictures(arguments.check)] or None
+    images = [load_image(path) for path in find_images(arguments.check)] or None
     data = None
     if arguments.data is not None:
         data = data_from_arguments(arguments, counter("making the data set"))
     model = load_model(arguments.model)
     size = None if arguments.size is None else tuple(arguments.size)
     common: dict[str, Any] = {
-        "image_size": size, "check_images": pictures, "overwrite": arguments.overwrite
+        "image_size": size, "check_images": images, "overwrite": arguments.overwrite
     }  # fmt: skip
     try:
         written = _written(arguments, model, form, common)
     except NonFiniteLogitsError as error:
         raise ValueError(f"{arguments.model}: {error}") from error
-    return _table(arguments.model, model, written, pictures, data, arguments.split)
+    return _table(arguments.model, model, written, images, data, arguments.split)
 
 
 def _written(
@@ -110,7 +110,7 @@ def _written(
     if form == "tflite":
         from alignseg_tf.export.tflite import check_tflite_path, export_tflite
 
-        calibration = [load_image(path) for path in find_pictures(arguments.calibration)]
+        calibration = [load_image(path) for path in find_images(arguments.calibration)]
         paths = {
             quantization: _quantized_path(arguments.output, quantization, arguments.quantization)
             for quantization in arguments.quantization
@@ -172,7 +172,7 @@ def _check_arguments(arguments: argparse.Namespace, form: str) -> None:
         )
     if "int8" in arguments.quantization and not (arguments.size and arguments.calibration):
         raise ValueError(
-            "--quantization int8 needs --size HEIGHT WIDTH and --calibration PICTURES, which are "
+            "--quantization int8 needs --size HEIGHT WIDTH and --calibration IMAGES, which are "
             "like those that will come"
         )
 
@@ -195,18 +195,18 @@ def _card_values(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _table(
-    source: Path, model: Any, written: dict[Path, Any], pictures: Sequence[np.ndarray] | None,
+    source: Path, model: Any, written: dict[Path, Any], images: Sequence[np.ndarray] | None,
     data: DataSource | None, split: str,
 ) -> str:  # fmt: skip
     """Return a line for the model and one for each export."""
-    from alignseg_tf.export.agreement import median_latency, noise_picture
+    from alignseg_tf.export.agreement import median_latency, noise_image
     from alignseg_tf.prediction.predictor import Predictor
     from alignseg_tf.prediction.saved_networks import inference_network
     from alignseg_tf.prediction.tiling import resized
 
     first = next(iter(written.values()))
-    picture = noise_picture(first.size) if pictures is None else resized(pictures[0], first.size)
-    latency = median_latency(Predictor(inference_network(model)).class_map, picture)
+    image = noise_image(first.size) if images is None else resized(images[0], first.size)
+    latency = median_latency(Predictor(inference_network(model)).class_map, image)
     width = max(len(str(path)) for path in (source, *written))
     header = f"{'':{width}}  {'size':>8}  {'latency':>8}  {'same class':>10}  {'logits':>8}"
     lines = [
@@ -216,10 +216,10 @@ def _table(
     for path, agreement in written.items():
         values = agreement.latency, agreement.same_class, agreement.difference
         lines.append(_line(path, width, *values) + _miou(path, data, split))
-    on = "noise" if pictures is None else f"{first.pictures} pictures"
+    on = "noise" if images is None else f"{first.images} images"
     rows, columns = first.size
     lines.append(
-        f"\nlatency: median for one picture of {columns} x {rows}; same class, logits: pixels of "
+        f"\nlatency: median for one image of {columns} x {rows}; same class, logits: pixels of "
         f"equal class and largest difference of logits from the model, on {on} (largest logit "
         f"{first.largest_logit:.1f})"
     )

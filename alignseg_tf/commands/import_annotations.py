@@ -40,10 +40,10 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
         source = sources.add_parser(name, help=help, description=help)
         source.add_argument("--output", type=Path, required=True, help="the folder to write")
         splits = source.add_mutually_exclusive_group()
-        splits.add_argument("--split", choices=SPLITS, help="what all these pictures are for")
+        splits.add_argument("--split", choices=SPLITS, help="what all these images are for")
         splits.add_argument(
             "--val-share", type=float, metavar="SHARE",
-            help="share of the pictures to hold out, chosen by a hash of their names, as 0.2",
+            help="share of the images to hold out, chosen by a hash of their names, as 0.2",
         )  # fmt: skip
         source.add_argument(
             "--unlabelled", choices=(BACKGROUND, "void"), default=ImportOptions.unlabelled,
@@ -54,7 +54,7 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
         )
         source.add_argument(
             "--annotated-on", choices=("upright", "stored"), default=ImportOptions.annotated_on,
-            help="what was annotated where EXIF turns a picture (%(default)s)",
+            help="what was annotated where EXIF turns an image (%(default)s)",
         )  # fmt: skip
         source.add_argument(
             "--skip-invalid", action="store_true",
@@ -67,11 +67,11 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--annotations", type=Path, required=True, nargs="+", metavar="JSON", help="the files"
     )
-    source.add_argument("--images", type=Path, required=True, help="the folder of its pictures")
+    source.add_argument("--images", type=Path, required=True, help="the folder of its images")
 
     source = add("cvat", "CVAT's export 'Segmentation mask 1.1'")
     source.add_argument("--export", type=Path, required=True, help="the .zip, or its folder")
-    source.add_argument("--images", type=Path, help="folder of the pictures (JPEGImages within)")
+    source.add_argument("--images", type=Path, help="folder of the images (JPEGImages within)")
 
     source = add("labelme", "the JSON files of LabelMe")
     source.add_argument("--annotations", type=Path, required=True, help="the folder with them")

@@ -12,5 +12,5 @@ def inspect(arguments: argparse.Namespace) -> int:
     data = data_from_arguments(arguments, counter("making the data set"))
     report = inspect_data(data, arguments.output, arguments.split, counter, arguments.overwrite)
     print(f"{report.text()}\n")
-    print(f"{arguments.output}: contact_sheet.png, inspection.json, pictures.csv")
+    print(f"{arguments.output}: contact_sheet.png, inspection.json, images.csv")
     return 1 if report.problems else 0

@@ -7,7 +7,7 @@ from typing import Any
 from alignseg_tf.data.datasets.catalog import LAYOUTS
 from alignseg_tf.data.datasets.tfds import TfdsOptions
 from alignseg_tf.data.sources import DataSource, Progress, open_data
-from alignseg_tf.prediction.protocol import AVERAGES, BLENDINGS, LARGE_PICTURE_TILE, Protocol
+from alignseg_tf.prediction.protocol import AVERAGES, BLENDINGS, LARGE_IMAGE_TILE, Protocol
 
 
 def add_data_arguments(
@@ -27,13 +27,13 @@ def add_data_arguments(
         help="what the labels mean: a name, as cityscapes, or a classes.json (told from the data)",
     )  # fmt: skip
     tfds = parser.add_argument_group("for --data tfds:NAME[/CONFIG][:VERSION]")
-    tfds.add_argument("--image-key", help="feature with the pictures (told from the features)")
+    tfds.add_argument("--image-key", help="feature with the images (told from the features)")
     tfds.add_argument("--label-key", help="feature with the labels (told from the features)")
     tfds.add_argument(
-        "--train-split", help="TFDS split of the training pictures, as train[:80%%] (train)"
+        "--train-split", help="TFDS split of the training images, as train[:80%%] (train)"
     )
     tfds.add_argument(
-        "--val-split", help="of the validation pictures (the first of validation, val, test)"
+        "--val-split", help="of the validation images (the first of validation, val, test)"
     )
 
 
@@ -52,8 +52,8 @@ def data_from_arguments(
 
 
 def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how pictures go through the network."""
-    group = parser.add_argument_group("how pictures go through the network (whole and once)")
+    """Add the options that say how images go through the network."""
+    group = parser.add_argument_group("how images go through the network (whole and once)")
     group.add_argument(
         "--tile", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
         help="sliding windows of this size, in pixels",
@@ -68,13 +68,13 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--scales", type=float, nargs="+", default=list(Protocol.scales), metavar="SCALE",
-        help="average over the picture resized by these factors, as 0.75 1 1.25 (1)",
+        help="average over the image resized by these factors, as 0.75 1 1.25 (1)",
     )  # fmt: skip
     group.add_argument(
         "--height", type=int,
-        help="resize pictures to so many rows before, for a model that sees best at one size",
+        help="resize images to so many rows before, for a model that sees best at one size",
     )  # fmt: skip
-    group.add_argument("--flip", action="store_true", help="average with the mirrored picture too")
+    group.add_argument("--flip", action="store_true", help="average with the mirrored image too")
     group.add_argument(
         "--average", choices=AVERAGES, default=Protocol.average,
         help="what is averaged; the official code averages logits (%(default)s)",
@@ -85,16 +85,16 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--largest-whole", type=int, default=Protocol.largest_whole, metavar="PIXELS",
-        help="a picture with more pixels goes through in windows of "
-        f"{LARGE_PICTURE_TILE[0]} x {LARGE_PICTURE_TILE[1]} (%(default)s)",
+        help="an image with more pixels goes through in windows of "
+        f"{LARGE_IMAGE_TILE[0]} x {LARGE_IMAGE_TILE[1]} (%(default)s)",
     )  # fmt: skip
 
 
 def add_block_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--block`, which is for intervals of pictures that are not independent."""
+    """Add `--block`, which is for intervals of images that are not independent."""
     parser.add_argument(
         "--block", type=int, default=1,
-        help="neighbouring pictures that intervals draw together: frames of a video are alike, and "
+        help="neighbouring images that intervals draw together: frames of a video are alike, and "
         "drawn one by one they make intervals too narrow (%(default)s)",
     )  # fmt: skip
 

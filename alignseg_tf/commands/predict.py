@@ -11,7 +11,7 @@ from alignseg_tf.prediction.batch import (
     _named_sources,
     _video_files,
     claimed_output,
-    predict_pictures,
+    predict_images,
     predict_video,
     report,
 )
@@ -33,8 +33,8 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .keras, .tflite or .onnx file, a SavedModel's folder, or a trained model's name",
     )
     parser.add_argument(
-        "pictures", nargs="+",
-        help="pictures, folders, patterns in quotes, videos, or camera:N",
+        "images", nargs="+",
+        help="images, folders, patterns in quotes, videos, or camera:N",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument(
@@ -43,7 +43,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--overwrite", action="store_true",
-        help="do pictures again that have results; otherwise an interrupted run goes on",
+        help="do images again that have results; otherwise an interrupted run goes on",
     )  # fmt: skip
     videos = parser.add_argument_group("videos and cameras")
     videos.add_argument("--every", type=int, default=1, help="take each N-th frame (%(default)s)")
@@ -63,20 +63,20 @@ def predict_from_arguments(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--{option} must be at least 1. Received: {value}")
     protocol = protocol_from_arguments(arguments)
     output, kinds = arguments.output, arguments.write
-    pictures, videos = _named_sources(arguments.pictures, output)
+    images, videos = _named_sources(arguments.images, output)
     from alignseg_tf.prediction.predictor import Predictor
 
     predictor = Predictor(arguments.model, protocol)
     check_kinds(kinds, predictor.label_space, predictor.network.gives_logits)
     run = {"model": fingerprint(arguments.model), "protocol": str(protocol)}
-    targets = [target for _, name in pictures for target in paths(output, str(name), kinds)]
+    targets = [target for _, name in images for target in paths(output, str(name), kinds)]
     targets += [output / file for _, name in videos for file in _video_files(str(name), kinds)]
     for folder in {target.parent for target in targets}:
         remove_leftovers(folder)
     started = time.monotonic()
     with claimed_output(output, run, targets, arguments.overwrite) as log:
         show = counter("predicting")
-        for outcome in predict_pictures(predictor, pictures, output, kinds, show, log):
+        for outcome in predict_images(predictor, images, output, kinds, show, log):
             _report_skipped(outcome)
         for path, name in videos:
             video = str(path)

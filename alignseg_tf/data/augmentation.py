@@ -1,10 +1,10 @@
-"""One random draw applied to a picture and its label, in tf.data.
+"""One random draw applied to an image and its label, in tf.data.
 
 What comes out is what resizing, cropping, padding and mirroring one after the other would give,
-and it is read from the picture once: at the points of the crop, bilinearly, and the label at the
+and it is read from the image once: at the points of the crop, bilinearly, and the label at the
 same points by nearest neighbour.
 
-Lengths are pixels, y before x. Pixel r of a picture that is resized by the factor s lies at
+Lengths are pixels, y before x. Pixel r of an image that is resized by the factor s lies at
 (r + 1/2) / s - 1/2 of the original, as in OpenCV, Pillow and PyTorch (align_corners=False).
 """
 
@@ -37,12 +37,12 @@ class Augmentation:
 
     Attributes:
         crop_size: (height, width) of the result, in pixels.
-        scale: range of the factor by which the picture is resized.
+        scale: range of the factor by which the image is resized.
         scale_distribution: how the factor is drawn from it: "log_uniform" (half and double size
             are as likely), "uniform" (mmsegmentation), or "tenths", which is low, low + 0.1, ...,
             high, each as likely (the official code of AlignSeg, with 0.7 to 2.1).
-        placement: where a picture that is smaller than the crop lies in it: "random", or
-            "top_left", with all padding at the bottom and right. A larger picture is cropped at a
+        placement: where an image that is smaller than the crop lies in it: "random", or
+            "top_left", with all padding at the bottom and right. A larger image is cropped at a
             random pixel.
         max_class_share: the window is drawn again, up to ten times, while a class has this share
             of its labelled pixels or more; 1 for no limit (mmsegmentation: `cat_max_ratio`).
@@ -50,7 +50,7 @@ class Augmentation:
         color: strength of `color_jitter`, 0 for none: each of its factors is drawn uniformly from
             1 - color .. 1 + color.
         photometric: `photometric_distortion`, in place of `color`.
-        fill: RGB colour of the padding, 0..255. Colours are changed inside the picture alone.
+        fill: RGB colour of the padding, 0..255. Colours are changed inside the image alone.
     """
 
     crop_size: tuple[int, int]
@@ -112,7 +112,7 @@ class Augmentation:
         resized = tf.round(tf.cast(tf.shape(label), tf.float32) * scale)
         crop = tf.constant(self.crop_size, tf.float32)
         offset = self._offset(label, scale, resized - crop, draw[11:], wanted)
-        # The rows and columns of the crop that the picture covers, first and last.
+        # The rows and columns of the crop that the image covers, first and last.
         first, last = tf.maximum(-offset, 0.0), tf.minimum(resized - offset, crop) - 1.0
         corners = _in_original(tf.stack([first, last]) + offset, scale)
         padding = tf.cast(tf.stack([first, crop - 1.0 - last], axis=1), tf.int32)
@@ -144,9 +144,9 @@ class Augmentation:
     def _offset(
         self, label: Tensor, scale: Tensor, room: Tensor, draw: Tensor, wanted: Tensor | None
     ) -> Tensor:
-        """Return where the crop starts in the resized picture, [2]; below 0 is padding.
+        """Return where the crop starts in the resized image, [2]; below 0 is padding.
 
-        `room` [2] is by how much the resized picture is larger than the crop.
+        `room` [2] is by how much the resized image is larger than the crop.
         """
         if self.placement == "top_left":
             room = tf.maximum(room, 0.0)
@@ -186,7 +186,7 @@ class Augmentation:
 def color_jitter(image: Tensor, factors: Tensor) -> Tensor:
     """Scale brightness, then contrast about the mean, then saturation, and clip.
 
-    All three are linear, and so one matrix: a pass over the picture instead of ten.
+    All three are linear, and so one matrix: a pass over the image instead of ten.
 
     Args:
         image: float32 [H, W, 3], RGB 0..255.
@@ -238,7 +238,7 @@ def _if(condition: Tensor, change: Any, image: Tensor, amount: Tensor) -> Tensor
 
 
 def _in_original(pixels: Tensor, scale: Tensor) -> Tensor:
-    """Return where pixels of a picture that was resized by `scale` lie in the original."""
+    """Return where pixels of an image that was resized by `scale` lie in the original."""
     return (pixels + 0.5) / scale - 0.5
 
 

@@ -21,48 +21,48 @@ from alignseg_tf.system.printable import printable
 
 # Files named for each kind of note.
 NAMED = 3
-# 16-bit pictures whose brightest value is below this, of 255, were likely written with 12 bits.
+# 16-bit images whose brightest value is below this, of 255, were likely written with 12 bits.
 FAINT = 32
 
 Progress = Callable[[int, int], None]
 
 
 def check_sample(sample: Sample, label_space: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
-    """Decode a picture and its label as `load_sample` does, and see to the checksums of PNG files.
+    """Decode an image and its label as `load_sample` does, and see to the checksums of PNG files.
 
     Decoding goes by them in part only, and may return other pixels than were written.
 
     Raises:
         DataError: as `load_sample`, or bytes of a file have changed.
     """
-    for path, what in ((sample.image, "a picture"), (sample.label, "a label")):
-        with opened(path, what) as picture:
-            picture.verify()
+    for path, what in ((sample.image, "an image"), (sample.label, "a label")):
+        with opened(path, what) as image:
+            image.verify()
     return load_sample(sample, label_space)
 
 
 @dataclass(frozen=True)
-class PictureFacts:
-    """What is known of a picture and its label.
+class ImageFacts:
+    """What is known of an image and its label.
 
     Attributes:
         sample: the files.
         size: (width, height), None where unreadable.
-        picture_kind: format and mode of the picture, such as "JPEG RGB".
+        image_kind: format and mode of the image, such as "JPEG RGB".
         label_kind: the same of the label.
         file_bytes: of both files.
         counts: pixels of each class, then those without a class, int64 [n + 1]; None where
             unreadable.
         digest: tells files of different bytes apart.
-        turned: whether EXIF says that the picture is to be turned.
-        has_alpha: whether the picture has transparency, which readers drop.
+        turned: whether EXIF says that the image is to be turned.
+        has_alpha: whether the image has transparency, which readers drop.
         is_faint: whether it has 16 bits a channel and uses the lowest few only.
         problem: why it cannot be used; empty if it can.
     """
 
     sample: Sample
     size: tuple[int, int] | None = None
-    picture_kind: str = ""
+    image_kind: str = ""
     label_kind: str = ""
     file_bytes: int = 0
     counts: np.ndarray | None = None
@@ -73,25 +73,25 @@ class PictureFacts:
     problem: str = ""
 
 
-def examine(sample: Sample, label_space: LabelSpace) -> PictureFacts:
-    """Decode a picture and its label, and say what they are."""
+def examine(sample: Sample, label_space: LabelSpace) -> ImageFacts:
+    """Decode an image and its label, and say what they are."""
     try:
-        with opened(sample.image) as picture:
-            mode = picture.mode
-            has_alpha = picture.has_transparency_data
-            picture_kind = f"{picture.format} {mode}"
+        with opened(sample.image) as pixels:
+            mode = pixels.mode
+            has_alpha = pixels.has_transparency_data
+            image_kind = f"{pixels.format} {mode}"
         with opened(sample.label, "a label") as label_file:
             label_kind = f"{label_file.format} {label_file.mode}"
         image, label = check_sample(sample, label_space)
     except DataError as error:
-        return PictureFacts(sample, problem=str(error))
+        return ImageFacts(sample, problem=str(error))
     histogram = np.bincount(label.ravel(), minlength=256)
     classes = label_space.num_classes
     content = sample.image.read_bytes()
-    return PictureFacts(
+    return ImageFacts(
         sample=sample,
         size=(label.shape[1], label.shape[0]),
-        picture_kind=picture_kind,
+        image_kind=image_kind,
         label_kind=label_kind,
         file_bytes=len(content) + sample.label.stat().st_size,
         counts=np.append(histogram[:classes], histogram[classes:].sum()),
@@ -104,7 +104,7 @@ def examine(sample: Sample, label_space: LabelSpace) -> PictureFacts:
 
 @dataclass
 class SplitReport:
-    """What is in a split; it grows with `add` and keeps no pictures.
+    """What is in a split; it grows with `add` and keeps no images.
 
     Attributes:
         name: train, val or test.
@@ -112,14 +112,14 @@ class SplitReport:
         listed: samples found.
         sound: samples that can be used.
         sizes: how often each (width, height) occurs.
-        picture_kinds: how often each format and mode of a picture occurs.
+        image_kinds: how often each format and mode of an image occurs.
         label_kinds: the same of labels.
         file_bytes: of all files.
         pixels: of each class and of none, int64 [n + 1].
-        pictures_with: pictures that have each class and pixels without a class, int64 [n + 1].
+        images_with: images that have each class and pixels without a class, int64 [n + 1].
         problems: what is wrong, each with its file.
         noted: files by what is to be noted of them.
-        skipped: what lies beside the pictures and is not read, by kind.
+        skipped: what lies beside the images and is not read, by kind.
     """
 
     name: str
@@ -127,37 +127,37 @@ class SplitReport:
     listed: int = 0
     sound: list[Sample] = field(default_factory=list)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    picture_kinds: Counter[str] = field(default_factory=Counter)
+    image_kinds: Counter[str] = field(default_factory=Counter)
     label_kinds: Counter[str] = field(default_factory=Counter)
     file_bytes: int = 0
     pixels: np.ndarray = field(init=False)
-    pictures_with: np.ndarray = field(init=False)
+    images_with: np.ndarray = field(init=False)
     problems: list[str] = field(default_factory=list)
     noted: dict[str, list[Path]] = field(default_factory=dict)
     skipped: Skipped = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.pixels = np.zeros(self.classes + 1, np.int64)
-        self.pictures_with = np.zeros(self.classes + 1, np.int64)
+        self.images_with = np.zeros(self.classes + 1, np.int64)
 
-    def add(self, facts: PictureFacts) -> None:
-        """Count a picture."""
+    def add(self, facts: ImageFacts) -> None:
+        """Count an image."""
         if facts.counts is None or facts.size is None:
             self.problems.append(facts.problem)
             return
         self.sound.append(facts.sample)
         self.sizes[facts.size] += 1
-        self.picture_kinds[facts.picture_kind] += 1
+        self.image_kinds[facts.image_kind] += 1
         self.label_kinds[facts.label_kind] += 1
         self.file_bytes += facts.file_bytes
         self.pixels += facts.counts
-        self.pictures_with += facts.counts > 0
+        self.images_with += facts.counts > 0
         if facts.turned:
             self.note("turned by their EXIF orientation; see that their labels lie right",
                       facts.sample.image)  # fmt: skip
         if facts.has_alpha:
             self.note("with transparency, which is dropped", facts.sample.image)
-        if facts.picture_kind == "TIFF RGBX":
+        if facts.image_kind == "TIFF RGBX":
             self.note("of 4 bands, of which the first 3 are read", facts.sample.image)
         if facts.is_faint:
             self.note(f"of 16 bits whose values are all below {FAINT << 8}, so almost black; "
@@ -170,7 +170,7 @@ class SplitReport:
         self.noted.setdefault(what, []).append(path)
 
     def side_lengths(self) -> np.ndarray:
-        """Return (width, height) of each sound picture, int64 [pictures, 2]."""
+        """Return (width, height) of each sound image, int64 [images, 2]."""
         sizes = np.array(list(self.sizes), np.int64).reshape(-1, 2)
         return np.repeat(sizes, list(self.sizes.values()), axis=0)
 
@@ -180,9 +180,9 @@ class DataSummary:
     """What a check of samples found.
 
     Attributes:
-        counts: pixels of each class in each picture, int64 [pictures, n].
-        sizes: (height, width) of each picture, int64 [pictures, 2].
-        ignored: pixels without a class in each picture, int64 [pictures].
+        counts: pixels of each class in each image, int64 [images, n].
+        sizes: (height, width) of each image, int64 [images, 2].
+        ignored: pixels without a class in each image, int64 [images].
     """
 
     counts: np.ndarray
@@ -191,7 +191,7 @@ class DataSummary:
 
     @property
     def pixels(self) -> np.ndarray:
-        """Pixels of each class over all pictures, int64 [n]."""
+        """Pixels of each class over all images, int64 [n]."""
         return self.counts.sum(0)
 
 
@@ -202,7 +202,7 @@ class Findings:
     Attributes:
         label_space: the classes.
         splits: what is in each split.
-        repeated: pictures that have the bytes of an earlier one, as (split, file, split, file).
+        repeated: images that have the bytes of an earlier one, as (split, file, split, file).
     """
 
     label_space: LabelSpace
@@ -212,7 +212,7 @@ class Findings:
 
     def read(
         self, name: str, samples: Sequence[Sample], progress: Progress | None = None
-    ) -> Iterator[PictureFacts]:
+    ) -> Iterator[ImageFacts]:
         """Decode the samples of a split once, and yield what is known of each.
 
         Args:
@@ -246,7 +246,7 @@ class Findings:
             if split.sound and absent:
                 hint = void_hint(split, self.label_space)
                 names = ", ".join(absent)
-                notes.append(f"no {split.name} picture has the classes: {names}{hint}")
+                notes.append(f"no {split.name} image has the classes: {names}{hint}")
             for what, paths in split.noted.items():
                 named = ", ".join(map(str, paths[:NAMED])) + (", ..." if paths[NAMED:] else "")
                 notes.append(f"{len(paths)} {split.name} files {what}: {named}")
@@ -254,7 +254,7 @@ class Findings:
         for (there, here), count in pairs.items():
             _, first, _, second = next(r for r in self.repeated if r[::2] == (there, here))
             where = "there twice" if here == there else f"in {there} too, which {here} must not be"
-            notes.append(f"{count} {here} pictures are {where}: {second} is {first}")
+            notes.append(f"{count} {here} images are {where}: {second} is {first}")
         return [printable(note) for note in notes]
 
 

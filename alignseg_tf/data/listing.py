@@ -55,17 +55,17 @@ def list_problems(problems: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and its label on disk."""
+    """An image and its label on disk."""
 
     image: Path
     label: Path
 
 
 def read_folder(root: str | Path, split: str) -> list[Sample]:
-    """List the pictures of `root/images/split` with their labels, sorted by name.
+    """List the images of `root/images/split` with their labels, sorted by name.
 
     Raises:
-        ListingError: pictures have no label, or two files have one name.
+        ListingError: image_files have no label, or two files have one name.
         DataError: a folder is missing or empty.
     """
     images, labels = Path(root) / "images" / split, Path(root) / "labels" / split
@@ -76,31 +76,31 @@ def read_folder(root: str | Path, split: str) -> list[Sample]:
                 f"{folder}: no such folder; expected images/{{train,val}}, labels/{{train,val}} "
                 f"and classes.json under {root}. Received: {', '.join(there) or 'no folders'}"
             )
-    pictures, problems = _files_by_key(images, IMAGE_SUFFIXES, "picture")
-    if not pictures and not problems:
-        raise _no_pictures(images)
+    image_files, problems = _files_by_key(images, IMAGE_SUFFIXES, "image")
+    if not image_files and not problems:
+        raise _no_images(images)
     label_of, more_problems = _files_by_key(labels, LABEL_SUFFIXES, "label")
     problems += more_problems
-    unlabelled = [key for key in pictures if key not in label_of]
+    unlabelled = [key for key in image_files if key not in label_of]
     if unlabelled:
-        used = {label_of[key] for key in pictures if key in label_of}
+        used = {label_of[key] for key in image_files if key in label_of}
         others = [path for path in list_files(labels) if path not in used]
         for key in unlabelled[:LISTED]:
-            problems.append(_no_label(pictures[key], labels / key, others))
+            problems.append(_no_label(image_files[key], labels / key, others))
         for key in unlabelled[LISTED:]:
-            problems.append(_no_label(pictures[key], labels / key, ()))
-    samples = [Sample(pictures[key], label_of[key]) for key in pictures if key in label_of]
+            problems.append(_no_label(image_files[key], labels / key, ()))
+    samples = [Sample(image_files[key], label_of[key]) for key in image_files if key in label_of]
     if problems:
         raise ListingError(str(images), problems, samples)
     return samples
 
 
-def labels_without_picture(root: str | Path, split: str) -> list[Path]:
+def labels_without_image(root: str | Path, split: str) -> list[Path]:
     """List the files of `root/labels/split` that `read_folder` has no use for."""
     images, labels = Path(root) / "images" / split, Path(root) / "labels" / split
-    pictures, _ = _files_by_key(images, IMAGE_SUFFIXES, "picture")
+    image_files, _ = _files_by_key(images, IMAGE_SUFFIXES, "image")
     label_of, _ = _files_by_key(labels, LABEL_SUFFIXES, "label")
-    return [path for key, path in label_of.items() if key not in pictures]
+    return [path for key, path in label_of.items() if key not in image_files]
 
 
 def list_files(folder: Path, skipped: Skipped | None = None) -> list[Path]:
@@ -182,7 +182,7 @@ def find_spelled(path: Path) -> Path:
 
 
 def _key(path: Path, folder: Path) -> Path:
-    """What a picture and its label have in common."""
+    """What an image and its label have in common."""
     return Path(unicodedata.normalize("NFC", str(path.relative_to(folder).with_suffix(""))))
 
 
@@ -214,24 +214,24 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _no_pictures(folder: Path) -> DataError:
+def _no_images(folder: Path) -> DataError:
     suffixes = Counter(path.suffix or path.name for path in list_files(folder))
     there = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(LISTED))
     return DataError(
-        f"{folder}: no pictures ({', '.join(IMAGE_SUFFIXES)}) in this folder. "
+        f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder. "
         f"Received: {there or 'no files'}"
     )
 
 
-def _no_label(picture: Path, expected: Path, others: Iterable[Path]) -> str:
+def _no_label(image: Path, expected: Path, others: Iterable[Path]) -> str:
     """Say that a label is missing, and which of other files may be meant."""
-    text = f"{picture}: no label {expected}.png"
-    stem = picture.stem.casefold()
+    text = f"{image}: no label {expected}.png"
+    stem = image.stem.casefold()
     near = next((path for path in others if stem in path.stem.casefold()), None)
     if near is None:
         return text
     return (
-        f"{text}; there is {near}, but a label has its picture's name and one of the suffixes "
+        f"{text}; there is {near}, but a label has its image's name and one of the suffixes "
         f"{', '.join(LABEL_SUFFIXES)}"
     )
 
@@ -332,40 +332,40 @@ def special_kind(path: str | Path) -> str | None:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
-    """List the pictures among files, folders and patterns, in order.
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """List the images among files, folders and patterns, in order.
 
     Raises:
-        DataError: as `find_named_pictures`.
+        DataError: as `find_named_images`.
     """
-    return [path for path, _ in find_named_pictures(paths)]
+    return [path for path, _ in find_named_images(paths)]
 
 
-def find_named_pictures(
+def find_named_images(
     paths: Iterable[str | Path],
     leave_out: Path | None = None,
     skipped: Skipped | None = None,
 ) -> list[tuple[Path, Path]]:
-    """List pictures, each with its path below the folder that was asked for.
+    """List images, each with its path below the folder that was asked for.
 
     Args:
         paths: files, folders (searched at all depths), and patterns such as `street/*.jpg` or
             `**/left.png`.
         leave_out: a folder whose files are not taken.
-        skipped: gets what is no picture in folders and among files, for `describe_skipped`.
+        skipped: gets what is no image in folders and among files, for `describe_skipped`.
 
     Returns:
         (path, path below the folder, or the name of a file), in the order of `paths`, each once.
 
     Raises:
-        DataError: a path is not there, a folder has no picture, or nothing fits a pattern.
+        DataError: a path is not there, a folder has no image, or nothing fits a pattern.
     """
     found: dict[Path, Path] = {}
     skipped = {} if skipped is None else skipped
     for path in map(Path, paths):
         for match in _matches(path):
             if match.is_dir():
-                found |= {p: p.relative_to(match) for p in _pictures(match, leave_out, skipped)}
+                found |= {p: p.relative_to(match) for p in _images(match, leave_out, skipped)}
             elif kind := special_kind(match):
                 skipped.setdefault(f"{SPECIAL} but {kind}", []).append(match)
             elif match.is_file() or match.is_symlink():  # what is wrong with a link, reading says
@@ -373,7 +373,7 @@ def find_named_pictures(
             else:
                 raise DataError(f"{match}: no such file or folder")
     if not found and skipped:
-        raise DataError(f"no pictures. Received: {describe_skipped(skipped)}")
+        raise DataError(f"no images. Received: {describe_skipped(skipped)}")
     return list(found.items())
 
 
@@ -386,15 +386,15 @@ def _matches(path: Path) -> list[Path]:
     return matches
 
 
-def _pictures(folder: Path, leave_out: Path | None, skipped: Skipped) -> list[Path]:
+def _images(folder: Path, leave_out: Path | None, skipped: Skipped) -> list[Path]:
     inside = list_files(folder, skipped)
     if leave_out is not None:
         # Unlike `Path.resolve`, it takes a link to itself.
         inside = [p for p in inside if not Path(os.path.realpath(p)).is_relative_to(leave_out)]
-    pictures = [path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = [path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES]
     for path in inside:
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             skipped.setdefault(path.suffix.lower() or "without a suffix", []).append(path)
-    if not pictures:
-        raise _no_pictures(folder)
-    return pictures
+    if not images:
+        raise _no_images(folder)
+    return images

@@ -1,4 +1,4 @@
-"""tf.data pipelines: samples on disk -> batches of pictures and labels.
+"""tf.data pipelines: samples on disk -> batches of images and labels.
 
 What a training batch holds is a function of (seed, epoch, place in the epoch) alone, so a run
 that was interrupted goes on with the batches that it would have seen, and each of several
@@ -25,7 +25,7 @@ READ_AHEAD_BYTES = 256 << 20
 MIN_READ_AHEAD, MAX_READ_AHEAD = 2, 8
 # Samples that are decoded and augmented at the same time: bounded, since each takes memory.
 MAX_PARALLEL = 16
-# Rare class sampling: a picture holds a class that has this share of its labelled pixels.
+# Rare class sampling: an image holds a class that has this share of its labelled pixels.
 HELD_SHARE = 1e-3
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -55,7 +55,7 @@ class SampleCache:
         self._decoding: dict[tuple[Sample, LabelSpace], threading.Lock] = {}
 
     def load(self, sample: Sample, label_space: LabelSpace) -> Arrays:
-        """Return a picture, uint8 [H, W, 3], and its label, uint8 [H, W]; do not write to them.
+        """Return an image, uint8 [H, W, 3], and its label, uint8 [H, W]; do not write to them.
 
         Raises:
             DataError: as `load_sample`.
@@ -82,14 +82,14 @@ class SampleCache:
 
 @dataclass(frozen=True, eq=False)
 class RareClassSampling:
-    """Draw a class, the rarer the likelier, and then a picture that holds it.
+    """Draw a class, the rarer the likelier, and then an image that holds it.
 
     A class c with the share f(c) of all labelled pixels is drawn with a probability proportional
-    to exp((1 - f(c)) / temperature). A picture holds a class that has 1/1000 of its labelled
-    pixels, or any pixels where no picture has so many.
+    to exp((1 - f(c)) / temperature). An image holds a class that has 1/1000 of its labelled
+    pixels, or any pixels where no image has so many.
 
     Attributes:
-        counts: pixels of each class in each picture, [pictures, classes], as in
+        counts: pixels of each class in each image, [images, classes], as in
             `DataSummary.counts`.
         temperature: 0.01 is the paper's; larger is nearer to drawing all classes alike.
 
@@ -109,7 +109,7 @@ class RareClassSampling:
     def __post_init__(self) -> None:
         if self.counts.ndim != 2 or not self.counts.any():
             raise ValueError(
-                "`counts` must be [pictures, classes] with pixels in it. Received: shape "
+                "`counts` must be [images, classes] with pixels in it. Received: shape "
                 f"{self.counts.shape}, {self.counts.sum()} pixels"
             )
         if self.temperature <= 0:
@@ -123,21 +123,21 @@ class RareClassSampling:
         weights = np.where(pixels > 0, np.exp(np.minimum(exponents, 0.0)), 0.0)
         return weights / weights.sum()
 
-    def pictures(self) -> list[np.ndarray]:
-        """Return the indices of the pictures that hold each class."""
+    def images(self) -> list[np.ndarray]:
+        """Return the indices of the images that hold each class."""
         held = self.counts >= HELD_SHARE * self.counts.sum(1, keepdims=True)
         held &= self.counts > 0
         held = np.where(held.any(0), held, self.counts > 0)
         return [np.flatnonzero(column) for column in held.T]
 
     def drawing(self) -> Callable[[Any], tuple[Any, Any]]:
-        """Return a function: seed, int [2] -> index of a picture, id of the class it is for."""
-        pictures = self.pictures()
+        """Return a function: seed, int [2] -> index of an image, id of the class it is for."""
+        images = self.images()
         upper = np.cumsum(self.probabilities())
         limits = tf.constant(upper / upper[-1], tf.float32)
-        lengths = tf.constant([len(indices) for indices in pictures], tf.int64)
+        lengths = tf.constant([len(indices) for indices in images], tf.int64)
         starts = tf.cumsum(lengths, exclusive=True)
-        flat = tf.constant(np.concatenate(pictures), tf.int64)
+        flat = tf.constant(np.concatenate(images), tf.int64)
 
         def draw(seed: Any) -> tuple[Any, Any]:
             which, where = tf.unstack(tf.random.stateless_uniform([2], seed))
@@ -277,7 +277,7 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
     """
     if num_samples < batch_size:
         raise DataError(
-            f"a batch of {batch_size} needs as many training pictures. Received: {num_samples}"
+            f"a batch of {batch_size} needs as many training images. Received: {num_samples}"
         )
     return num_samples // batch_size
 

@@ -1,7 +1,7 @@
-"""From files to arrays: which picture has which label, and what is in them.
+"""From files to arrays: which image has which label, and what is in them.
 
 A folder holds `images/{train,val}`, `labels/{train,val}` and `classes.json`; a label has its
-picture's name, up to the suffix. A CSV list has the columns `image` and `label` with paths
+image's name, up to the suffix. A CSV list has the columns `image` and `label` with paths
 relative to the list, optionally `split`, and `classes.json` beside it.
 
 Hidden files and folders, such as `._a.png` or `.ipynb_checkpoints`, are no data. Links to folders
@@ -34,9 +34,9 @@ MIN_SIDE = 32
 
 @contextmanager
 def opened(
-    path: str | Path, what: str = "a picture", content: bytes | None = None
+    path: str | Path, what: str = "an image", content: bytes | None = None
 ) -> Iterator[Image.Image]:
-    """Open a picture file with Pillow; the pixels are decoded when they are asked for.
+    """Open an image file with Pillow; the pixels are decoded when they are asked for.
 
     Whatever Pillow raises, here or in the body, becomes a DataError that names the file.
 
@@ -46,7 +46,7 @@ def opened(
         content: the file's bytes, where they have been read already.
 
     Raises:
-        DataError: the file is missing, unreadable or damaged, holds several pictures, has more
+        DataError: the file is missing, unreadable or damaged, holds several images, has more
             pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million), above which Pillow warns, or
             fails `check_header`.
     """
@@ -57,16 +57,16 @@ def opened(
         # Given a path, Pillow 13 maps a TIFF into memory, and garbles one that is to be turned.
         with (
             Path(path).open("rb") if content is None else io.BytesIO(content) as file,
-            Image.open(file, formats=FORMATS) as picture,
+            Image.open(file, formats=FORMATS) as image,
         ):
             limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and picture.width * picture.height > limit:
+            if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
-            # Photographs as MPO carry a preview behind the picture.
+            # Photographs as MPO carry a preview behind the image.
             # Not counted: a TIFF may have a million, which Pillow reads one by one.
-            if getattr(picture, "is_animated", False) and picture.format != "MPO":
-                raise DataError(f"{path}: expected one picture. Received: several in this file")
-            yield picture
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                raise DataError(f"{path}: expected one image. Received: several in this file")
+            yield image
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds on broken files
@@ -99,14 +99,14 @@ def _why_unreadable(path: Path, error: Exception, content: bytes | None) -> str:
     return f"truncated: {error}" if "truncated" in str(error).lower() else str(error)
 
 
-def upright(picture: Image.Image) -> Image.Image:
-    """Turn and mirror a picture as its EXIF orientation says.
+def upright(image: Image.Image) -> Image.Image:
+    """Turn and mirror an image as its EXIF orientation says.
 
     `PIL.ImageOps.exif_transpose` also rewrites all EXIF, and fails where any tag is mistyped.
     """
-    picture.load()
-    orientation = orientation_of(picture)
-    return picture if orientation == 1 else picture.transpose(_TURNS[orientation])
+    image.load()
+    orientation = orientation_of(image)
+    return image if orientation == 1 else image.transpose(_TURNS[orientation])
 
 
 _TURNS = {
@@ -120,18 +120,18 @@ _TURNS = {
 }
 
 
-def orientation_of(picture: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """Read the EXIF orientation, 1 to 8, of the header, and of what is loaded already.
 
     Pillow's `getexif` reads all tags instead, and of a PNG all pixels to look behind them.
     """
-    info = picture.info
-    if picture.format == "TIFF":
-        value = getattr(picture, "tag_v2", {}).get(274, 1)
+    info = image.info
+    if image.format == "TIFF":
+        value = getattr(image, "tag_v2", {}).get(274, 1)
         return value if value in _TURNS else 1
     exif = info.get("exif") or b""
-    if picture.format is None and not exif:  # in memory: tags may have been set
-        value = picture.getexif().get(274, 1)
+    if image.format is None and not exif:  # in memory: tags may have been set
+        value = image.getexif().get(274, 1)
         return value if value in _TURNS else 1
     if not exif and (text := info.get("Raw profile type exif")):
         try:
@@ -146,17 +146,17 @@ def orientation_of(picture: Image.Image) -> int:
     return int(found[1]) if found else 1
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """Turn to RGB; transparent pixels show the colour that is stored for them."""
-    if "transparency" in picture.info:  # Pillow warns of a palette with several such colours
-        picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+    if "transparency" in image.info:  # Pillow warns of a palette with several such colours
+        image = image.convert("RGBA")
+    return image.convert("RGB")
 
 
 def load_image(path: str | Path, content: bytes | None = None) -> np.ndarray:
-    """Decode a picture to uint8 RGB [H, W, 3], turned as its EXIF orientation says.
+    """Decode an image to uint8 RGB [H, W, 3], turned as its EXIF orientation says.
 
-    Grey, palette, CMYK and 1-bit pictures become RGB; of 16 bits a channel the upper 8 are kept.
+    Grey, palette, CMYK and 1-bit images become RGB; of 16 bits a channel the upper 8 are kept.
     Transparency is dropped, as `tf.io.decode_image(channels=3)` in a served model does.
 
     Args:
@@ -166,24 +166,24 @@ def load_image(path: str | Path, content: bytes | None = None) -> np.ndarray:
     Raises:
         DataError: as `opened`, or the values are not 8 or 16 bits a channel.
     """
-    with opened(path, content=content) as picture:
-        return rgb_pixels(picture, str(path))
+    with opened(path, content=content) as image:
+        return rgb_pixels(image, str(path))
 
 
-def rgb_pixels(picture: Image.Image, name: str = "the picture") -> np.ndarray:
-    """Turn a Pillow picture to uint8 RGB [H, W, 3], as `load_image` does; `name` is for errors.
+def rgb_pixels(image: Image.Image, name: str = "the image") -> np.ndarray:
+    """Turn a Pillow image to uint8 RGB [H, W, 3], as `load_image` does; `name` is for errors.
 
     Raises:
         DataError: the values are not 8 or 16 bits a channel.
     """
-    picture = upright(picture)
-    if picture.mode not in DEEP_MODES:
-        return np.asarray(_to_rgb(picture))
+    image = upright(image)
+    if image.mode not in DEEP_MODES:
+        return np.asarray(_to_rgb(image))
     # 16-bit grey, which Pillow's own conversion would clip at 255.
-    values = np.asarray(picture)
-    if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise DataError(
-            f"{name}: expected 8 or 16 bits a channel. Received: mode {picture.mode}, values "
+            f"{name}: expected 8 or 16 bits a channel. Received: mode {image.mode}, values "
             f"{values.min()} to {values.max()}"
         )
     return np.repeat((values >> 8).astype(np.uint8)[..., None], 3, -1)
@@ -193,18 +193,18 @@ def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
     """Decode a label file to class ids, uint8 [H, W], with `IGNORE` where there is none.
 
     Palette files give their indices, not their colours; grey files of 1, 2 or 4 bits give what is
-    stored, not the grey that shows it; floats must be whole numbers. As a picture, a label is
+    stored, not the grey that shows it; floats must be whole numbers. As an image, a label is
     turned as its EXIF orientation says.
 
     Raises:
         DataError: as `opened`, or the file is a JPEG, has transparent pixels, several channels
             where no colours are expected, or unknown values.
     """
-    with opened(path, "a label") as picture:
-        if picture.format in ("JPEG", "MPO"):
+    with opened(path, "a label") as image:
+        if image.format in ("JPEG", "MPO"):
             raise DataError(f"{path}: a JPEG, which changes class ids; expected a PNG")
-        stored = _stored_grey(picture)
-        turned = upright(picture)
+        stored = _stored_grey(image)
+        turned = upright(image)
         mode = turned.mode
         if mode in ("LA", "RGBA"):
             if turned.getchannel("A").getextrema() != (255, 255):
@@ -229,16 +229,16 @@ def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
         raise DataError(f"{path}: {error}") from error
 
 
-def _stored_grey(picture: Image.Image) -> Callable[[Image.Image], Any]:
+def _stored_grey(image: Image.Image) -> Callable[[Image.Image], Any]:
     """Return what turns grey pixels back into the stored values.
 
     Pillow makes grey of few bits as bright as one of 8, and inverts a TIFF in which 0 is white.
     """
-    tile = picture.tile[0] if isinstance(picture, ImageFile.ImageFile) and picture.tile else None
+    tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
     arguments = tile.args if tile else ""
     raw_mode = str(arguments[0] if isinstance(arguments, tuple) else arguments)
     scale = {"L;2": 85, "L;4": 17}.get(raw_mode[:3], 1)
-    is_inverted = picture.format == "TIFF" and raw_mode in ("1;I", "1;IR", "L;I", "L;IR", "L;2I",
+    is_inverted = image.format == "TIFF" and raw_mode in ("1;I", "1;IR", "L;I", "L;IR", "L;2I",
                                                            "L;2IR", "L;4I", "L;4IR")  # fmt: skip
     if scale == 1 and not is_inverted:
         return lambda grey: grey
@@ -268,7 +268,7 @@ def _channels_hint(values: np.ndarray) -> str:
 
 
 def load_sample(sample: Sample, label_space: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
-    """Decode a picture, uint8 [H, W, 3], and its label, uint8 [H, W].
+    """Decode an image, uint8 [H, W, 3], and its label, uint8 [H, W].
 
     Raises:
         DataError: a file is unreadable, their sizes differ, or a side is shorter than 32 pixels.
@@ -278,40 +278,38 @@ def load_sample(sample: Sample, label_space: LabelSpace) -> tuple[np.ndarray, np
         turned = image.shape[1::-1] == label.shape and is_turned(sample.image)
         raise DataError(
             f"{sample.label}: the label is {label.shape[1]} x {label.shape[0]} pixels, its "
-            f"picture {sample.image} is {image.shape[1]} x {image.shape[0]}"
+            f"image {sample.image} is {image.shape[1]} x {image.shape[0]}"
             + (", turned as its EXIF orientation says; turn the label too" if turned else "")
         )
     if min(label.shape) < MIN_SIDE:
         raise DataError(
-            f"{sample.image}: the picture is {label.shape[1]} x {label.shape[0]} pixels; the "
+            f"{sample.image}: the image is {label.shape[1]} x {label.shape[0]} pixels; the "
             f"network needs at least {MIN_SIDE} x {MIN_SIDE}"
         )
     return image, label
 
 
 def read_image_sizes(paths: Iterable[str | Path]) -> np.ndarray:
-    """Read (height, width) of upright pictures from their headers, int64 [n, 2].
+    """Read (height, width) of upright images from their headers, int64 [n, 2].
 
     Raises:
         DataError: as `opened`.
     """
     sizes = []
     for path in paths:
-        with opened(path) as picture:
-            width, height = picture.size
+        with opened(path) as image:
+            width, height = image.size
             # Pillow has turned the size of a TIFF already.
-            turned = (
-                picture.format != "TIFF" and orientation_of(picture) >= 5
-            )  # 5 to 8: on its side
+            turned = image.format != "TIFF" and orientation_of(image) >= 5  # 5 to 8: on its side
         sizes.append((width, height) if turned else (height, width))
     return np.array(sizes, np.int64)
 
 
 def is_turned(path: str | Path) -> bool:
-    """Return whether the EXIF orientation says that a picture is to be turned or mirrored.
+    """Return whether the EXIF orientation says that an image is to be turned or mirrored.
 
     Raises:
         DataError: as `opened`.
     """
-    with opened(path) as picture:
-        return orientation_of(picture) != 1
+    with opened(path) as image:
+        return orientation_of(image) != 1

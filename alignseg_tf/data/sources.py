@@ -1,4 +1,4 @@
-"""What `--data` may be, and what stands behind it: pictures with labels, and what these mean.
+"""What `--data` may be, and what stands behind it: images with labels, and what these mean.
 
 PATH              a folder or a CSV list in one of the layouts of `layouts.py`
 tfds:NAME         a data set of TensorFlow Datasets, turned once into a folder
@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class DataSource:
-    """Pictures with labels on disk.
+    """Images with labels on disk.
 
     Attributes:
         root: the folder, or the CSV list.
@@ -51,9 +51,9 @@ class DataSource:
         return self.layout.find(self.root, split)
 
     def skipped(self, split: str, samples: Sequence[Sample]) -> Skipped:
-        """Return what is in the folder of the pictures and is none of the samples, by kind.
+        """Return what is in the folder of the images and is none of the samples, by kind.
 
-        Empty for layouts that list their pictures: nothing is skipped there.
+        Empty for layouts that list their images: nothing is skipped there.
 
         Raises:
             DataError: the folder is not readable.
@@ -63,7 +63,7 @@ class DataSource:
         if not folder or not folder.is_dir():
             return skipped
         used = {sample.image for sample in samples}
-        # In a plain folder, each picture is a sample or a problem.
+        # In a plain folder, each image is a sample or a problem.
         named = IMAGE_SUFFIXES if self.layout.name == "folder" else ()
         for path in list_files(folder, skipped):
             suffix = path.suffix.lower()

@@ -23,35 +23,35 @@ class Interval:
 
 
 def check_block(block: int) -> None:
-    """Refuse a number of neighbouring pictures that is not positive.
+    """Refuse a number of neighbouring images that is not positive.
 
     Raises:
         ValueError: it is not.
     """
     if block < 1:
         raise ValueError(
-            f"`block`, how many neighbouring pictures intervals draw together, must be at least 1. "
+            f"`block`, how many neighbouring images intervals draw together, must be at least 1. "
             f"Received: {block}"
         )
 
 
-def sample_weights(pictures: int, block: int = 1) -> np.ndarray:
-    """Draw bootstrap samples: how often each picture is in each, float64 [RESAMPLES, pictures].
+def sample_weights(images: int, block: int = 1) -> np.ndarray:
+    """Draw bootstrap samples: how often each image is in each, float64 [RESAMPLES, images].
 
-    The same for the same number of pictures, so that two models can be compared on them.
+    The same for the same number of images, so that two models can be compared on them.
 
     Args:
-        pictures: their number.
-        block: so many neighbours, in the order of the pictures, are drawn together; the first
+        images: their number.
+        block: so many neighbours, in the order of the images, are drawn together; the first
             follows the last.
 
     Reference:
         Politis and Romano, A circular block-resampling procedure for stationary data, 1992.
     """
-    if not pictures:
+    if not images:
         return np.zeros((RESAMPLES, 0))
     starts = np.random.default_rng(SEED).multinomial(
-        max(1, round(pictures / block)), np.full(pictures, 1 / pictures), RESAMPLES
+        max(1, round(images / block)), np.full(images, 1 / images), RESAMPLES
     )
     return np.array([np.roll(starts, place, 1) for place in range(block)], np.float64).sum(0)
 
@@ -63,7 +63,7 @@ def interval(samples: np.ndarray, drawn: int) -> Interval:
 
     Args:
         samples: scores of bootstrap samples.
-        drawn: pictures, or blocks of them, in a sample; for fewer than two the bounds are NaN.
+        drawn: images, or blocks of them, in a sample; for fewer than two the bounds are NaN.
     """
     shape = samples.shape[1:]
     if drawn < 2:

@@ -1,7 +1,7 @@
 """How well the borders between classes are found, counted exactly, in NumPy.
 
 Shape legend
-    H, W   height and width of a picture, in pixels
+    H, W   height and width of an image, in pixels
     n      classes
     D      distances
 
@@ -17,22 +17,22 @@ import numpy as np
 
 from alignseg_tf.data.label_space import IGNORE
 
-# Pictures are counted in bands of rows of so many pixels, since the arrays in between are larger.
+# Images are counted in bands of rows of so many pixels, since the arrays in between are larger.
 BAND_PIXELS = 2**22
 # What is farther than the largest distance asked for.
 _FAR = np.iinfo(np.int32).max
 
 
 def row_bands(height: int, width: int, margin: int = 0) -> Iterator[tuple[slice, slice]]:
-    """Divide a picture into bands of rows.
+    """Divide an image into bands of rows.
 
     Args:
-        height: of the picture.
-        width: of the picture.
+        height: of the image.
+        width: of the image.
         margin: rows that are needed above and below a band.
 
     Yields:
-        The rows with their margins, in the picture; and the band itself, within them.
+        The rows with their margins, in the image; and the band itself, within them.
     """
     rows = max(1, BAND_PIXELS // max(1, width))
     for first in range(0, height, rows):

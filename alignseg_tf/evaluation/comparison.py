@@ -1,4 +1,4 @@
-"""Two models on the same pictures: what differs, and how sure that is."""
+"""Two models on the same images: what differs, and how sure that is."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ from alignseg_tf.system.files import (
 )
 from alignseg_tf.system.printable import csv_cell
 
-# So many pictures are shown in which each of the models is ahead.
+# So many images are shown in which each of the models is ahead.
 SHOWN = 4
 # Points of % at which a bar of the page is full.
 FULL_BAR = 10
@@ -36,7 +36,7 @@ BORDER_SCORES = (("boundary F", "mean_boundary_f"), ("trimap IoU", "mean_trimap_
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two reports on the same pictures; differences are those of the second, B, less the first, A.
+    """Two reports on the same images; differences are those of the second, B, less the first, A.
 
     Attributes:
         first: the report on A.
@@ -44,7 +44,7 @@ class Comparison:
         names: of the two models.
 
     Raises:
-        ValueError: the reports are on other classes or pictures, or in other blocks.
+        ValueError: the reports are on other classes or images, or in other blocks.
     """
 
     first: Report
@@ -54,8 +54,8 @@ class Comparison:
     def __post_init__(self) -> None:
         for what, of_first, of_second in (
             ("classes", self.first.classes, self.second.classes),
-            ("pictures", *([s.name for s in r.scores] for r in (self.first, self.second))),
-            ("blocks", *(range(0, r.pictures, r.block) for r in (self.first, self.second))),
+            ("images", *([s.name for s in r.scores] for r in (self.first, self.second))),
+            ("blocks", *(range(0, r.images, r.block) for r in (self.first, self.second))),
         ):
             if list(of_first) != list(of_second):
                 raise ValueError(
@@ -73,7 +73,7 @@ class Comparison:
 
     @cached_property
     def intervals(self) -> dict[str, Interval]:
-        """95 % bootstrap intervals of `differences`, on the same samples of pictures for both."""
+        """95 % bootstrap intervals of `differences`, on the same samples of images for both."""
         first, second = self.first.resampled, self.second.resampled
         return {
             name: interval(getattr(second, name) - getattr(first, name), self.first.blocks)
@@ -81,9 +81,9 @@ class Comparison:
         }
 
     @property
-    def picture_differences(self) -> np.ndarray:
-        """Difference in mean IoU of each picture, [P]."""
-        return self.second.picture_iou - self.first.picture_iou
+    def image_differences(self) -> np.ndarray:
+        """Difference in mean IoU of each image, [P]."""
+        return self.second.image_iou - self.first.image_iou
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers as plain values for JSON; None where there is none."""
@@ -102,7 +102,7 @@ class Comparison:
         return {
             "a": self.names[0],
             "b": self.names[1],
-            "pictures": self.first.pictures,
+            "images": self.first.images,
             "protocol": self.first.protocol,
             "block": self.first.block,
             "mean_iou": numbers("mean_iou"),
@@ -144,7 +144,7 @@ class Comparison:
                 )
         lines += [
             "",
-            f"{self.first.pictures} pictures, {self.first.protocol}"
+            f"{self.first.images} images, {self.first.protocol}"
             + (f", blocks of {self.first.block}" if self.first.block > 1 else "")
             + "; * where the interval leaves out 0",
         ]
@@ -206,8 +206,8 @@ def write_comparison(
         comparison: the numbers.
         folder: where to.
         label_space: names and colours of the classes.
-        samples: the pictures, in the order of the reports.
-        class_maps: of A and B, uint8 RGB picture -> class ids; called for the pictures shown.
+        samples: the images, in the order of the reports.
+        class_maps: of A and B, uint8 RGB image -> class ids; called for the images shown.
         overwrite: replace files of these names even if no comparison wrote them.
 
     Returns:
@@ -278,14 +278,14 @@ def _page(
         {"name": "mean IoU of A", "value": f"{percent(first.mean_iou)} %", "note": ""},
         {"name": "mean IoU of B", "value": f"{percent(second.mean_iou)} %", "note": ""},
     ]
-    change = comparison.picture_differences
+    change = comparison.image_differences
     ranked = [int(i) for i in np.argsort(np.nan_to_num(change), kind="stable")]
     groups = [
         {
             "title": f"Where {ahead} is ahead",
-            "note": "Picture; truth; A; B; blue: only A is right, orange: only B, dark: no label.",
-            "pictures": [
-                _picture_row(comparison, label_space, samples[i], i, class_maps) for i in indices
+            "note": "Image; truth; A; B; blue: only A is right, orange: only B, dark: no label.",
+            "images": [
+                _image_row(comparison, label_space, samples[i], i, class_maps) for i in indices
             ],
         }
         for ahead, indices in (
@@ -309,7 +309,7 @@ def _page(
     )
 
 
-def _picture_row(
+def _image_row(
     comparison: Comparison,
     label_space: LabelSpace,
     sample: Sample,
@@ -320,7 +320,7 @@ def _picture_row(
     a, b = (class_map(image) for class_map in class_maps)
     painted = [visualization.overlay(image, x, label_space.palette) for x in (truth, a, b)]
     first, second = (
-        percent(report.picture_iou[index]) for report in (comparison.first, comparison.second)
+        percent(report.image_iou[index]) for report in (comparison.first, comparison.second)
     )
     return {
         "data": row_url(image, *painted, visualization.disagreements(image, truth, a, b)),

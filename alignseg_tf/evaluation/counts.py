@@ -1,4 +1,4 @@
-"""What is counted in one picture: everything that a report is made of, in whole numbers."""
+"""What is counted in one image: everything that a report is made of, in whole numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
-class PictureScores:
-    """The counts of one picture.
+class ImageScores:
+    """The counts of one image.
 
     Attributes:
-        name: of the picture.
+        name: of the image.
         cells: which cells of the confusion matrix, flattened row by row (rows are the truth), are
             not zero, int64 [k].
         pixels: their pixels, int64 [k].
@@ -27,7 +27,7 @@ class PictureScores:
         trimap: int64 [D, n, 3], see `boundaries.trimap_counts`.
         calibration: float64 [bins, 3]: labelled pixels whose confidence is in the bin, those of
             them that are right, the sum of their confidences; None where the model gives none.
-        in_windows: whether the picture was too large to go through whole.
+        in_windows: whether the image was too large to go through whole.
     """
 
     name: str
@@ -57,7 +57,7 @@ class PictureScores:
         }
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "PictureScores":
+    def from_dict(cls, content: Mapping[str, Any]) -> "ImageScores":
         """Read what `to_dict` gave."""
         calibration = content["calibration"]
         return cls(
@@ -72,7 +72,7 @@ class PictureScores:
 
 
 def _sparse(counts: np.ndarray) -> dict[str, Any]:
-    """Most classes do not occur in most pictures."""
+    """Most classes do not occur in most images."""
     cells = np.flatnonzero(counts)
     return {
         "shape": list(counts.shape),
@@ -141,23 +141,23 @@ def count_calibration(
     return table
 
 
-def score_picture(
+def score_image(
     name: str,
     truth: np.ndarray,
     predicted: np.ndarray,
     num_classes: int,
     confidence: np.ndarray | None = None,
     in_windows: bool = False,
-) -> PictureScores:
-    """Count a picture.
+) -> ImageScores:
+    """Count an image.
 
     Args:
-        name: of the picture.
+        name: of the image.
         truth: class ids, uint8 [H, W], `IGNORE` where there is no label.
         predicted: class ids, uint8 [H, W], all below `num_classes`.
         num_classes: n.
         confidence: probability of the predicted class, float32 [H, W] in 0..1, or None.
-        in_windows: whether the picture was too large to go through whole.
+        in_windows: whether the image was too large to go through whole.
 
     Raises:
         ValueError: as `count_confusion`.
@@ -165,7 +165,7 @@ def score_picture(
     confusion = count_confusion(truth, predicted, num_classes).ravel()
     cells = np.flatnonzero(confusion)
     distances = BOUNDARY_DISTANCES
-    return PictureScores(
+    return ImageScores(
         name,
         cells,
         confusion[cells],

@@ -1,4 +1,4 @@
-"""Compare what a model sees in many pictures with their labels."""
+"""Compare what a model sees in many images with their labels."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import DataError, Sample
 from alignseg_tf.data.readers import load_sample
 from alignseg_tf.evaluation.bootstrap import check_block
-from alignseg_tf.evaluation.counts import PictureScores, score_picture
+from alignseg_tf.evaluation.counts import ImageScores, score_image
 from alignseg_tf.evaluation.report import Report
 from alignseg_tf.prediction.outputs import Prediction
 from alignseg_tf.prediction.predictor import Predictor
@@ -40,32 +40,32 @@ def evaluate(
     samples: Iterable[Sample],
     label_space: LabelSpace,
     progress: Callable[[int, int], None] | None = None,
-    protocol: str = "whole pictures",
+    protocol: str = "whole images",
     record: Path | None = None,
     identity: dict[str, Any] | None = None,
     block: int = 1,
 ) -> Report:
-    """Compare predictions with labels, picture by picture.
+    """Compare predictions with labels, image by image.
 
-    Pictures are read and counted in threads beside the one that predicts; counts are whole numbers
+    Images are read and counted in threads beside the one that predicts; counts are whole numbers
     and do not depend on the order.
 
     Args:
-        segment: uint8 RGB picture [H, W, 3] -> a `Prediction`, as a `Predictor` gives, or class ids
-            [H, W] alone. Several, such as one `Predictor` a GPU, share the pictures; each is called
+        segment: uint8 RGB image [H, W, 3] -> a `Prediction`, as a `Predictor` gives, or class ids
+            [H, W] alone. Several, such as one `Predictor` a GPU, share the images; each is called
             by one thread at a time.
-        samples: pictures with labels.
+        samples: images with labels.
         label_space: what the labels mean.
         progress: called with (done, total).
-        protocol: how `segment` treats a picture, in words, for the report.
-        record: file to which the counts of each picture are appended as they are made. If it is
+        protocol: how `segment` treats an image, in words, for the report.
+        record: file to which the counts of each image are appended as they are made. If it is
             there, an evaluation goes on where it was interrupted. Images whose file or label has
             another content since are evaluated again, and named on the standard error stream.
         identity: what the record belongs to, such as a hash of the model; another one is refused.
-        block: neighbouring pictures that intervals draw together, see `Report`.
+        block: neighbouring images that intervals draw together, see `Report`.
 
     Returns:
-        The report over all pictures.
+        The report over all images.
 
     Raises:
         DataError: a file is unreadable.
@@ -74,9 +74,9 @@ def evaluate(
     check_block(block)
     samples = list(samples)
     segments = [segment] if callable(segment) else list(segment)
-    known: dict[int, PictureScores] = {}
+    known: dict[int, ImageScores] = {}
     with ExitStack() as stack:
-        append: Callable[[int, PictureScores], None] = known.__setitem__
+        append: Callable[[int, ImageScores], None] = known.__setitem__
         if record is not None:
             known, append = stack.enter_context(
                 _opened_record(record, _description(label_space, protocol, identity), samples)
@@ -93,12 +93,12 @@ def evaluate(
 
 def _score_all(
     segments: Sequence[Segment], samples: Sequence[Sample], left: Sequence[int], space: LabelSpace
-) -> Iterator[tuple[int, PictureScores]]:
+) -> Iterator[tuple[int, ImageScores]]:
     free: queue.SimpleQueue[Segment] = queue.SimpleQueue()
     for segment in segments:
         free.put(segment)
 
-    def score(index: int) -> tuple[int, PictureScores]:
+    def score(index: int) -> tuple[int, ImageScores]:
         sample = samples[index]
         image, truth = load_sample(sample, space)
         try:
@@ -111,13 +111,13 @@ def _score_all(
             if isinstance(found, Prediction):
                 confidence, in_windows = found.confidence, found.in_windows
                 found = found.class_map
-            return index, score_picture(
+            return index, score_image(
                 sample.image.name, truth, found, space.num_classes, confidence, in_windows
             )
         except ValueError as error:
             raise ValueError(f"{sample.image}: {error}") from error
 
-    # One picture is read and another counted while the network works on a third.
+    # One image is read and another counted while the network works on a third.
     workers = len(segments) + 2
     yield from in_parallel(score, left, ahead=workers, workers=workers)
 
@@ -177,13 +177,13 @@ def _contents(samples: Sequence[Sample]) -> list[_Content]:
     ]
 
 
-Counts = dict[_Content, PictureScores]
+Counts = dict[_Content, ImageScores]
 
 
 @contextmanager
 def _opened_record(
     path: Path, description: dict[str, Any], samples: Sequence[Sample]
-) -> Iterator[tuple[dict[int, PictureScores], Callable[[int, PictureScores], None]]]:
+) -> Iterator[tuple[dict[int, ImageScores], Callable[[int, ImageScores], None]]]:
     """Read a record and open it for more.
 
     The first line says what it belongs to; each other line is an image. The record is written
@@ -203,7 +203,7 @@ def _opened_record(
             _write_counts(file, contents[index], scores)
     with path.open("ab") as file:
 
-        def append(index: int, scores: PictureScores) -> None:
+        def append(index: int, scores: ImageScores) -> None:
             known[index] = scores
             _write_counts(file, contents[index], scores)
 
@@ -228,7 +228,7 @@ def _read_record(path: Path, description: dict[str, Any]) -> Counts:
                         return {}
                 else:
                     key = _Content(content["name"], *content["sha256"])
-                    counts[key] = PictureScores.from_dict(content)
+                    counts[key] = ImageScores.from_dict(content)
             except (KeyError, TypeError, json.JSONDecodeError) as error:
                 raise ValueError(
                     f"{path}, line {number + 1}: not a record of an evaluation; remove the file"
@@ -279,7 +279,7 @@ def _say_what_changed(path: Path, there: Counts, contents: Sequence[_Content]) -
         )
 
 
-def _write_counts(file: IO[bytes], content: _Content, scores: PictureScores) -> None:
+def _write_counts(file: IO[bytes], content: _Content, scores: ImageScores) -> None:
     _write_line(file, {"sha256": content[1:], **scores.to_dict()})
 
 
@@ -319,11 +319,11 @@ def evaluate_model(
     Args:
         model: a `.keras` or `.tflite` file, or the folder of a SavedModel.
         predictors: the model, loaded once a device, see `prediction.predictors_on_all_gpus`.
-        samples: pictures with labels.
+        samples: images with labels.
         label_space: what the labels mean; the model must have its classes.
-        record: see `evaluate`; it belongs to the model's bytes, the protocol and the pictures.
+        record: see `evaluate`; it belongs to the model's bytes, the protocol and the images.
         progress: called with (done, total).
-        block: neighbouring pictures that intervals draw together, see `Report`.
+        block: neighbouring images that intervals draw together, see `Report`.
 
     Raises:
         ValueError: the model has other classes; or as `evaluate`.

@@ -1,4 +1,4 @@
-"""An evaluation as files: numbers for programs, and one page with pictures for people."""
+"""An evaluation as files: numbers for programs, and one page with images for people."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ from alignseg_tf.system.fonts import names_in_figures
 
 Segmenter = Callable[[np.ndarray], np.ndarray]
 
-# So many of the best pictures, and of the worst, are shown, each part of them at most so wide.
+# So many of the best images, and of the worst, are shown, each part of them at most so wide.
 SHOWN, SHOWN_WIDTH = 4, 420
 # Up to so many classes the cells of a confusion matrix have their share written into them.
 LABELLED_CLASSES = 24
@@ -32,7 +32,7 @@ LABELLED_CLASSES = 24
 
 # In the folder of a report.
 REPORT_FILES = (
-    "evaluation.json", "classes.csv", "pictures.csv", "confusion.png", "report.html"
+    "evaluation.json", "classes.csv", "images.csv", "confusion.png", "report.html"
 )  # fmt: skip
 
 
@@ -72,14 +72,14 @@ def write_report(
     title: str = "Evaluation",
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write `evaluation.json`, `classes.csv`, `pictures.csv`, `confusion.png` and `report.html`.
+    """Write `evaluation.json`, `classes.csv`, `images.csv`, `confusion.png` and `report.html`.
 
     Args:
         report: the numbers.
         folder: where to.
         label_space: names and colours of the classes.
-        samples: the pictures of the report, in its order.
-        class_map: uint8 RGB picture -> class ids; called for the few pictures that are shown.
+        samples: the images of the report, in its order.
+        class_map: uint8 RGB image -> class ids; called for the few images that are shown.
         title: of the page.
         overwrite: replace files of these names even if no evaluation wrote them.
 
@@ -92,7 +92,7 @@ def write_report(
     contents = {
         "evaluation.json": json.dumps(report.to_dict(), indent=1).encode(),
         "classes.csv": report.classes_csv().encode(),
-        "pictures.csv": report.pictures_csv().encode(),
+        "images.csv": report.images_csv().encode(),
     }
     check_replaceable(folder, EVALUATION, (*contents, "confusion.png", "report.html"), overwrite)
     written = write_files(folder, EVALUATION, contents, True)  # before anything is drawn
@@ -144,22 +144,22 @@ def report_page(
     ]
     if error is not None:
         tiles.append(_tile("ECE", error, "distance of confidence and accuracy"))
-    order = np.argsort(report.picture_iou, kind="stable")
-    ranked = [int(i) for i in order if not np.isnan(report.picture_iou[i])]
+    order = np.argsort(report.image_iou, kind="stable")
+    ranked = [int(i) for i in order if not np.isnan(report.image_iou[i])]
     count = min(SHOWN, -(-len(ranked) // 2))
 
     def shown(indices: Iterable[int]) -> list[dict[str, str]]:
-        return [_picture_row(report, label_space, samples[i], i, class_map) for i in indices]
+        return [_image_row(report, label_space, samples[i], i, class_map) for i in indices]
 
     groups = [
         {
             "title": heading,
-            "note": "Picture; truth; prediction; mistakes in red, unlabelled pixels dark.",
-            "pictures": shown(indices),
+            "note": "Image; truth; prediction; mistakes in red, unlabelled pixels dark.",
+            "images": shown(indices),
         }
         for heading, indices in (
-            ("The worst pictures", ranked[:count]),
-            ("The best pictures", ranked[::-1][: len(ranked) - count][:count]),
+            ("The worst images", ranked[:count]),
+            ("The best images", ranked[::-1][: len(ranked) - count][:count]),
         )
         if indices
     ]
@@ -183,7 +183,7 @@ def report_page(
     )
 
 
-def _picture_row(
+def _image_row(
     report: Report, label_space: LabelSpace, sample: Sample, index: int, class_map: Segmenter
 ) -> dict[str, str]:
     image, truth = load_sample(sample, label_space)
@@ -197,7 +197,7 @@ def _picture_row(
             visualization.mistakes(image, truth, predicted),
         ),
         "alt": f"{sample.image.name} with truth, prediction and mistakes",
-        "caption": f"{sample.image.name}: mean IoU {percent(report.picture_iou[index])} %",
+        "caption": f"{sample.image.name}: mean IoU {percent(report.image_iou[index])} %",
     }
 
 
@@ -211,14 +211,14 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def row_url(*pictures: np.ndarray) -> str:
-    """Put pictures of one size beside each other, no wider than they are shown, as a data URL."""
-    height, width = pictures[0].shape[:2]
+def row_url(*images: np.ndarray) -> str:
+    """Put images of one size beside each other, no wider than they are shown, as a data URL."""
+    height, width = images[0].shape[:2]
     scale = min(1.0, SHOWN_WIDTH / width)
     size = max(1, round(scale * width)), max(1, round(scale * height))
     small = [
-        np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
-        for picture in pictures
+        np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+        for image in images
     ]
     content = io.BytesIO()
     Image.fromarray(visualization.side_by_side(*small)).save(content, "JPEG", quality=88)
@@ -233,7 +233,7 @@ def legend_url(label_space: LabelSpace) -> str:
 
 
 def data_url(content: bytes, kind: str) -> str:
-    """Return a picture's file as a URL that holds it."""
+    """Return an image's file as a URL that holds it."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 

@@ -55,8 +55,8 @@ def read_quality(path: Path) -> dict[str, Any]:
         ValueError: the file is missing or holds something else.
     """
     try:
-        quality = json.loads(path.read_text(encoding="utf-8"))
-        quality["mean_iou"], quality["pictures"], quality["protocol"], quality["iou"]
+        quality = _read_record(path)
+        quality["mean_iou"], quality["images"], quality["protocol"], quality["iou"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path}: expected the JSON of an evaluation (python -m training.evaluate --json). "
@@ -72,30 +72,35 @@ def read_run(path: Path) -> dict[str, Any]:
         ValueError: the file is missing or holds something else.
     """
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(run, dict):
-            raise TypeError(type(run).__name__)
+        return _read_record(path)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"{path}: expected the values of a training run, as training writes them. "
             f"Received: {error!r}"
         ) from error
-    return run
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Read a JSON object; keys of older versions, which said picture, get their present names."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(record, dict):
+        raise TypeError(type(record).__name__)
+    return {key.replace("picture", "image"): value for key, value in record.items()}
 
 
 def trained_on_validation(run: Mapping[str, Any]) -> bool:
-    """Whether a run, as `read_run` gives it, was trained on the validation pictures too."""
+    """Whether a run, as `read_run` gives it, was trained on the validation images too."""
     return "val" in run.get("train_on", "").split("+")
 
 
 def warn_if_trained_on(model: Path, data: DataSource, split: str) -> None:
-    """Say on the standard error stream if a model is known to be trained on a split's pictures.
+    """Say on the standard error stream if a model is known to be trained on a split's images.
 
     They are known by the content of the files, in runs from before it was recorded by their names.
 
     Args:
         model: as in `known_facts`.
-        data: pictures with labels.
+        data: images with labels.
         split: the part of them on which the model is to be judged.
 
     Raises:
@@ -112,12 +117,12 @@ def warn_if_trained_on(model: Path, data: DataSource, split: str) -> None:
             same = run["training_images"] == samples_fingerprints(samples)[0]
         else:
             names = names_hash(sample.image.name for sample in samples)
-            same = run.get("training_picture_names") == names
+            same = run.get("training_image_names") == names
     except DataError:  # without such a part they are other data
         return
     if same:
         print(
-            f"Warning: {model} was trained on these pictures: what is measured on them says "
+            f"Warning: {model} was trained on these images: what is measured on them says "
             "nothing of new ones",
             file=sys.stderr,
         )

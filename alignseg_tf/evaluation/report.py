@@ -1,7 +1,7 @@
 """What an evaluation found, as numbers, a table, JSON and CSV.
 
 Shape legend
-    P      pictures
+    P      images
     n      classes
     D      distances, `scores.BOUNDARY_DISTANCES`
 """
@@ -25,7 +25,7 @@ from alignseg_tf.evaluation.bootstrap import (
     interval,
     sample_weights,
 )
-from alignseg_tf.evaluation.counts import BOUNDARY_DISTANCES, PictureScores
+from alignseg_tf.evaluation.counts import BOUNDARY_DISTANCES, ImageScores
 from alignseg_tf.system.printable import csv_cell
 
 # The distance, in pixels, at which a table that has one column for it gives the boundary F-score.
@@ -38,19 +38,19 @@ class Report:
 
     Attributes:
         classes: names of the n classes.
-        scores: the counts of each picture.
-        protocol: how the pictures went through the network, in words.
-        block: neighbouring pictures that are alike, as frames of a video are, and that intervals
-            draw together; 1 where every picture stands for itself.
+        scores: the counts of each image.
+        protocol: how the images went through the network, in words.
+        block: neighbouring images that are alike, as frames of a video are, and that intervals
+            draw together; 1 where every image stands for itself.
 
     Raises:
-        ValueError: a picture was counted with another number of classes, or `block` is not
+        ValueError: an image was counted with another number of classes, or `block` is not
             positive.
     """
 
     classes: Sequence[str]
-    scores: Sequence[PictureScores]
-    protocol: str = "whole pictures"
+    scores: Sequence[ImageScores]
+    protocol: str = "whole images"
     block: int = 1
 
     def __post_init__(self) -> None:
@@ -63,18 +63,18 @@ class Report:
                 )
 
     @property
-    def pictures(self) -> int:
-        """Number of pictures."""
+    def images(self) -> int:
+        """Number of images."""
         return len(self.scores)
 
     @property
     def blocks(self) -> int:
-        """Number of blocks of pictures; intervals want two."""
-        return self.pictures // self.block
+        """Number of blocks of images; intervals want two."""
+        return self.images // self.block
 
     @property
     def in_windows(self) -> int:
-        """Number of pictures that were too large to go through whole."""
+        """Number of images that were too large to go through whole."""
         return sum(score.in_windows for score in self.scores)
 
     @cached_property
@@ -88,7 +88,7 @@ class Report:
     @cached_property
     def _region_counts(self) -> np.ndarray:
         """Pixels that are right, that truth has, that are predicted: float64 [P, n, 3]."""
-        counts = np.zeros((self.pictures, len(self.classes), 3))
+        counts = np.zeros((self.images, len(self.classes), 3))
         for row, score in zip(counts, self.scores, strict=True):
             true, found = np.divmod(score.cells, len(self.classes))
             right = true == found
@@ -129,13 +129,13 @@ class Report:
         return metrics.pixel_accuracy(self.confusion)
 
     @cached_property
-    def picture_iou(self) -> np.ndarray:
-        """Mean IoU of each picture over the classes that occur in it, [P]; NaN without labels."""
+    def image_iou(self) -> np.ndarray:
+        """Mean IoU of each image over the classes that occur in it, [P]; NaN without labels."""
         return _means(_iou(self._region_counts), 1)
 
     @cached_property
-    def _picture_boundary_f(self) -> np.ndarray:
-        """Boundary F-score of each picture, distance and class, [P, D, n]."""
+    def _image_boundary_f(self) -> np.ndarray:
+        """Boundary F-score of each image, distance and class, [P, D, n]."""
         counts = np.array([score.boundary for score in self.scores], np.float64)
         found, found_right, true, true_right = np.moveaxis(
             counts.reshape(-1, len(BOUNDARY_DISTANCES), len(self.classes), 4), -1, 0
@@ -152,13 +152,13 @@ class Report:
         """Boundary F-score of each distance and class, [D, n], in 0..1.
 
         The harmonic mean of the shares of predicted and of true boundary pixels that the other
-        side confirms within the distance, in each picture where the class has a boundary on either
-        side; then the mean over these pictures. NaN where there are none.
+        side confirms within the distance, in each image where the class has a boundary on either
+        side; then the mean over these images. NaN where there are none.
 
         Reference:
             Csurka et al., What is a good evaluation measure for semantic segmentation?, BMVC 2013.
         """
-        return _means(self._picture_boundary_f, 0)
+        return _means(self._image_boundary_f, 0)
 
     @property
     def mean_boundary_f(self) -> np.ndarray:
@@ -184,7 +184,7 @@ class Report:
     def calibration(self) -> np.ndarray | None:
         """Pixels, right ones and summed confidence of each bin, [bins, 3]; None without them."""
         tables = [score.calibration for score in self.scores if score.calibration is not None]
-        return np.sum(tables, 0) if tables and len(tables) == self.pictures else None
+        return np.sum(tables, 0) if tables and len(tables) == self.images else None
 
     @property
     def expected_calibration_error(self) -> float | None:
@@ -200,11 +200,11 @@ class Report:
 
     @cached_property
     def resampled(self) -> "Resampled":
-        """The scores of bootstrap samples of the pictures."""
-        return Resampled(self, sample_weights(self.pictures, self.block))
+        """The scores of bootstrap samples of the images."""
+        return Resampled(self, sample_weights(self.images, self.block))
 
     def intervals(self) -> dict[str, Interval]:
-        """Return bootstrap intervals: 95 %, over blocks of pictures drawn with replacement.
+        """Return bootstrap intervals: 95 %, over blocks of images drawn with replacement.
 
         Returns:
             `iou` with bounds [n], `mean_iou`, `mean_boundary_f` and `mean_trimap_iou` with bounds
@@ -233,9 +233,9 @@ class Report:
             }
 
         return {
-            "pictures": self.pictures,
+            "images": self.images,
             "protocol": self.protocol,
-            "pictures_in_windows": self.in_windows,
+            "images_in_windows": self.in_windows,
             "mean_iou": self.mean_iou,
             "frequency_weighted_iou": self.frequency_weighted_iou,
             "pixel_accuracy": self.pixel_accuracy,
@@ -309,10 +309,10 @@ class Report:
             f"{'boundary F %':<{width}} " + _columns(self.mean_boundary_f),
             f"{'trimap IoU %':<{width}} " + _columns(self.mean_trimap_iou),
             "",
-            f"{self.pictures} pictures, {self.protocol}"
+            f"{self.images} images, {self.protocol}"
             + (f"; {self.in_windows} of them too large for that, in windows"
                if self.in_windows else "")
-            + (f"; intervals of blocks of {self.block} neighbouring pictures"
+            + (f"; intervals of blocks of {self.block} neighbouring images"
                if self.block > 1 else ""),
         ]  # fmt: skip
         return "\n".join(lines)
@@ -336,13 +336,13 @@ class Report:
         columns["true_pixels"] = self.confusion.sum(1)
         return _csv(columns)
 
-    def pictures_csv(self) -> str:
-        """Return a table of the pictures: mean IoU, pixel accuracy, boundary F-scores."""
+    def images_csv(self) -> str:
+        """Return a table of the images: mean IoU, pixel accuracy, boundary F-scores."""
         right, true = self._region_counts[..., 0].sum(1), self._region_counts[..., 1].sum(1)
-        boundary = _means(self._picture_boundary_f, 2)
+        boundary = _means(self._image_boundary_f, 2)
         columns = {
-            "picture": [score.name for score in self.scores],
-            "mean_iou": self.picture_iou,
+            "image": [score.name for score in self.scores],
+            "mean_iou": self.image_iou,
             "pixel_accuracy": _ratios(right, true),
         }
         columns |= {
@@ -354,11 +354,11 @@ class Report:
 
 
 class Resampled:
-    """The scores of many bootstrap samples of the pictures of a report.
+    """The scores of many bootstrap samples of the images of a report.
 
     Args:
-        report: the pictures.
-        weights: how often each picture is in each sample, [S, P].
+        report: the images.
+        weights: how often each image is in each sample, [S, P].
 
     Attributes:
         iou: [S, n].
@@ -372,7 +372,7 @@ class Resampled:
         regions = report._region_counts
         self.iou = _iou(_sums(weights, regions))
         self.mean_iou = _means(self.iou, 1)
-        boundary = report._picture_boundary_f
+        boundary = report._image_boundary_f
         self.boundary_f = _ratios(
             _sums(weights, np.nan_to_num(boundary)), _sums(weights, ~np.isnan(boundary))
         )

@@ -25,15 +25,15 @@ class Agreement:
     """An exported network beside the model that it was made of.
 
     Attributes:
-        pictures: how many pictures were compared.
+        images: how many images were compared.
         same_class: share of their pixels to which both give the same class, 0..1.
         difference: largest difference of two logits; None where the export has class maps alone.
         largest_logit: largest absolute logit of the model, to compare `difference` with.
-        latency: median seconds of the export for the first picture, on this machine.
-        size: height and width of that picture, as it went through the network.
+        latency: median seconds of the export for the first image, on this machine.
+        size: height and width of that image, as it went through the network.
     """
 
-    pictures: int
+    images: int
     same_class: float
     difference: float | None
     largest_logit: float
@@ -41,8 +41,8 @@ class Agreement:
     size: tuple[int, int]
 
     def __str__(self) -> str:
-        pictures = "a picture" if self.pictures == 1 else f"{self.pictures} pictures"
-        text = f"same class on {100 * self.same_class:.4f} % of the pixels of {pictures}"
+        images = "an image" if self.images == 1 else f"{self.images} images"
+        text = f"same class on {100 * self.same_class:.4f} % of the pixels of {images}"
         if self.difference is not None:
             text += (
                 f"; logits differ by at most {self.difference:.1e} "
@@ -64,8 +64,8 @@ def check_agreement(agreement: Agreement, path: str | Path) -> None:
         )
 
 
-def noise_picture(size: tuple[int, int] | None = None) -> np.ndarray:
-    """Return a uint8 RGB picture of noise, to compare on where there is no other."""
+def noise_image(size: tuple[int, int] | None = None) -> np.ndarray:
+    """Return a uint8 RGB image of noise, to compare on where there is no other."""
     size = size or DEFAULT_CHECK_SIZE
     return np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
 
@@ -73,15 +73,15 @@ def noise_picture(size: tuple[int, int] | None = None) -> np.ndarray:
 def compare_networks(
     model: Network, exported: Network, images: Iterable[np.ndarray] | None = None
 ) -> Agreement:
-    """Run a model and an export of it on the same pictures.
+    """Run a model and an export of it on the same images.
 
-    Pictures are resized first where the export takes one size alone. The export's own class maps
+    Images are resized first where the export takes one size alone. The export's own class maps
     are compared, where it has them.
 
     Args:
         model: what was exported.
         exported: what was written.
-        images: uint8 RGB pictures [H, W, 3]; one of noise by default.
+        images: uint8 RGB images [H, W, 3]; one of noise by default.
 
     Returns:
         What differs, and how long the export takes.
@@ -94,7 +94,7 @@ def compare_networks(
     after = Predictor(exported, whole).class_map
     if exported.gives_class_maps:
         after = exported.class_map
-    images = [noise_picture(exported.input_size)] if images is None else list(images)
+    images = [noise_image(exported.input_size)] if images is None else list(images)
     same, differences, largest = [], [], 0.0
     for number, image in enumerate(images, start=1):
         if exported.input_size is not None:

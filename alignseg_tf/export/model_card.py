@@ -52,7 +52,7 @@ def model_card(
     sections = [
         f"# {_escaped(name)}",
         f"{_FIRST_WORDS} {model.num_classes} classes and "
-        f"{model.count_params() / 1e6:.2f} M parameters, from RGB pictures to a class for each "
+        f"{model.count_params() / 1e6:.2f} M parameters, from RGB images to a class for each "
         "pixel.",
         "## About\n\n" + (about.strip() or _NOT_STATED),
         "## Input and output\n\n" + (_KERAS_CONTRACT if agreement is None else _CONTRACT),
@@ -70,7 +70,7 @@ _NOT_STATED = (
 )
 
 _CONTRACT = f"""\
-Pictures are RGB, 0..255, of any size from {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} on unless the
+Images are RGB, 0..255, of any size from {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} on unless the
 signature says otherwise; normalisation is in the model.
 
 | signature | input | output |
@@ -81,15 +81,15 @@ signature says otherwise; normalisation is in the model.
 | `logits` | `images`, float32 [B, H, W, 3] | `logits`, float32 at stride 4 |
 | `offsets` | `images`, uint8 [B, H, W, 3] | where each alignment layer reads, in pixels |
 
-`serve_bytes` ignores EXIF rotation: a phone's picture comes out as its pixels are stored. The
-readers, `Predictor` and the HTTP server of alignseg_tf turn pictures first."""
+`serve_bytes` ignores EXIF rotation: a phone's image comes out as its pixels are stored. The
+readers, `Predictor` and the HTTP server of alignseg_tf turn images first."""
 
 
 _KERAS_CONTRACT = f"""\
-Pictures are float32 RGB, 0..255 [B, H, W, 3], of any size from {MIN_IMAGE_SIZE} x
+Images are float32 RGB, 0..255 [B, H, W, 3], of any size from {MIN_IMAGE_SIZE} x
 {MIN_IMAGE_SIZE} on; normalisation is in the model. It returns a dict with the logits
 `segmentation`, float32 [B, H, W, classes]. `keras.saving.load_model` reads the file after
-`import alignseg_tf`. `Predictor` and `python -m alignseg_tf predict` go from picture files to
+`import alignseg_tf`. `Predictor` and `python -m alignseg_tf predict` go from image files to
 classes."""
 
 _EXPORTS = (
@@ -112,21 +112,21 @@ def _quality(quality: Mapping[str, Any] | None, run: Mapping[str, Any] | None) -
     intervals = quality.get("intervals") or {}
     bounds = intervals.get("mean_iou") or {}
     interval, of_what = "", ""
-    if bounds.get("low") is not None:  # fewer than two pictures, or blocks, have none
+    if bounds.get("low") is not None:  # fewer than two images, or blocks, have none
         level, block = intervals["level"], intervals.get("block", 1)
         blocks = f", in blocks of {block} neighbours" if block > 1 else ""
-        of_what = f" The interval is of the choice of pictures{blocks}."
+        of_what = f" The interval is of the choice of images{blocks}."
         interval = f" ({100 * level:.0f} % interval {_percent(bounds['low'])} to " \
             f"{_percent(bounds['high'])})"  # fmt: skip
     rows = [f"| {_escaped(name)} | {_percent(value)} |" for name, value in quality["iou"].items()]
     warning = ""
     if trained_on_validation(run or {}):
-        warning = " The model was trained on the validation pictures; a figure of them says " \
-            "nothing of new pictures."  # fmt: skip
+        warning = " The model was trained on the validation images; a figure of them says " \
+            "nothing of new images."  # fmt: skip
     return "\n".join(
         [
-            f"Mean IoU {_percent(quality['mean_iou'])} %{interval} on {quality['pictures']} "
-            f"pictures, {_escaped(quality['protocol'])}.{of_what}{warning}",
+            f"Mean IoU {_percent(quality['mean_iou'])} %{interval} on {quality['images']} "
+            f"images, {_escaped(quality['protocol'])}.{of_what}{warning}",
             "",
             "| class | IoU, % |",
             "|---|---|",
@@ -168,7 +168,7 @@ def _export(agreement: Agreement, form: str) -> str:
     used = ", ".join(f"{name} {version}" for name, version in versions().items())
     return (
         (f"{form}\n\n" if form else "") + f"Against the Keras model: {agreement}.\n\n"
-        f"A picture of {width} x {height} pixels takes {1e3 * agreement.latency:.0f} ms (median, "
+        f"An image of {width} x {height} pixels takes {1e3 * agreement.latency:.0f} ms (median, "
         f"batch 1) on {processor}.\n\n"
         f"Written on {datetime.date.today().isoformat()} with {used}."
     )

@@ -40,8 +40,8 @@ def export_onnx(
     Args:
         model: the model to write; it is not changed.
         path: the `.onnx` file.
-        image_size: height and width, if all pictures have one size.
-        check_images: uint8 RGB pictures to compare on; one of noise by default.
+        image_size: height and width, if all images have one size.
+        check_images: uint8 RGB images to compare on; one of noise by default.
         overwrite: replace a file at `path` even if no export wrote it.
 
     Returns:

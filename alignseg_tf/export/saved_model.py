@@ -31,7 +31,7 @@ from alignseg_tf.prediction.saved_networks import (
 )
 from alignseg_tf.system.files import Output, atomic_folder, has_keys, write_text
 
-# Values of logits at the size of the picture that are in memory at a time: 64 MiB.
+# Values of logits at the size of the image that are in memory at a time: 64 MiB.
 LOGITS_AT_A_TIME = 2**24
 
 # What is in a version's folder.
@@ -66,21 +66,21 @@ def export_saved_model(
         `serving_default`: `images`, uint8 RGB [B, H, W, 3] -> `class_map`, uint8 [B, H, W].
         `serve_bytes`: `image_bytes`, string [B], JPEG or PNG files of any sizes ->
             `class_map_bytes`, string [B], PNG files whose grey values are class ids, each of its
-            picture's size. EXIF orientation is ignored.
+            image's size. EXIF orientation is ignored.
         `probabilities`: `images`, uint8 RGB [B, H, W, 3] -> `probabilities`, float32
             [B, H, W, classes].
         `logits`: `images`, float32 RGB 0..255 [B, H, W, 3] -> `logits`, float32 at stride 4
             [B, l, l, classes], whose outer cells lie on the outer pixels.
         `offsets`, for a model that aligns: `images`, uint8 RGB [B, H, W, 3] -> for each offset
-            field, float32 [B, l, l, 2], (x, y) in pixels of the picture: `aggregation_p3_coarse`,
+            field, float32 [B, l, l, 2], (x, y) in pixels of the image: `aggregation_p3_coarse`,
             `aggregation_p3_fine`, ..., `context_modeling`.
 
     Args:
         model: the model to write; it is not changed.
         path: the folder to write, `.../VERSION` for model servers. An older export there is
             replaced as a whole.
-        check_images: uint8 RGB pictures to compare on; one of noise by default.
-        image_size: height and width, if all pictures have one size; every shape but the batch is
+        check_images: uint8 RGB images to compare on; one of noise by default.
+        image_size: height and width, if all images have one size; every shape but the batch is
             then fixed.
         operations: as in `inference_model`; `fused` and `keras` want an `image_size`, since XLA
             compiles for each size anew.
@@ -169,7 +169,7 @@ def _form(image_size: tuple[int, int] | None, operations: str, quantization: str
     }[quantization]
     if image_size is not None:
         height, width = image_size
-        sentences += f" It takes pictures of {width} x {height} pixels alone."
+        sentences += f" It takes images of {width} x {height} pixels alone."
     if operations in SIZED_OPERATIONS:
         sentences += " XLA compiles it on the first call of each batch size."
     return sentences
@@ -203,13 +203,13 @@ def _served(
         }
         return logits, offsets
 
-    def at_picture_size(images: Any) -> Any:
+    def at_image_size(images: Any) -> Any:
         logits = run(tf.cast(images, tf.float32))[0]
         return resize_by_kernel(logits, ops.shape(images)[1:3])
 
     def class_map(images: Any) -> Any:
         if operations == "keras":  # for XLA, which must know sizes when it compiles
-            return _largest(at_picture_size(images))
+            return _largest(at_image_size(images))
         logits = run(tf.cast(images, tf.float32))[0]
         return class_ids(logits, tuple(tf.unstack(tf.shape(images)[1:3])))
 
@@ -232,7 +232,7 @@ def _served(
         "serving_default": signature(class_map, "class_map", uint8),
         "serve_bytes": signature(all_class_map_pngs, "class_map_bytes", encoded),
         "probabilities": signature(
-            lambda images: tf.nn.softmax(at_picture_size(images)), "probabilities", uint8
+            lambda images: tf.nn.softmax(at_image_size(images)), "probabilities", uint8
         ),
         "logits": signature(lambda images: run(images)[0], "logits", float32),
     }
@@ -246,12 +246,12 @@ def _served(
 def class_ids(logits: Any, size: tuple[Any, Any]) -> Any:
     """Return the classes of pixels, from logits of fewer cells.
 
-    What 150 classes take at the size of a large picture is never in memory as a whole: rows are
+    What 150 classes take at the size of a large image is never in memory as a whole: rows are
     made and decided in bands.
 
     Args:
         logits: float32 [B, l, l, classes], whose outer cells lie on the outer pixels.
-        size: (H, W) of the picture, int32 scalars.
+        size: (H, W) of the image, int32 scalars.
 
     Returns:
         uint8 [B, H, W].

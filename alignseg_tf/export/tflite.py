@@ -5,7 +5,7 @@ What the quantizations are::
     float32    the model's numbers
     float16    weights in 16 bits, half the size; computed in float32 on a CPU
     dynamic    weights in 8 bits; activations become 8 bits where an operation can use that
-    int8       weights and activations in 8 bits, ranges measured on pictures; positions in float32
+    int8       weights and activations in 8 bits, ranges measured on images; positions in float32
 """
 
 import tempfile
@@ -42,8 +42,8 @@ from alignseg_tf.prediction.tiling import resized
 from alignseg_tf.system.files import atomic_path, check_file
 from alignseg_tf.system.quiet import silent_stderr
 
-# Of many calibration pictures so many are used, evenly spread.
-CALIBRATION_PICTURES = 100
+# Of many calibration images so many are used, evenly spread.
+CALIBRATION_IMAGES = 100
 
 
 def export_tflite(
@@ -66,14 +66,14 @@ def export_tflite(
     Args:
         model: the model to write; it is not changed.
         path: the `.tflite` file.
-        image_size: height and width of all pictures, from 32 on; None for a file that takes any
+        image_size: height and width of all images, from 32 on; None for a file that takes any
             size, which phones' accelerators do not, and 8-bit activations cannot.
         quantization: one of `QUANTIZATIONS`.
         output: `class_map`, uint8 [1, H, W], or `logits`, float32 at stride 4 [1, l, l, classes],
             which sliding windows, several scales and probabilities need.
-        calibration_images: for `int8`: uint8 RGB pictures like those that will come. They are
+        calibration_images: for `int8`: uint8 RGB images like those that will come. They are
             resized, and 100 of them are used.
-        check_images: uint8 RGB pictures to compare on; one of noise by default.
+        check_images: uint8 RGB images to compare on; one of noise by default.
         progress: called with (done, total) while ranges are measured.
         overwrite: replace a file at `path` even if no export wrote it.
 
@@ -82,7 +82,7 @@ def export_tflite(
 
     Raises:
         ImportError: LiteRT is not installed.
-        ValueError: an argument out of its range, `int8` without a size or pictures, operations
+        ValueError: an argument out of its range, `int8` without a size or images, operations
             that are not built in, a file at `path` that no export wrote, or a float32 file that
             does not agree with the model; what was at `path` stays then.
     """
@@ -90,12 +90,12 @@ def export_tflite(
     _check_arguments(model, path, image_size, quantization, output, calibration_images)
     check_tflite_path(path, overwrite)
     import_litert(path)
-    pictures = [
+    images = [
         resized(image, image_size or image.shape[:2])
-        for image in spread(calibration_images or (), CALIBRATION_PICTURES)
+        for image in spread(calibration_images or (), CALIBRATION_IMAGES)
     ]
     with saved_graph(model, image_size, output) as folder:
-        content = converted(folder, quantization, pictures, progress)
+        content = converted(folder, quantization, images, progress)
     check_operators(content, path)
     content = with_metadata(content, label_space_of(model), output)
     with atomic_path(path) as temporary:
@@ -146,9 +146,9 @@ def _check_arguments(
         )
     if quantization == "int8" and (image_size is None or not calibration_images):
         raise ValueError(
-            "int8 needs a fixed `image_size`, and `calibration_images` like the pictures that will "
+            "int8 needs a fixed `image_size`, and `calibration_images` like the images that will "
             f"come. Received: image_size={image_size}, "
-            f"{len(calibration_images or ())} calibration pictures"
+            f"{len(calibration_images or ())} calibration images"
         )
 
 
@@ -183,7 +183,7 @@ def saved_graph(model: AlignSeg, image_size: tuple[int, int] | None, output: str
 def converted(
     folder: str,
     quantization: str,
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     progress: Callable[[int, int], None] | None = None,
 ) -> bytes:
     """Return the bytes of a `.tflite` file.
@@ -191,15 +191,15 @@ def converted(
     Args:
         folder: from `saved_graph`.
         quantization: one of `QUANTIZATIONS`.
-        pictures: for `int8`, of the size of the graph: what ranges are measured on.
+        images: for `int8`, of the size of the graph: what ranges are measured on.
         progress: called with (done, total) meanwhile.
     """
 
     def representative() -> Iterator[list[np.ndarray]]:
-        for number, picture in enumerate(pictures, start=1):
-            yield [picture[None]]
+        for number, image in enumerate(images, start=1):
+            yield [image[None]]
             if progress is not None:
-                progress(number, len(pictures))
+                progress(number, len(images))
 
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]

@@ -82,7 +82,7 @@ def _metadata(output: str) -> bytes:
     images = table(
         {
             0: string("images"),
-            1: string("RGB picture, values 0..255, not normalised."),
+            1: string("RGB image, values 0..255, not normalised."),
             3: ("offset", content),
         }
     )
@@ -90,7 +90,7 @@ def _metadata(output: str) -> bytes:
     labels = associated_file(TFLITE_LABELS_FILE, "Names of the classes, a line each.", kind)
     text = {
         "class_map": "Class id of each pixel.",
-        "logits": "Logits at a quarter of the picture's size; the last axis is the class.",
+        "logits": "Logits at a quarter of the image's size; the last axis is the class.",
     }[output]
     result = table({0: string(output), 1: string(text), 6: vector(labels)})
     colors = associated_file(

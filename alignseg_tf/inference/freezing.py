@@ -22,14 +22,14 @@ def freeze(
     Later changes of the model do not reach it.
 
     Args:
-        model: of one input, pictures [B, H, W, 3]; its outputs may be of any structure.
-        size: height and width of the pictures, None where they are free.
+        model: of one input, images [B, H, W, 3]; its outputs may be of any structure.
+        size: height and width of the images, None where they are free.
         kept_as: dtype of the weights in the graph: `float32`, or `float16` or `bfloat16`, for which
             a graph that is written takes half the space. They become what is computed with, once,
             as TensorFlow prepares the graph to run.
 
     Returns:
-        A function from float32 pictures [B, H, W, 3] to what the model returns, which may be
+        A function from float32 images [B, H, W, 3] to what the model returns, which may be
         called within a `tf.function` and written into a SavedModel.
     """
     spec = tf.TensorSpec((None, *size, 3), tf.float32)

@@ -58,7 +58,7 @@ def inference_model(model: AlignSeg, operations: str | None = None) -> keras.Mod
 
     Args:
         model: a trained model; it is not changed, and no weights are shared with it.
-        operations: what will run it: `tensorflow` (a CPU or GPU), `fused` (the same for pictures
+        operations: what will run it: `tensorflow` (a CPU or GPU), `fused` (the same for images
             of one size: XLA compiles what lies between convolutions, for each size anew), `keras`
             (any backend, and XLA for all), `tflite` (built-in operations of TFLite and ONNX). By
             default `tensorflow` on that backend and `keras` on others.

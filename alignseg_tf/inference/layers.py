@@ -7,7 +7,7 @@ depends on what runs the graph:
     `tensorflow`   TensorFlow's own kernels, on a CPU or GPU: `crop_and_resize` and
                    `ResizeBilinear`, which read four cells and write one
     `fused`        XLA makes a loop of what lies between two convolutions, anew for each size of
-                   pictures; what is outside of these loops is as for `tensorflow`
+                   images; what is outside of these loops is as for `tensorflow`
     `tflite`       built-in operations of TFLite and ONNX: gathers and `ResizeBilinear`
 """
 

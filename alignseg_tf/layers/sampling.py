@@ -381,13 +381,13 @@ class ResizeLike(keras.layers.Layer):
 def offsets_in_pixels(
     offsets: Tensor, sampling: str, read_size: Sequence[Size], image_size: Sequence[Size]
 ) -> Tensor:
-    """Return offsets in pixels of the picture; also inside of a graph, where sizes are tensors.
+    """Return offsets in pixels of the image; also inside of a graph, where sizes are tensors.
 
     Args:
         offsets: floating [B, H, W, 2], (x, y), in the unit of the convention.
         sampling: one of `SAMPLING_CONVENTIONS`.
-        read_size: (h, w) of the map that is read, which covers the picture.
-        image_size: height and width of the picture.
+        read_size: (h, w) of the map that is read, which covers the image.
+        image_size: height and width of the image.
 
     Returns:
         float32 [B, H, W, 2], (x, y).

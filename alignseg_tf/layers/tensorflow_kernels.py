@@ -164,7 +164,7 @@ def bilinear_sample_in_training(
 
     Gathers, weights and sums become one loop, and so do their gradients, which gather anew: what
     was gathered would be four maps of the size of the result, kept for each sampling of a step.
-    XLA compiles for each size, which suits crops of one size and not pictures. Second derivatives
+    XLA compiles for each size, which suits crops of one size and not images. Second derivatives
     are not defined.
     """
     if keras.backend.backend() != "tensorflow":

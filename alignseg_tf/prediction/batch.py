@@ -1,4 +1,4 @@
-"""Segment many files: pictures in folders, videos, cameras; what became of each is written down."""
+"""Segment many files: images in folders, videos, cameras; what became of each is written down."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from alignseg_tf.data.listing import (
     DataError,
     Skipped,
     describe_skipped,
-    find_named_pictures,
+    find_named_images,
     special_kind,
 )
 from alignseg_tf.data.readers import load_image
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 DEFAULT_KINDS = ("classes", "overlay")
 # Foreign files listed in an error message.
 LISTED = 5
-# What the folder holds predictions of, and what became of each picture.
+# What the folder holds predictions of, and what became of each image.
 RUN_FILE, OUTCOMES_FILE = "predictions.json", "predictions.csv"
 
 
@@ -58,9 +58,9 @@ def read_image_file(path: Path) -> tuple[bytes, str]:
     return content, hashlib.sha256(content).hexdigest()
 
 
-def predict_pictures(
+def predict_images(
     predictor: "Predictor",
-    pictures: Sequence[tuple[Path, Path]],
+    images: Sequence[tuple[Path, Path]],
     output: Path,
     kinds: Sequence[str] = DEFAULT_KINDS,
     progress: Callable[[int, int], None] | None = None,
@@ -73,7 +73,7 @@ def predict_pictures(
 
     Args:
         predictor: the model.
-        pictures: (path, name of the results below `output`), see `result_names`.
+        images: (path, name of the results below `output`), see `result_names`.
         output: the folder.
         kinds: which of `KINDS` to write.
         progress: called with (done, total).
@@ -101,8 +101,8 @@ def predict_pictures(
         return replace(outcome, height=height, width=width), image
 
     def segmented() -> Iterator[tuple[Outcome, "Prediction | None", Path]]:
-        loaded = in_parallel(load, pictures, ahead=2)
-        for (path, name), (outcome, image) in zip(pictures, loaded, strict=True):
+        loaded = in_parallel(load, images, ahead=2)
+        for (path, name), (outcome, image) in zip(images, loaded, strict=True):
             if image is None:
                 yield outcome, None, name
                 continue
@@ -128,7 +128,7 @@ def predict_pictures(
 
     for done, outcome in enumerate(in_parallel(write, segmented(), ahead=1, workers=1), start=1):
         if progress is not None:
-            progress(done, len(pictures))
+            progress(done, len(images))
         yield outcome
 
 
@@ -160,7 +160,7 @@ def predict_video(
 ) -> Outcome:
     """Segment the frames of a video or a camera.
 
-    Kinds that are pictures for people become a video each, `NAME_overlay.mp4`; of the others each
+    Kinds that are images for people become a video each, `NAME_overlay.mp4`; of the others each
     frame is a file, `NAME/000000_classes.png`, numbered by the frame.
 
     Args:
@@ -176,7 +176,7 @@ def predict_video(
     Raises:
         ImportError: PyAV is not installed.
     """
-    still = [kind for kind in kinds if KINDS[kind].picture is None]
+    still = [kind for kind in kinds if KINDS[kind].image is None]
     outcome = Outcome(printable(source), "written", files=_video_files(name, kinds))
     size: tuple[int, int] = (0, 0)
     count, seconds = 0, 0.0
@@ -187,12 +187,12 @@ def predict_video(
             video = stack.enter_context(opened_video(source))
             writers = []
             for kind in kinds:
-                if (picture := KINDS[kind].picture) is not None:
+                if (image := KINDS[kind].image) is not None:
                     path = output / f"{name}_{kind}.mp4"
                     _is_there(path)
                     writer = VideoWriter(stack.enter_context(atomic_path(path)), video.rate / every)
                     stack.callback(writer.close)
-                    writers.append((picture, writer))
+                    writers.append((image, writer))
             total = None if video.frames is None else -(-video.frames // every)
             total = min(filter(None, (total, limit)), default=None)
             try:
@@ -203,8 +203,8 @@ def predict_video(
                     prediction = predictor(frame)
                     seconds += time.monotonic() - started
                     size = size if count else frame.shape[:2]
-                    for picture, writer in writers:
-                        writer.write(picture(prediction))
+                    for image, writer in writers:
+                        writer.write(image(prediction))
                     prediction.save(output / name, f"{number:06d}", still)
                     count += 1
                     if progress is not None and total is not None:
@@ -225,7 +225,7 @@ def predict_video(
 
 def _video_files(name: str, kinds: Sequence[str]) -> tuple[str, ...]:
     """Return the videos, and the folder of frames, that a video becomes."""
-    moving = [f"{name}_{kind}.mp4" for kind in kinds if KINDS[kind].picture is not None]
+    moving = [f"{name}_{kind}.mp4" for kind in kinds if KINDS[kind].image is not None]
     return tuple(map(printable, [*moving, *([name] if len(moving) < len(kinds) else [])]))
 
 
@@ -281,24 +281,24 @@ def claimed_output(
         yield log
 
 
-def result_names(pictures: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
-    """Give each picture a name for its results, below the output folder.
+def result_names(images: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """Give each image a name for its results, below the output folder.
 
-    The name is the picture's without its suffix; of pictures in one folder that differ in the
+    The name is the image's without its suffix; of images in one folder that differ in the
     suffix alone, it keeps that: `a_jpg` and `a_png`.
 
     Args:
-        pictures: (path, path below the folder that was asked for).
+        images: (path, path below the folder that was asked for).
 
     Returns:
         (path, name).
 
     Raises:
-        ValueError: two pictures of different folders would have the same results.
+        ValueError: two images of different folders would have the same results.
     """
-    counts = Counter(name.with_suffix("") for _, name in pictures)
+    counts = Counter(name.with_suffix("") for _, name in images)
     found: dict[Path, Path] = {}
-    for path, name in pictures:
+    for path, name in images:
         stem = name.with_suffix("")
         if counts[stem] > 1:
             stem = name.with_name(f"{name.stem}_{name.suffix.removeprefix('.')}")
@@ -326,9 +326,9 @@ def _named_sources(
     others = [source for source in sources if not is_video(source)]
     for folder in map(Path, others):
         if folder.is_dir() and folder.resolve() == output.resolve():
-            raise ValueError(f"--output must not be the pictures' folder. Received: {output}")
+            raise ValueError(f"--output must not be the images' folder. Received: {output}")
     skipped: Skipped = {}
-    pictures = result_names(find_named_pictures(others, output.resolve(), skipped))
+    images = result_names(find_named_images(others, output.resolve(), skipped))
     if skipped:
         print(f"not read: {printable(describe_skipped(skipped))}", file=sys.stderr)
     # A camera's name has a colon, which names of files must not have everywhere.
@@ -336,9 +336,9 @@ def _named_sources(
         [(Path(v), Path(Path(v).name.replace(":", "_"))) for v in sources if is_video(v)]
     )
     for video, folder in videos:
-        if inside := next((path for path, name in pictures if name.parent == folder), None):
+        if inside := next((path for path, name in images if name.parent == folder), None):
             raise ValueError(
                 f"{printable(video)} and {printable(inside)} would have results in one folder, "
                 f"{printable(folder)}: predict them into separate folders"
             )
-    return pictures, videos
+    return images, videos

@@ -166,7 +166,7 @@ def predict_distributed(
     found = walk_files(Path(folder).resolve(), {}, output)
     images = (os.fsencode(path) for path in found if path.lower().endswith(IMAGE_SUFFIXES))
     if not (paths := pa.array(images, pa.large_binary())):
-        raise DataError(f"{folder}: no pictures ({', '.join(IMAGE_SUFFIXES)}) in this folder")
+        raise DataError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
     table = pa.table({"row": np.arange(len(paths)), "path": paths})
     done = np.zeros(len(paths), bool)
     run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}"

@@ -2,10 +2,10 @@
 
 classes        PNG, grey values are class ids
 color          PNG, classes in their colours
-overlay        PNG, classes painted over the picture
-side_by_side   PNG, picture and overlay, with a legend
+overlay        PNG, classes painted over the image
+side_by_side   PNG, image and overlay, with a legend
 probabilities  NumPy .npz: `probabilities`, float16 [H, W, classes], and `classes`, their names
-coco           JSON, a COCO data set of one picture: a run-length encoded mask a class
+coco           JSON, a COCO data set of one image: a run-length encoded mask a class
 polygons       GeoJSON, a polygon a connected region, in pixels
 cityscapes     PNG, grey values are Cityscapes' labelIds, as its server takes them
 """
@@ -34,19 +34,19 @@ class Kind:
     """A form of file.
 
     Attributes:
-        ending: what follows the picture's name.
+        ending: what follows the image's name.
         write: writes a prediction to a path.
-        picture: for forms that are pictures of what was predicted, uint8 RGB [any, any, 3]: videos
+        image: for forms that are images of what was predicted, uint8 RGB [any, any, 3]: videos
             can be made of them.
     """
 
     ending: str
     write: Callable[["Prediction", Path], None]
-    picture: Callable[["Prediction"], np.ndarray] | None = None
+    image: Callable[["Prediction"], np.ndarray] | None = None
 
 
-def _picture_kind(ending: str, picture: Callable[["Prediction"], np.ndarray]) -> Kind:
-    return Kind(ending, lambda prediction, path: _write_png(picture(prediction), path), picture)
+def _image_kind(ending: str, image: Callable[["Prediction"], np.ndarray]) -> Kind:
+    return Kind(ending, lambda prediction, path: _write_png(image(prediction), path), image)
 
 
 def _write_png(content: np.ndarray, path: Path) -> None:
@@ -138,7 +138,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def coco_data_set(prediction: "Prediction", file_name: str) -> dict[str, Any]:
-    """Return a prediction as a COCO data set of one picture, with a mask a class.
+    """Return a prediction as a COCO data set of one image, with a mask a class.
 
     A category's id is the class id + 1. Masks are uncompressed run-length codes. They are no
     crowds, which COCO's tools leave out of training and evaluation.
@@ -185,7 +185,7 @@ def _import_rasterio() -> Any:
 def polygons(class_map: np.ndarray, label_space: LabelSpace) -> dict[str, Any]:
     """Return the connected regions of a class map as a GeoJSON feature collection.
 
-    Coordinates are (x, y) in pixels from the picture's upper left corner, y down, and run along
+    Coordinates are (x, y) in pixels from the image's upper left corner, y down, and run along
     the pixels' edges, so that areas are exact; regions touch along edges, not at corners. Holes
     are inner rings.
 
@@ -225,15 +225,15 @@ def _area(rings: Sequence[Sequence[tuple[float, float]]]) -> float:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model sees in a picture.
+    """What a model sees in an image.
 
     Attributes:
-        image: the picture, uint8 RGB [H, W, 3].
+        image: the image, uint8 RGB [H, W, 3].
         class_map: class ids, uint8 [H, W].
         label_space: names and colours of the classes.
         confidence: probability of the chosen class, float32 [H, W] in 0..1; None where the model
             gives class maps alone.
-        in_windows: whether the picture was too large to go through whole, see
+        in_windows: whether the image was too large to go through whole, see
             `Protocol.largest_whole`.
         file_name: of the image, for files that name it; None where it is unknown.
     """
@@ -267,11 +267,11 @@ class Prediction:
         return visualization.colorize(self.class_map, self.label_space.palette)
 
     def overlay(self) -> np.ndarray:
-        """Return the class map painted over the picture, uint8 [H, W, 3]."""
+        """Return the class map painted over the image, uint8 [H, W, 3]."""
         return visualization.overlay(self.image, self.class_map, self.label_space.palette)
 
     def side_by_side(self) -> np.ndarray:
-        """Return the picture, the overlay beside it, and a legend below, uint8 [any, any, 3]."""
+        """Return the image, the overlay beside it, and a legend below, uint8 [any, any, 3]."""
         row = visualization.side_by_side(self.image, self.overlay())
         return np.concatenate([row, visualization.legend(self.label_space, row.shape[1])])
 
@@ -299,9 +299,9 @@ class Prediction:
 
 KINDS = {
     "classes": Kind("_classes.png", _write_classes),
-    "color": _picture_kind("_color.png", lambda made: made.color()),
-    "overlay": _picture_kind("_overlay.png", lambda made: made.overlay()),
-    "side_by_side": _picture_kind("_side_by_side.png", lambda made: made.side_by_side()),
+    "color": _image_kind("_color.png", lambda made: made.color()),
+    "overlay": _image_kind("_overlay.png", lambda made: made.overlay()),
+    "side_by_side": _image_kind("_side_by_side.png", lambda made: made.side_by_side()),
     "probabilities": Kind("_probabilities.npz", _write_probabilities),
     "coco": Kind("_coco.json", _write_coco),
     "polygons": Kind("_polygons.geojson", _write_polygons),

@@ -1,4 +1,4 @@
-"""Pictures in, class maps out at the pictures' own size, from any saved form of a model."""
+"""Images in, class maps out at the images' own size, from any saved form of a model."""
 
 import os
 from pathlib import Path
@@ -17,12 +17,12 @@ from alignseg_tf.prediction.tiling import resized, segment_in_bands
 
 
 class Predictor:
-    """Segments pictures with a Keras model, a `.keras` or `.tflite` file, or a SavedModel folder.
+    """Segments images with a Keras model, a `.keras` or `.tflite` file, or a SavedModel folder.
 
     Args:
         model_or_path: an `AlignSeg`, the path of a `.keras` or `.tflite` file, or the folder of a
             SavedModel that `alignseg_tf.export` wrote.
-        protocol: how pictures go through the model: whole, in sliding windows, at several scales,
+        protocol: how images go through the model: whole, in sliding windows, at several scales,
             mirrored. By default whole and once; very large ones in windows, see
             `Protocol.largest_whole`.
         device: TensorFlow device for a Keras model, such as `GPU:1`; None leaves that to
@@ -49,18 +49,18 @@ class Predictor:
             check_gives_logits(self.network)
 
     def __call__(self, image: Any) -> Prediction:
-        """Segment a picture.
+        """Segment an image.
 
         Args:
-            image: uint8 RGB [H, W, 3], or a Pillow picture of any mode, which is turned as its EXIF
+            image: uint8 RGB [H, W, 3], or a Pillow image of any mode, which is turned as its EXIF
                 orientation says. H and W are at least 32, unless the model's input has a fixed
-                size, to which the picture is resized.
+                size, to which the image is resized.
 
         Raises:
-            ValueError: `image` is no such picture.
+            ValueError: `image` is no such image.
         """
         file_name = Path(os.fsdecode(getattr(image, "filename", ""))).name or None
-        image = picture_array(image)
+        image = image_array(image)
         class_map, confidence, protocol = self._segment(image, with_confidence=True)
         compute = self.probabilities if self.network.gives_logits else None
         in_windows = protocol != self.protocol
@@ -71,7 +71,7 @@ class Predictor:
     def _segment(
         self, image: np.ndarray, with_confidence: bool
     ) -> tuple[np.ndarray, np.ndarray | None, Protocol]:
-        """Return class ids, confidence, and how the picture went through the network."""
+        """Return class ids, confidence, and how the image went through the network."""
         if not self.network.gives_logits:
             return self._class_map(image), None, self.protocol
         protocol = self._protocol_for(image)
@@ -85,9 +85,9 @@ class Predictor:
         return class_map, confidence, protocol
 
     def _protocol_for(self, image: np.ndarray) -> Protocol:
-        if self.network.input_size is not None:  # it gets large pictures made smaller
+        if self.network.input_size is not None:  # it gets large images made smaller
             return self.protocol
-        return self.protocol.for_picture(*image.shape[:2])
+        return self.protocol.for_image(*image.shape[:2])
 
     def _bands(self, image: np.ndarray, protocol: Protocol, **wanted: bool) -> Any:
         return segment_in_bands(
@@ -100,12 +100,12 @@ class Predictor:
         )
 
     def _class_map(self, image: np.ndarray) -> np.ndarray:
-        """Return the class ids of a picture from a model that gives nothing else."""
+        """Return the class ids of an image from a model that gives nothing else."""
         size = self.network.input_size
         if size is None:
             if min(image.shape[:2]) < MIN_IMAGE_SIZE:
                 raise ValueError(
-                    f"The picture must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels. "
+                    f"The image must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels. "
                     f"Received: {image.shape[1]} x {image.shape[0]}"
                 )
             return self.network.class_map(image)
@@ -113,27 +113,27 @@ class Predictor:
         return np.asarray(class_map.resize(image.shape[1::-1], Image.Resampling.NEAREST))
 
     def class_map(self, image: Any) -> np.ndarray:
-        """Return the class ids of a picture, uint8 [H, W]; see `__call__` for the rest."""
-        return self._segment(picture_array(image), with_confidence=False)[0]
+        """Return the class ids of an image, uint8 [H, W]; see `__call__` for the rest."""
+        return self._segment(image_array(image), with_confidence=False)[0]
 
     def probabilities(self, image: Any) -> np.ndarray:
         """Return the probabilities of the classes, float32 [H, W, classes].
 
         Raises:
-            ValueError: `image` is no picture, or the model gives class maps alone.
+            ValueError: `image` is no image, or the model gives class maps alone.
         """
-        image = picture_array(image)
+        image = image_array(image)
         check_gives_logits(self.network)
         protocol = self._protocol_for(image)
         bands = self._bands(image, protocol, with_probabilities=True)
         return np.concatenate([band.probabilities for band in bands])
 
 
-def picture_array(image: Any) -> np.ndarray:
-    """Return a picture as uint8 RGB [H, W, 3].
+def image_array(image: Any) -> np.ndarray:
+    """Return an image as uint8 RGB [H, W, 3].
 
     Args:
-        image: such an array, or a Pillow picture.
+        image: such an array, or a Pillow image.
 
     Raises:
         ValueError: it is neither.
@@ -143,7 +143,7 @@ def picture_array(image: Any) -> np.ndarray:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or not image.size:
         raise ValueError(
-            "Expected a uint8 RGB picture [H, W, 3] or a Pillow picture. "
+            "Expected a uint8 RGB image [H, W, 3] or a Pillow image. "
             f"Received: {image.dtype} of shape {image.shape}"
         )
     return image

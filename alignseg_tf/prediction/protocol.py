@@ -1,11 +1,11 @@
-"""How a picture of any size goes through a network: whole, in windows, at several scales, mirrored.
+"""How an image of any size goes through a network: whole, in windows, at several scales, mirrored.
 
 Shape legend
-    H, W   height and width of the picture, in pixels
-    t      height or width of a tile, in pixels of the scaled picture
+    H, W   height and width of the image, in pixels
+    t      height or width of a tile, in pixels of the scaled image
 
-A tile is a rectangle of the picture at one scale; the whole picture is the one tile of its scale.
-Half-pixel centres relate the picture to its scaled versions.
+A tile is a rectangle of the image at one scale; the whole image is the one tile of its scale.
+Half-pixel centres relate the image to its scaled versions.
 """
 
 import math
@@ -17,31 +17,31 @@ from alignseg_tf.model import MIN_IMAGE_SIZE
 
 BLENDINGS = ("uniform", "gaussian")
 AVERAGES = ("probabilities", "logits")
-# Sides of the tiles of a picture that is too large to go through whole.
-LARGE_PICTURE_TILE = (1024, 1024)
+# Sides of the tiles of an image that is too large to go through whole.
+LARGE_IMAGE_TILE = (1024, 1024)
 # The Gaussian's standard deviation as a share of the tile, as nnU-Net has it.
 GAUSSIAN_SIGMA = 1 / 8
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a picture is put through a network.
+    """How an image is put through a network.
 
     Attributes:
-        tile: height and width of sliding windows, in pixels of the scaled picture; None for whole
-            pictures. A smaller picture is one window of its own size.
+        tile: height and width of sliding windows, in pixels of the scaled image; None for whole
+            images. A smaller image is one window of its own size.
         overlap: share of a window that the next one covers again, in [0, 1); the last window of an
-            axis ends with the picture.
+            axis ends with the image.
         blending: weight of a window's pixels where several overlap: `uniform`, or `gaussian`, which
             falls from the middle to the edge.
-        scales: factors by which the picture is resized; each counts the same.
-        height: rows of pixels that a picture has at scale 1, whatever its own size, for a model
+        scales: factors by which the image is resized; each counts the same.
+        height: rows of pixels that an image has at scale 1, whatever its own size, for a model
             that sees best at one; None for its own height.
-        flip: average with the mirrored picture (left and right swapped).
+        flip: average with the mirrored image (left and right swapped).
         average: what is averaged over windows, scales and mirroring: `probabilities`, or `logits`
             as the official code does.
         batch_size: windows that go through the network at a time.
-        largest_whole: a picture that has more pixels than this at its largest scale goes through
+        largest_whole: an image that has more pixels than this at its largest scale goes through
             in windows of 1024 x 1024 even if `tile` is None, since the network's memory grows with
             it; None for no limit.
 
@@ -95,30 +95,30 @@ class Protocol:
 
     @property
     def is_plain(self) -> bool:
-        """Whether a picture goes through once, as it is."""
+        """Whether an image goes through once, as it is."""
         return self.tile is None and not self.resizes and not self.flip
 
     @property
     def resizes(self) -> bool:
-        """Whether the network sees a picture at other sizes than its own."""
+        """Whether the network sees an image at other sizes than its own."""
         return self.scales != (1.0,) or self.height is not None
 
     def factors(self, height: int) -> tuple[float, ...]:
-        """Return by what a picture of this height is resized, one factor a scale."""
+        """Return by what an image of this height is resized, one factor a scale."""
         if self.height is None:
             return self.scales
         return tuple(scale * self.height / height for scale in self.scales)
 
-    def for_picture(self, height: int, width: int) -> "Protocol":
-        """Return the protocol that a picture of this size gets: windows where it is too large."""
+    def for_image(self, height: int, width: int) -> "Protocol":
+        """Return the protocol that an image of this size gets: windows where it is too large."""
         if self.tile is not None or self.largest_whole is None:
             return self
         if height * width * max(self.factors(height)) ** 2 <= self.largest_whole:
             return self
-        return replace(self, tile=LARGE_PICTURE_TILE)
+        return replace(self, tile=LARGE_IMAGE_TILE)
 
     def __str__(self) -> str:
-        parts = ["whole pictures"]
+        parts = ["whole images"]
         if self.tile is not None:
             parts = [
                 f"windows of {self.tile[0]} x {self.tile[1]}, overlap {100 * self.overlap:.0f} %, "
@@ -137,11 +137,11 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Window:
-    """One tile on one axis, and what it has to say about the pixels of the picture.
+    """One tile on one axis, and what it has to say about the pixels of the image.
 
     Attributes:
-        start: first pixel of the tile, in the scaled picture.
-        first: first pixel of the picture that the tile covers.
+        start: first pixel of the tile, in the scaled image.
+        first: first pixel of the image that the tile covers.
         position: where each covered pixel lies in the tile, float64 in 0 .. t - 1.
         weight: its share in the average, float32; the shares of all windows add up to 1.
     """
@@ -153,7 +153,7 @@ class Window:
 
     @property
     def end(self) -> int:
-        """One past the last pixel of the picture that the tile covers."""
+        """One past the last pixel of the image that the tile covers."""
         return self.first + len(self.position)
 
 
@@ -163,8 +163,8 @@ def axis_windows(
     """Place the tiles of one axis.
 
     Args:
-        size: pixels of the picture.
-        scaled: pixels of the scaled picture.
+        size: pixels of the image.
+        scaled: pixels of the scaled image.
         tile: pixels of a tile; at most `scaled` are used.
         overlap: share of a tile that the next one covers again.
         blending: `uniform` or `gaussian`.
@@ -180,7 +180,7 @@ def axis_windows(
     stride = max(1, math.ceil(tile * (1 - overlap) - 1e-9))
     count = math.ceil((scaled - tile) / stride) + 1
     starts = [min(i * stride, scaled - tile) for i in range(count)]
-    # Where the picture's pixels lie in the scaled picture, by their centres.
+    # Where the image's pixels lie in the scaled image, by their centres.
     place = np.clip((np.arange(size) + 0.5) * (scaled / size) - 0.5, 0, scaled - 1)
     covered, weights = [], []
     for start in starts:
@@ -205,11 +205,11 @@ def axis_windows(
 def scaled_sizes(
     height: int, width: int, protocol: Protocol, input_size: tuple[int, int] | None = None
 ) -> list[tuple[int, int]]:
-    """Return height and width of a picture at each scale of a protocol.
+    """Return height and width of an image at each scale of a protocol.
 
     Args:
-        height: of the picture.
-        width: of the picture.
+        height: of the image.
+        width: of the image.
         protocol: its scales and tile.
         input_size: the one size that the network takes, or None if it takes any.
 
@@ -219,7 +219,7 @@ def scaled_sizes(
     if input_size is not None:
         if protocol.resizes or protocol.tile not in (None, tuple(input_size)):
             raise ValueError(
-                f"This model takes pictures of {input_size[0]} x {input_size[1]} alone, so scales "
+                f"This model takes images of {input_size[0]} x {input_size[1]} alone, so scales "
                 f"must be 1, a tile of that size, and no height given. Received: {protocol}"
             )
         if protocol.tile is None:
@@ -230,7 +230,7 @@ def scaled_sizes(
     for scale, size in zip(factors, sizes, strict=True):
         if min(size) < MIN_IMAGE_SIZE:
             raise ValueError(
-                f"The picture must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels"
+                f"The image must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels"
                 + (f" at scale {scale:.3g}" if scale != 1 else "")
                 + f". Received: {size[1]} x {size[0]}"
             )

@@ -1,4 +1,4 @@
-"""A trained model in any saved form, as a function from pictures to logits or class ids."""
+"""A trained model in any saved form, as a function from images to logits or class ids."""
 
 import importlib
 import json
@@ -35,7 +35,7 @@ class Network:
     Attributes:
         source: the model's path, or what stands for it in messages.
         label_space: names and colours of the classes.
-        input_size: height and width of the pictures it takes, or None for any from 32 on.
+        input_size: height and width of the images it takes, or None for any from 32 on.
         gives_logits: whether `logits` works; some files hold class maps as their only output.
         gives_class_maps: whether `class_map` works.
     """
@@ -72,7 +72,7 @@ class Network:
         raise NotImplementedError
 
     def class_map(self, image: np.ndarray) -> np.ndarray:
-        """Return the class ids, uint8 [H, W], of a uint8 RGB picture of the network's input size.
+        """Return the class ids, uint8 [H, W], of a uint8 RGB image of the network's input size.
 
         By the network itself; from logits, `Predictor` makes them.
         """
@@ -170,7 +170,7 @@ class SavedModelNetwork(Network):
         return self.class_maps(image[None])[0]
 
     def class_maps(self, images: np.ndarray) -> np.ndarray:
-        """Return the class ids, uint8 [B, H, W], of uint8 RGB pictures [B, H, W, 3]."""
+        """Return the class ids, uint8 [B, H, W], of uint8 RGB images [B, H, W, 3]."""
         return self._class_map(images=tf.convert_to_tensor(images))["class_map"].numpy()
 
 
@@ -178,7 +178,7 @@ def check_gives_logits(network: Network) -> None:
     """Raise a `ValueError` if a network has class maps as its only output."""
     if not network.gives_logits:
         raise ValueError(
-            f"{network.source} gives class maps alone, so a picture can go through whole, once, "
+            f"{network.source} gives class maps alone, so an image can go through whole, once, "
             "and there are no probabilities; expected a model with logits, such as the .keras file"
         )
 
@@ -215,7 +215,7 @@ class TfliteNetwork(Network):
             )
         self._input = inputs[0]
         self._allocated: tuple[int, ...] | None = None
-        self._lock = threading.Lock()  # an interpreter runs one picture at a time
+        self._lock = threading.Lock()  # an interpreter runs one image at a time
         self.input_size = None if -1 in shape[1:3] else (shape[1], shape[2])
         out_shape = outputs[0]["shape_signature"].tolist()
         self.gives_logits = len(out_shape) == 4
@@ -244,7 +244,7 @@ class TfliteNetwork(Network):
         return _dequantized(self._interpreter.get_tensor(output["index"]), output)
 
     def _compute_logits(self, images: np.ndarray) -> Any:
-        """Run the pictures one after another."""
+        """Run the images one after another."""
         return tf.convert_to_tensor(np.concatenate([self._run(image) for image in images]))
 
     def class_map(self, image: np.ndarray) -> np.ndarray:

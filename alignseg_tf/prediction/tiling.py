@@ -1,16 +1,16 @@
-"""Segment a picture of any size without ever holding scores of its size.
+"""Segment an image of any size without ever holding scores of its size.
 
 Shape legend
-    H, W   height and width of the picture, in pixels
-    t      height or width of a tile, in pixels of the scaled picture
+    H, W   height and width of the image, in pixels
+    t      height or width of a tile, in pixels of the scaled image
     l      height or width of a tile's logits, in cells
     C      classes
 
-What a tile says about a pixel of the picture is read from the tile's stride-4 logits by one
+What a tile says about a pixel of the image is read from the tile's stride-4 logits by one
 bilinear interpolation, at the place where the pixel falls: half-pixel centres between scales,
 aligned corners between a tile and its logits, as in the network. Tiles are computed row by row and
-a finished band of rows is handed out, so memory grows with the width of the picture and the height
-of a tile, not with the picture.
+a finished band of rows is handed out, so memory grows with the width of the image and the height
+of a tile, not with the image.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ BAND_BYTES = 2**26
 
 @dataclass(frozen=True)
 class Band:
-    """The result for some rows of a picture.
+    """The result for some rows of an image.
 
     Attributes:
         first: the first row.
@@ -45,14 +45,14 @@ class Band:
 
 
 class _Scale:
-    """A picture at one scale, mirrored or not: its tiles, computed row by row as they are needed.
+    """An image at one scale, mirrored or not: its tiles, computed row by row as they are needed.
 
     Args:
         logits: uint8 [B, t, t, 3] -> float32 [B, l, l, C].
-        scaled: the scaled picture, uint8 [any, any, 3].
-        size: H and W of the picture itself.
+        scaled: the scaled image, uint8 [any, any, 3].
+        size: H and W of the image itself.
         protocol: tile, overlap, blending, batch size.
-        flip: whether the picture is mirrored.
+        flip: whether the image is mirrored.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class _Scale:
         return computed
 
     def parts(self, first: int, end: int) -> Iterator[tuple[Any, slice, Window, Window]]:
-        """Yield the tiles that cover rows of the picture.
+        """Yield the tiles that cover rows of the image.
 
         Args:
             first: first row.
@@ -117,7 +117,7 @@ class _Scale:
                 yield logits, wanted, row, column
 
     def scores(self, logits: Any, wanted: slice, row: Window, column: Window) -> Any:
-        """Interpolate a tile's logits at pixels of the picture, float32 [rows, columns, C]."""
+        """Interpolate a tile's logits at pixels of the image, float32 [rows, columns, C]."""
         height, width = logits.shape[:2]
         steps = [max(1, t - 1) for t in self.tile]
         logits = _interpolate(logits, row.position[wanted] * ((height - 1) / steps[0]), 0)
@@ -135,7 +135,7 @@ def _interpolate(x: Any, position: np.ndarray, axis: int) -> Any:
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize a picture bilinearly, with half-pixel centres, averaging where it gets smaller.
+    """Resize an image bilinearly, with half-pixel centres, averaging where it gets smaller.
 
     Args:
         image: uint8 [H, W, 3].
@@ -158,14 +158,14 @@ def segment_in_bands(
     with_confidence: bool = False,
     with_probabilities: bool = False,
 ) -> Iterator[Band]:
-    """Segment a picture of any size, a band of rows at a time, from the top.
+    """Segment an image of any size, a band of rows at a time, from the top.
 
     Args:
         logits: the network: uint8 RGB [B, h, w, 3] -> float32 logits [B, l, l, C], whose outer
             cells lie on the outer pixels.
         image: uint8 RGB [H, W, 3].
         num_classes: C.
-        protocol: how it goes through the network; see also `Protocol.for_picture`.
+        protocol: how it goes through the network; see also `Protocol.for_image`.
         input_size: the one size that the network takes, or None if it takes any.
         with_confidence: whether to compute the probability of the chosen class.
         with_probabilities: whether to compute those of all classes.
@@ -174,7 +174,7 @@ def segment_in_bands(
         Bands that follow each other without a gap.
 
     Raises:
-        ValueError: the picture is too small, or does not fit the protocol.
+        ValueError: the image is too small, or does not fit the protocol.
     """
     height, width = image.shape[:2]
     sizes = scaled_sizes(height, width, protocol, input_size)

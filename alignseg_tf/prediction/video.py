@@ -51,7 +51,7 @@ class Video:
         rate: frames a second.
 
     Raises:
-        ValueError: it cannot be opened, or has no pictures.
+        ValueError: it cannot be opened, or has no images.
         ImportError: PyAV is not installed.
     """
 
@@ -73,7 +73,7 @@ class Video:
             raise ValueError(f"{source}: not readable as a video ({_reason(error)})") from error
         if not self._container.streams.video:
             self._container.close()
-            raise ValueError(f"{source}: expected a video. Received: a file without pictures")
+            raise ValueError(f"{source}: expected a video. Received: a file without images")
         stream = self._container.streams.video[0]
         stream.thread_type = "AUTO"
         self.rate = stream.average_rate or DEFAULT_RATE

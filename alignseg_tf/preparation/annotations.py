@@ -46,7 +46,7 @@ class Annotated:
         source: where the annotations are, for messages.
         name: the image's name below its folder, without its suffix: `a/b`.
         suffix: its suffix.
-        picture: the file, or its content.
+        image: the file, or its content.
         size: (height, width) of the image that the annotations are for, where they say it.
         draw: (size, class name -> id, id of what is not annotated) -> uint8 [height, width].
             Raises DataError.
@@ -56,7 +56,7 @@ class Annotated:
     source: str
     name: str
     suffix: str
-    picture: Path | bytes
+    image: Path | bytes
     size: Size | None
     draw: Drawing
     split: str | None = None
@@ -68,13 +68,13 @@ class Annotations:
 
     Attributes:
         classes: names, in the order of the tool; `background` may be one of them.
-        pictures: the images with annotations, and those the tool lists without any.
+        images: the images with annotations, and those the tool lists without any.
         colors: the colours of classes, where the tool has them.
         invalid: what was skipped so far; drawing adds to it.
     """
 
     classes: tuple[str, ...]
-    pictures: tuple[Annotated, ...]
+    images: tuple[Annotated, ...]
     colors: Mapping[str, Color]
     invalid: Invalid
 
@@ -82,9 +82,9 @@ class Annotations:
 def merge_annotations(parts: Sequence[Annotations]) -> Annotations:
     """Return the annotations of several files as one; classes of one name are one class."""
     classes = dict.fromkeys(name for part in parts for name in part.classes)
-    pictures = tuple(image for part in parts for image in part.pictures)
+    images = tuple(image for part in parts for image in part.images)
     colors = {name: color for part in parts for name, color in part.colors.items()}
-    return Annotations(tuple(classes), pictures, colors, parts[0].invalid)
+    return Annotations(tuple(classes), images, colors, parts[0].invalid)
 
 
 def read_coco(file: str | Path, images: str | Path, invalid: Invalid | None = None) -> Annotations:
@@ -136,22 +136,22 @@ def read_coco(file: str | Path, images: str | Path, invalid: Invalid | None = No
             used.add(category)
             image = _known_id(row["image_id"], objects_of, "image", where)
             objects_of[image].append(_CocoObject(where, row, names[category]))
-    finder, pictures = FileFinder(), []
+    finder, records = FileFinder(), []
     for where, row, objects in found:
         with invalid.skipped():
             path = _coco_image(finder, images, row["file_name"], where)
-            pictures.append(
+            records.append(
                 Annotated(
                     source=where,
                     name=image_name(path.relative_to(images)),
                     suffix=path.suffix,
-                    picture=path,
+                    image=path,
                     size=declared_size(row, "height", "width", where),
                     draw=_CocoDrawing(objects, invalid),
                 )
             )
     classes = _coco_classes(file, names, parents, used)
-    return Annotations(classes, tuple(pictures), {}, invalid)
+    return Annotations(classes, tuple(records), {}, invalid)
 
 
 def _coco_rows(
@@ -392,7 +392,7 @@ def read_cvat(
         raise DataError(f"{export}: no list ImageSets/Segmentation/*.txt of the images")
     finder = FileFinder()
     listed: dict[Path, Path] = {}
-    pictures = []
+    records = []
     for subset in lists:
         for name in read_text(subset).splitlines():
             if not (name := name.strip()):
@@ -403,18 +403,18 @@ def read_cvat(
                     raise DataError(f"{subset}: {name!r} is also in {listed[path].name}")
                 listed[path] = subset
                 mask = finder.find(masks, f"{name}.png")
-                pictures.append(
+                records.append(
                     Annotated(
                         source=str(mask or masks / f"{name}.png"),
                         name=image_name(path.relative_to(images)),
                         suffix=path.suffix,
-                        picture=path,
+                        image=path,
                         size=None,
                         draw=_CvatDrawing(mask, space),
                         split=CVAT_SPLITS.get(subset.stem.lower()),
                     )
                 )
-    return Annotations(space.classes, tuple(pictures), colors, invalid)
+    return Annotations(space.classes, tuple(records), colors, invalid)
 
 
 def _cvat_image(finder: FileFinder, images: Path, name: str, subset: Path) -> Path:
@@ -517,19 +517,19 @@ def read_labelme(
     classes = tuple(class_name(name, "--classes") for name in classes)
     finder = FileFinder()
     found: set[str] = set()
-    pictures = []
+    inputs = []
     for file in files:
         with invalid.skipped():
             content = read_json(file)
             shapes = _labelme_shapes(file, content, classes, invalid)
             found |= {label for label, _, _ in shapes}
-            picture, suffix = _labelme_image(finder, file, content, folder, images)
-            pictures.append(
+            image, suffix = _labelme_image(finder, file, content, folder, images)
+            inputs.append(
                 Annotated(
                     source=str(file),
                     name=image_name(file.relative_to(folder)),
                     suffix=suffix,
-                    picture=picture,
+                    image=image,
                     size=declared_size(content, "imageHeight", "imageWidth", str(file)),
                     draw=_LabelmeDrawing(shapes, line_width, invalid),
                 )
@@ -537,7 +537,7 @@ def read_labelme(
     names = classes or tuple(sorted(found - {LABELME_IGNORE}))
     if "background" in found and "background" not in names:
         names = ("background", *names)
-    return Annotations(names, tuple(pictures), {}, invalid)
+    return Annotations(names, tuple(inputs), {}, invalid)
 
 
 LabelmeShape = tuple[str, str, Mapping[str, Any]]

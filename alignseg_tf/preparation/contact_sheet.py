@@ -1,4 +1,4 @@
-"""Many small pictures with their labels on one sheet, to see at a glance that they fit."""
+"""Many small images with their labels on one sheet, to see at a glance that they fit."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from alignseg_tf.data.listing import Sample
 from alignseg_tf.data.readers import load_sample
 from alignseg_tf.system.fonts import draw_text, text_length
 
-# The sheet has so many rows of pairs, a picture and its label, over all splits.
+# The sheet has so many rows of pairs, an image and its label, over all splits.
 ROWS, PAIRS = 5, 4
 # Pixels.
 THUMBNAIL, GAP, MARGIN = 208, 16, 24
@@ -23,14 +23,14 @@ INK, FAINT_INK, PAPER, EMPTY = "#222222", "#777777", "white", "#eeeeee"
 def draw_contact_sheet(
     splits: Mapping[str, Sequence[Sample]], label_space: LabelSpace
 ) -> Image.Image:
-    """Draw pictures that lie evenly over each split, with their labels painted over beside them.
+    """Draw images that lie evenly over each split, with their labels painted over beside them.
 
     Args:
         splits: readable samples by the name of the split.
         label_space: what the labels mean; its classes are named below.
 
     Returns:
-        An RGB picture, 1,768 pixels wide.
+        An RGB image, 1,768 pixels wide.
 
     Raises:
         DataError: a file is not readable any more.
@@ -42,7 +42,7 @@ def draw_contact_sheet(
     for number, (name, all_samples) in enumerate(filled.items()):
         rows = len(range(number, ROWS, len(filled)))  # dealt out in turn
         samples = _evenly(all_samples, PAIRS * max(1, rows))
-        parts.append(_heading(f"{name}: {len(samples)} of {len(all_samples)} pictures", width))
+        parts.append(_heading(f"{name}: {len(samples)} of {len(all_samples)} images", width))
         for start in range(0, len(samples), PAIRS):
             pairs = []
             for sample in samples[start : start + PAIRS]:
@@ -61,7 +61,7 @@ def _evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
 
 
 def _small(image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Resize a picture and its label to the width or height of a thumbnail."""
+    """Resize an image and its label to the width or height of a thumbnail."""
     scale = THUMBNAIL / max(label.shape)
     size = max(1, round(scale * label.shape[1])), max(1, round(scale * label.shape[0]))
     small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)

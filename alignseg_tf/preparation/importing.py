@@ -1,6 +1,6 @@
 """Annotations of other tools, written as a folder that trains: `python -m alignseg_tf import`.
 
-The folder holds `images/{train,val}` with the pictures, copied byte for byte,
+The folder holds `images/{train,val}` with the images, copied byte for byte,
 `labels/{train,val}/X.png` with class ids as grey values and 255 for no class, `classes.json`, and
 `import.json`, which says where they are from.
 """
@@ -62,12 +62,12 @@ class ImportOptions:
     """How annotations become labels.
 
     Attributes:
-        split: the split that all pictures belong to; None where they have splits of their own, or
+        split: the split that all images belong to; None where they have splits of their own, or
             `val_share` is given.
-        val_share: share of the pictures, chosen by a hash of their names, that become val.
+        val_share: share of the images, chosen by a hash of their names, that become val.
         unlabelled: what pixels without annotation are: class 0, `background`, or `void`.
         void: classes whose pixels get no class.
-        annotated_on: for pictures that EXIF turns, what the annotations are of: `upright`, as
+        annotated_on: for images that EXIF turns, what the annotations are of: `upright`, as
             they are shown, or `stored`, as their pixels are stored.
     """
 
@@ -104,16 +104,16 @@ class ImportReport:
     Attributes:
         root: the folder.
         label_space: its classes.
-        pictures: number of pictures of each split that was written.
+        images: number of images of each split that was written.
         pixels: pixels of each class in them, int64 [n].
         ignored: pixels without a class.
-        left_out: pictures in which no pixel has a class.
+        left_out: images in which no pixel has a class.
         skipped: what was invalid and skipped, with the reason.
     """
 
     root: Path
     label_space: LabelSpace
-    pictures: Mapping[str, int]
+    images: Mapping[str, int]
     pixels: np.ndarray
     ignored: int
     left_out: int
@@ -121,19 +121,19 @@ class ImportReport:
 
     def text(self) -> str:
         """Return a summary and what to do next."""
-        split = " and ".join(f"{count} {name}" for name, count in self.pictures.items())
+        split = " and ".join(f"{count} {name}" for name, count in self.images.items())
         total = int(self.pixels.sum()) + self.ignored
         names = [*map(printable, self.label_space.classes), "(void)"]
         rows = list(zip(names, [*self.pixels.tolist(), self.ignored], strict=True))
         width = max(len(name) for name, _ in rows)
-        lines = [f"{self.root}: {split} pictures", ""]
+        lines = [f"{self.root}: {split} images", ""]
         lines += [
             f"{number if number < len(self.pixels) else IGNORE:>5}  {name:<{width}}"
             f"  {100 * count / total:6.2f} % of the pixels"
             for number, (name, count) in enumerate(rows)
         ]
         if self.left_out:
-            lines += ["", f"Left out: {self.left_out} pictures in which no pixel has a class"]
+            lines += ["", f"Left out: {self.left_out} images in which no pixel has a class"]
         if absent := [name for name, count in rows[:-1] if not count]:
             lines += ["", f"Warning: no pixel has the classes: {', '.join(absent)}"]
         if BACKGROUND in absent:
@@ -159,10 +159,10 @@ def write_import(
     progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
 ) -> ImportReport:
-    """Write annotated pictures as a folder, at once when all of it is done.
+    """Write annotated images as a folder, at once when all of it is done.
 
     A folder that an import wrote may be given again: the same splits are replaced, others are
-    kept, with their classes. Every picture and label is read back once.
+    kept, with their classes. Every image and label is read back once.
 
     Args:
         annotations: what a reader of `annotations.py` found.
@@ -174,7 +174,7 @@ def write_import(
 
     Raises:
         ForeignFileError: a file that would be replaced was added or changed since.
-        DataError: `output` holds something else, or pictures or annotations do not fit; the first
+        DataError: `output` holds something else, or images or annotations do not fit; the first
             ones are named. Those that `annotations.invalid` skips are in the report instead.
     """
     options = options or ImportOptions()
@@ -216,9 +216,9 @@ def write_import(
 
     count = label_space.num_classes
     total = sum(pixels[split].sum(0) for split in splits)
-    pictures = {split: len(pixels[split]) for split in splits}
+    images = {split: len(pixels[split]) for split in splits}
     ignored = int(total[count:].sum())
-    return ImportReport(output, label_space, pictures, total[:count], ignored, left_out, skipped)
+    return ImportReport(output, label_space, images, total[:count], ignored, left_out, skipped)
 
 
 def _copy_kept(output: Path, folder: Path, kept: Sequence[Mapping[str, Any]]) -> None:
@@ -263,13 +263,13 @@ def _write_splits(
             progress(done, len(jobs))
     if problems and not invalid.skip:
         raise DataError(
-            f"{len(problems)} of {len(jobs)} pictures are unfit; nothing was written:"
+            f"{len(problems)} of {len(jobs)} images are unfit; nothing was written:"
             f"{list_problems(problems)}"
         )
     invalid.problems.extend(problems)
     if empty := [split for split, found in counts.items() if not found]:
         skipped = f"; skipped as invalid:{list_problems(invalid.problems)}" * bool(invalid.problems)
-        raise DataError(f"{empty[0]}: in none of its pictures has a pixel a class{skipped}")
+        raise DataError(f"{empty[0]}: in none of its images has a pixel a class{skipped}")
     left_out = len(jobs) - len(problems) - sum(map(len, counts.values()))
     return {split: np.array(found) for split, found in counts.items()}, left_out
 
@@ -277,7 +277,7 @@ def _write_splits(
 def _writable(annotations: Annotations) -> list[Annotated]:
     """Return the images that can be written; refuse names that readers would not find again."""
     seen: dict[str, Annotated] = {}
-    for image in annotations.pictures:
+    for image in annotations.images:
         with annotations.invalid.skipped():
             file_name = f"{image.name}{image.suffix}"
             if image.suffix.lower() not in IMAGE_SUFFIXES:
@@ -295,7 +295,7 @@ def _writable(annotations: Annotations) -> list[Annotated]:
                 ) from error
             if image.name in seen:
                 raise DataError(
-                    f"{image.source}: a second picture {file_name}, beside that of "
+                    f"{image.source}: a second image {file_name}, beside that of "
                     f"{seen[image.name].source}"
                 )
             seen[image.name] = image
@@ -303,24 +303,24 @@ def _writable(annotations: Annotations) -> list[Annotated]:
 
 
 def _choose_splits(
-    pictures: Sequence[Annotated], options: ImportOptions, invalid: Invalid
+    images: Sequence[Annotated], options: ImportOptions, invalid: Invalid
 ) -> dict[str, list[Annotated]]:
-    if not pictures:
+    if not images:
         skipped = f"; skipped as invalid:{list_problems(invalid.problems)}" * bool(invalid.problems)
-        raise DataError(f"there are no pictures to import{skipped}")
+        raise DataError(f"there are no images to import{skipped}")
     chosen: dict[str, list[Annotated]] = {}
     if options.split is not None:
-        chosen[options.split] = list(pictures)
+        chosen[options.split] = list(images)
     elif options.val_share is not None:
-        if len(pictures) < 2:
-            raise DataError("--val-share needs two or more pictures")
-        # The same pictures always fall on the same side, in whatever order they come.
-        hashed = sorted(pictures, key=lambda p: hashlib.sha256(p.name.encode()).digest())
+        if len(images) < 2:
+            raise DataError("--val-share needs two or more images")
+        # The same images always fall on the same side, in whatever order they come.
+        hashed = sorted(images, key=lambda p: hashlib.sha256(p.name.encode()).digest())
         count = min(max(1, round(options.val_share * len(hashed))), len(hashed) - 1)
         chosen = {"train": hashed[count:], "val": hashed[:count]}
-    elif all(picture.split is not None for picture in pictures):
-        for picture in pictures:
-            chosen.setdefault(str(picture.split), []).append(picture)
+    elif all(image.split is not None for image in images):
+        for image in images:
+            chosen.setdefault(str(image.split), []).append(image)
     else:
         raise DataError("the source has no splits of its own: give --split train, val or test, or "
                         "--val-share 0.2")  # fmt: skip
@@ -360,7 +360,7 @@ def _kept_imports(
             )
     if kept and former["unlabelled"] != options.unlabelled:
         raise DataError(
-            f"{output}: its {kept[0]['splits'][0]} pictures were imported with --unlabelled "
+            f"{output}: its {kept[0]['splits'][0]} images were imported with --unlabelled "
             f"{former['unlabelled']}. Received: {options.unlabelled}"
         )
     return kept
@@ -403,19 +403,19 @@ def _not_kept(
         with invalid.skipped():
             for other in (name for record in kept for name in record["splits"]):
                 there = output / "images" / other / f"{image.name}{image.suffix}"
-                if there.is_file() and _same_content(image.picture, there):
+                if there.is_file() and _same_content(image.image, there):
                     raise DataError(
-                        f"{image.source}: the picture is already there as {there}: what is "
+                        f"{image.source}: the image is already there as {there}: what is "
                         f"in {other} must not be in {split}"
                     )
             found.append(image)
     return found
 
 
-def _same_content(picture: Path | bytes, path: Path) -> bool:
-    if isinstance(picture, bytes):
-        return path.read_bytes() == picture
-    return filecmp.cmp(picture, path, shallow=False)
+def _same_content(image: Path | bytes, path: Path) -> bool:
+    if isinstance(image, bytes):
+        return path.read_bytes() == image
+    return filecmp.cmp(image, path, shallow=False)
 
 
 class _Writer:
@@ -449,10 +449,10 @@ class _Writer:
         label_file = self.folder / "labels" / split / f"{image.name}.png"
         for path in (image_file, label_file):
             path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(image.picture, bytes):
-            image_file.write_bytes(image.picture)
+        if isinstance(image.image, bytes):
+            image_file.write_bytes(image.image)
         else:
-            shutil.copyfile(image.picture, image_file)
+            shutil.copyfile(image.image, image_file)
         Image.fromarray(label).save(label_file)
         try:
             _, label = load_sample(Sample(image_file, label_file), self.label_space)
@@ -476,7 +476,7 @@ class _Writer:
                 f"--annotated-on {other}"
             )
             raise DataError(
-                f"{image.source}: the annotations are for {width} x {height} pixels, the picture "
+                f"{image.source}: the annotations are for {width} x {height} pixels, the image "
                 f"{image.name}{image.suffix} has {size[1]} x {size[0]}"
                 + hint
                 * (orientation >= LEAST_TURNED)
@@ -491,15 +491,15 @@ class _Writer:
 
 def _sizes(image: Annotated) -> tuple[tuple[int, int], tuple[int, int], int]:
     """Return (height, width) as stored and as shown, and the EXIF orientation."""
-    content = image.picture
+    content = image.image
     try:
         if isinstance(content, bytes):
             context = opened(f"{image.name}{image.suffix}", content=content)
         else:
             context = opened(content)
-        with context as picture:
-            size = (picture.height, picture.width)
-            is_tiff, orientation = picture.format == "TIFF", orientation_of(picture)
+        with context as pixels:
+            size = (pixels.height, pixels.width)
+            is_tiff, orientation = pixels.format == "TIFF", orientation_of(pixels)
     except DataError as error:
         raise DataError(f"{image.source}: {error}") from error
     turned = size[::-1] if orientation >= LEAST_TURNED else size

@@ -1,7 +1,7 @@
 """What is in a data set and what is wrong with it, to be known before anything is trained.
 
-`inspect_data` decodes every file once and writes `pictures.csv` (a row a picture),
-`inspection.json` (all numbers) and `contact_sheet.png` (some pictures with their labels).
+`inspect_data` decodes every file once and writes `images.csv` (a row an image),
+`inspection.json` (all numbers) and `contact_sheet.png` (some images with their labels).
 A problem keeps a data set from being trained on; a note is worth a look.
 """
 
@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from alignseg_tf.data.checking import NAMED, Findings, PictureFacts, SplitReport
+from alignseg_tf.data.checking import NAMED, Findings, ImageFacts, SplitReport
 from alignseg_tf.data.label_space import LabelSpace, class_columns
 from alignseg_tf.data.listing import (
     DataError,
     ListingError,
     Sample,
     describe_skipped,
-    labels_without_picture,
+    labels_without_image,
 )
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.preparation.contact_sheet import draw_contact_sheet
@@ -80,7 +80,7 @@ class Inspection(Findings):
         return [
             (
                 f"--crop-size {crop[0]} {crop[1]}",
-                f"height and width: of the median picture, {width:.0f} x {height:.0f}, what is a "
+                f"height and width: of the median image, {width:.0f} x {height:.0f}, what is a "
                 f"multiple of 32, up to {LARGEST_CROP}",
             ),
             (
@@ -99,14 +99,14 @@ class Inspection(Findings):
             "classes": list(self.label_space.classes),
             "splits": {
                 split.name: {
-                    "pictures": split.listed,
+                    "images": split.listed,
                     "sound": len(split.sound),
                     "bytes": split.file_bytes,
                     "sizes": [[*size, count] for size, count in sorted(split.sizes.items())],
-                    "picture_files": dict(split.picture_kinds),
+                    "image_files": dict(split.image_kinds),
                     "label_files": dict(split.label_kinds),
                     "pixels": split.pixels.tolist(),
-                    "pictures_with": split.pictures_with.tolist(),
+                    "images_with": split.images_with.tolist(),
                     "problems": split.problems,
                     "skipped": {kind: len(paths) for kind, paths in split.skipped.items()},
                 }
@@ -139,23 +139,21 @@ class Inspection(Findings):
     def _class_table(self) -> Iterator[str]:
         names = [*self.label_space.classes, "void"]
         width = max(len(name) for name in ("class", *names))
-        titles = [
-            f"{split.name} {unit}" for unit in ("pixels", "pictures") for split in self.splits
-        ]
+        titles = [f"{split.name} {unit}" for unit in ("pixels", "images") for split in self.splits]
         yield "  ".join([f"{'class':{width}}", *(f"{title:>14}" for title in titles)])
         for index, name in enumerate(names):
             shares = [
                 f"{100 * split.pixels[index] / max(1, split.pixels.sum()):12.2f} %"
                 for split in self.splits
             ]
-            pictures = [f"{split.pictures_with[index]:14}" for split in self.splits]
-            yield "  ".join([f"{name:{width}}", *shares, *pictures])
+            images = [f"{split.images_with[index]:14}" for split in self.splits]
+            yield "  ".join([f"{name:{width}}", *shares, *images])
 
 
 def _split_lines(split: SplitReport) -> Iterator[str]:
     sound = f", {len(split.sound)} sound" if len(split.sound) < split.listed else ""
     megabytes = f"{split.file_bytes / 1e6:.1f} MB with labels"
-    yield f"\n{split.name}: {split.listed} pictures{sound}, {megabytes}"
+    yield f"\n{split.name}: {split.listed} images{sound}, {megabytes}"
     if split.skipped:
         yield f"  not read  {describe_skipped(split.skipped)}"
     if not split.sound:
@@ -169,7 +167,7 @@ def _split_lines(split: SplitReport) -> Iterator[str]:
             f"{len(split.sizes)} different"
         )
     yield f"  size      {sizes}"
-    for what, kinds in (("pictures", split.picture_kinds), ("labels", split.label_kinds)):
+    for what, kinds in (("images", split.image_kinds), ("labels", split.label_kinds)):
         yield f"  {what:8}  {', '.join(f'{kind} ({n})' for kind, n in kinds.most_common())}"
 
 
@@ -197,7 +195,7 @@ def _kind(problem: str, root: Path) -> str:
 
 
 # In the folder of an inspection.
-INSPECTION_FILES = ("inspection.json", "pictures.csv", "contact_sheet.png")
+INSPECTION_FILES = ("inspection.json", "images.csv", "contact_sheet.png")
 INSPECTION = Output(
     "inspect", lambda folder: has_keys(folder / INSPECTION_FILES[0], "layout", "splits")
 )
@@ -214,14 +212,14 @@ def inspect_data(
 
     Args:
         data: what to inspect.
-        output: folder for `pictures.csv`, `inspection.json` and `contact_sheet.png`.
+        output: folder for `images.csv`, `inspection.json` and `contact_sheet.png`.
         splits: which parts.
         counters: what is done -> progress function, called with (done, total).
         overwrite: replace files of these names even if no inspection wrote them.
 
     Raises:
         ForeignFileError: there is such a file.
-        DataError: no split has a picture with a label.
+        DataError: no split has an image with a label.
         OSError: the output cannot be written.
     """
     output = Path(output)
@@ -239,7 +237,7 @@ def inspect_data(
             "\n".join(problem for _, problems in found.values() for problem in problems)
         )
     with (
-        atomic_result(output, INSPECTION, "pictures.csv") as temporary,
+        atomic_result(output, INSPECTION, "images.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         rows = csv.writer(file)
@@ -253,8 +251,8 @@ def inspect_data(
             split.problems[:0] = problems
             split.skipped = data.skipped(name, samples)
             if data.layout.name == "folder" and samples:
-                for path in labels_without_picture(data.root, name):
-                    split.note("have no picture", path)
+                for path in labels_without_image(data.root, name):
+                    split.note("have no image", path)
     numbers = {"inspection.json": json.dumps(report.to_dict(), indent=1)}
     write_files(output, INSPECTION, numbers, overwrite=True)  # all were checked above
     with atomic_result(output, INSPECTION, "contact_sheet.png") as temporary:
@@ -276,13 +274,13 @@ def _list_split(data: DataSource, name: str) -> tuple[list[Sample], list[str]]:
 def _columns(label_space: LabelSpace) -> list[str]:
     names = (*class_columns(label_space.classes, ["void"]), "void")
     classes = [f"pixels_{name}" for name in names]
-    fixed = ["split", "picture", "label", "width", "height", "picture_file", "label_file"]
+    fixed = ["split", "image", "label", "width", "height", "image_file", "label_file"]
     return [*fixed, *classes, "problem"]
 
 
-def _row(split: str, facts: PictureFacts, columns: int) -> list[Any]:
+def _row(split: str, facts: ImageFacts, columns: int) -> list[Any]:
     width, height = facts.size or ("", "")
-    kinds = facts.picture_kind, facts.label_kind
+    kinds = facts.image_kind, facts.label_kind
     files = facts.sample.image, facts.sample.label
     counts = [""] * columns if facts.counts is None else facts.counts.tolist()
     return [split, *files, width, height, *kinds, *counts, facts.problem]

@@ -1,4 +1,4 @@
-"""Forms of an answer: pictures, JSON, numbers in bytes."""
+"""Forms of an answer: images, JSON, numbers in bytes."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from alignseg_tf import visualization
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.prediction.outputs import run_lengths
 
-# Most vectors of an offset field along a side; more are not seen in a picture.
+# Most vectors of an offset field along a side; more are not seen in an image.
 MAX_VECTORS = 64
 # Of the deflate of PNG files: larger by some percent, in a fraction of the time.
 PNG_LEVEL = 3
@@ -121,9 +121,9 @@ def offsets_answer(
 
     Args:
         form: which of `OFFSET_FORMS`.
-        fields: float32 [h, w, 2] by name, (x, y) in pixels of the picture.
-        width: of the picture.
-        height: of the picture.
+        fields: float32 [h, w, 2] by name, (x, y) in pixels of the image.
+        width: of the image.
+        height: of the image.
         model: the model's name.
         version: its number.
     """

@@ -122,7 +122,7 @@ def test_the_chosen_cell_is_the_nearest_one():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (47, 33), (64, 96)])
-def test_pictures_of_any_size_in_numbers_of_any_kind(size):
+def test_images_of_any_size_in_numbers_of_any_kind(size):
     image = random_images(1, *size)[0]
     model = model_of()
     trace = trace_alignment(model, image.astype("float64"))
@@ -170,7 +170,7 @@ def test_what_cannot_be_traced(look):
 @pytest.mark.parametrize("sampling", SAMPLING_CONVENTIONS)
 @pytest.mark.parametrize("read_size", [(12, 10), (3, 3)])
 def test_offsets_are_given_in_pixels(sampling, read_size):
-    """A map that holds where each of its cells is in the picture tells how far a sample moved."""
+    """A map that holds where each of its cells is in the image tells how far a sample moved."""
     image_size, out_size = (96, 80), (12, 10)
     align_corners = sampling in ("standard", "released_align_corners")
     places = []

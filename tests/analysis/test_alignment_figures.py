@@ -35,7 +35,7 @@ def texts(figure) -> list[str]:
     return [text.get_text() for text in text_artists(figure)]
 
 
-def pictures(figure) -> list[np.ndarray]:
+def images(figure) -> list[np.ndarray]:
     return [np.asarray(image.get_array()) for axes in figure.axes for image in axes.images]
 
 
@@ -69,7 +69,7 @@ def test_nothing_overlaps_and_nothing_is_cut_off(size, moved):
 def test_offsets_are_painted_with_one_scale_a_map_and_pointed_at():
     trace = hand_made()
     figure = draw_offsets(trace)
-    shown, said = pictures(figure), " ".join(texts(figure))
+    shown, said = images(figure), " ".join(texts(figure))
     assert "AlignFA 1: P3 (stride 8) into P2 (stride 4)" in texts(figure)
     assert "AlignFA 4: context (stride 32) into P2..P5 (stride 4)" in texts(figure)
     for number, step in enumerate(trace.steps, 1):
@@ -85,7 +85,7 @@ def test_offsets_are_painted_with_one_scale_a_map_and_pointed_at():
     assert len(fields) == 8
     factor = 1 / fields[0].scale
     assert f"{factor:g}x (coarse) and {factor:g}x (fine)" in said.replace("\n", " ")
-    # The second step points 2 pixels down from cells that lie evenly over the picture.
+    # The second step points 2 pixels down from cells that lie evenly over the image.
     second, *others = (field for field in fields if np.allclose(field.V, 2, atol=1e-6))
     assert len(others) == 1, "coarse and fine"
     np.testing.assert_allclose(second.U, 0, atol=1e-6)
@@ -111,7 +111,7 @@ def test_no_offsets_at_all_are_black():
     for step in trace.steps:
         step.offsets["coarse"][:] = 0.0
     figure = draw_offsets(trace)
-    assert sum(x.shape == (11, 16, 3) and not x.any() for x in pictures(figure)) == 4
+    assert sum(x.shape == (11, 16, 3) and not x.any() for x in images(figure)) == 4
     assert "rim: 1 px (coarse)" in texts(figure)
 
 
@@ -127,7 +127,7 @@ def test_context_shows_the_chosen_and_the_regular_cells():
     trace.context.positions[0] = -3.0, 0.0
     figure = draw_context(trace)
     grey = np.asarray(Image.fromarray(trace.image).convert("L"), np.float32)
-    chosen, regular = pictures(figure)[:2]
+    chosen, regular = images(figure)[:2]
     for (y, x), cell, own in (((39, 0), 8, 6), ((39, 59), 6, 8), ((26, 30), 4, 4), ((0, 0), -1, 0)):
         for painted, number in ((chosen, cell), (regular, own)):
             color = (0, 0, 0) if number == OUTSIDE else alignment_figures.CELL_COLORS[number]
@@ -147,7 +147,7 @@ def test_context_shows_the_chosen_and_the_regular_cells():
 
 def test_features_before_and_after_have_the_same_colors_where_they_are_the_same():
     trace = hand_made()
-    shown = [x for x in pictures(draw_features(trace)) if x.shape == (11, 16, 3)]
+    shown = [x for x in images(draw_features(trace)) if x.shape == (11, 16, 3)]
     assert len(shown) == 24
     for row in range(4):
         maps = shown[6 * row : 6 * row + 6]
@@ -155,7 +155,7 @@ def test_features_before_and_after_have_the_same_colors_where_they_are_the_same(
             np.testing.assert_array_equal(np.roll(before, 1, 1), after)
             assert before.std() > 20
     still = draw_features(hand_made(moved=("fine",)))
-    assert sum(x.shape == (11, 16, 3) for x in pictures(still)) == 20
+    assert sum(x.shape == (11, 16, 3) for x in images(still)) == 20
     assert "coarse map, not moved" in texts(still)
     assert "fine map, aligned" in texts(still)
 
@@ -219,9 +219,9 @@ def test_files(arguments, names, tmp_path, scene):
     assert paths == [tmp_path / "new" / f"street_{name}.png" for name in names]
     assert sorted(paths) == sorted((tmp_path / "new").glob("[!.]*")), "nothing else is left"
     for path in paths:
-        with Image.open(path) as picture:
-            assert picture.format == "PNG"
-            assert min(picture.size) > 300
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+            assert min(image.size) > 300
 
 
 def test_a_model_that_aligns_nothing_has_no_files(tmp_path, scene):
@@ -232,6 +232,6 @@ def test_a_model_that_aligns_nothing_has_no_files(tmp_path, scene):
 
 
 @pytest.mark.parametrize("size", [(33, 70), (64, 32)])
-def test_pictures_of_any_size_are_drawn(size):
+def test_images_of_any_size_are_drawn(size):
     trace = trace_alignment(model_of(), random_images(1, *size)[0])
     assert all(draw(trace).axes for draw in (draw_offsets, draw_context, draw_features))

@@ -18,7 +18,7 @@ from alignseg_tf.analysis.summary import (
     summarize,
 )
 
-# The tiny model on a picture of 64 x 96: 8 channels in the decoder, 3 classes, and a backbone
+# The tiny model on an image of 64 x 96: 8 channels in the decoder, 3 classes, and a backbone
 # whose stem has 32 x 48 cells, its four levels these, with 32, 64, 128 and 256 channels.
 SIZE = (64, 96)
 P2, P3, P4, P5 = 17 * 25, 9 * 13, 5 * 7, 3 * 4

@@ -23,11 +23,11 @@ def model_file(tmp_path_factory):
 @pytest.mark.slow
 def test_a_table_compares_files_with_the_model(model_file, folder, tmp_path, capsys):
     pytest.importorskip("ai_edge_litert")
-    pictures = str(folder / "images" / "train")
+    images = str(folder / "images" / "train")
     arguments = [
         "export", str(model_file), "--output", str(tmp_path / "tiny.tflite"),
-        "--size", "64", "96", "--quantization", "float32", "int8", "--calibration", pictures,
-        "--check", pictures, "--data", str(folder),
+        "--size", "64", "96", "--quantization", "float32", "int8", "--calibration", images,
+        "--check", images, "--data", str(folder),
     ]  # fmt: skip
     assert main(arguments) == 0
     assert sorted(x.name for x in tmp_path.glob("*.tflite")) == [
@@ -40,7 +40,7 @@ def test_a_table_compares_files_with_the_model(model_file, folder, tmp_path, cap
         line = next(line for line in output.splitlines() if line.startswith(str(path)))
         assert line.endswith(f"{100 * report.mean_iou:6.2f} %")
         assert re.search(r"\d MB +\d+ ms", line)
-    assert "on 6 pictures" in output
+    assert "on 6 images" in output
 
 
 def test_the_card_has_what_lies_beside_the_model(model_file, tmp_path):

@@ -26,8 +26,8 @@ def model_file(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     for number, size in enumerate([(64, 96), (40, 56)]):
         Image.fromarray(random_images(1, *size)[0]).save(folder / f"{number}.png")
@@ -35,16 +35,16 @@ def pictures(tmp_path):
 
 
 @pytest.mark.smoke
-def test_export_and_predict_from_the_saved_model(model_file, pictures, tmp_path, capsys):
+def test_export_and_predict_from_the_saved_model(model_file, images, tmp_path, capsys):
     target = tmp_path / "savedmodels" / "tiny" / "1"
-    arguments = ["export", str(model_file), "--output", str(target), "--check", str(pictures)]
+    arguments = ["export", str(model_file), "--output", str(target), "--check", str(images)]
     assert main(arguments) == 0
     output = capsys.readouterr().out
     assert re.search(r"(99\.9\d\d|100\.000) %", output)
-    assert "on 2 pictures" in output
+    assert "on 2 images" in output
     content = json.loads((target / "assets.extra" / "classes.json").read_text())
     assert content["classes"] == list(CLASSES)
-    assert main(["predict", str(target), str(pictures), "--output", str(tmp_path / "out")]) == 0
+    assert main(["predict", str(target), str(images), "--output", str(tmp_path / "out")]) == 0
 
 
 def test_convert(tmp_path, capsys):
@@ -90,7 +90,7 @@ def test_files_of_others_are_kept(file, arguments, model_file, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "gone.keras", "PICTURES", "--output", "out"], "gone.keras: no such file"),
+        (["predict", "gone.keras", "IMAGES", "--output", "out"], "gone.keras: no such file"),
         (["predict", "MODEL", "gone.png", "--output", "out"], "gone.png: no such file or folder"),
         (["export", "gone.keras", "--output", "out"], "gone.keras: no such file"),
         (["convert", "gone.pth", "x.keras"], "gone.pth: no such file"),
@@ -98,10 +98,10 @@ def test_files_of_others_are_kept(file, arguments, model_file, tmp_path, monkeyp
     ],
 )
 def test_bad_input_is_named_and_nothing_written(
-    arguments, message, model_file, pictures, tmp_path, capsys, monkeypatch
+    arguments, message, model_file, images, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    names = {"MODEL": str(model_file), "PICTURES": str(pictures)}
+    names = {"MODEL": str(model_file), "IMAGES": str(images)}
     assert main([names.get(a, a) for a in arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,7 @@ OUTSIDE = (-1000.0, -1000.0, -1000.0)
 
 
 def coordinates():
-    """A picture whose red and green are the row and column, and a label that is their code."""
+    """An image whose red and green are the row and column, and a label that is their code."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype("float32")
     image = np.stack([y, x, np.full_like(x, 200)], -1)
     label = (y.astype(int) // 8) * 10 + x.astype(int) // 8
@@ -41,8 +41,8 @@ EVERYWHERE = pytest.mark.parametrize("how", ["eager", "traced", "tf.data"])
 
 
 @EVERYWHERE
-def test_picture_and_label_share_the_draw(how):
-    """The label at each pixel is the one that belongs to the coordinates in the picture."""
+def test_image_and_label_share_the_draw(how):
+    """The label at each pixel is the one that belongs to the coordinates in the image."""
     image, label = coordinates()
     augment = Augmentation((64, 64), scale=(0.5, 2.0), fill=OUTSIDE)
     kept = 0
@@ -186,7 +186,7 @@ def test_scales_in_tenths():
 
 
 @pytest.mark.parametrize(("placement", "free"), [("random", True), ("top_left", False)])
-def test_a_picture_smaller_than_the_crop_is_whole_in_it(placement, free):
+def test_a_image_smaller_than_the_crop_is_whole_in_it(placement, free):
     image, label = coordinates()
     augment = Augmentation(
         (96, 128), scale=(1.0, 1.0), placement=placement, flip=False, fill=OUTSIDE
@@ -202,7 +202,7 @@ def test_a_picture_smaller_than_the_crop_is_whole_in_it(placement, free):
 
 
 @pytest.mark.parametrize("colors", [{"color": 0.5}, {"photometric": True}])
-def test_colours_change_the_picture_only(colors):
+def test_colours_change_the_image_only(colors):
     image, label = random_images(1, HEIGHT, WIDTH)[0], coordinates()[1]
     still = {"crop_size": (64, 96), "scale": (1.0, 1.0), "flip": False, "fill": (9.0, 8.0, 7.0)}
     plain = augmented(Augmentation(**still), image, label, 5)
@@ -276,7 +276,7 @@ def test_photometric_distortion_is_that_of_the_standard_colour_space(draw, trace
 
 
 def striped():
-    """A picture of 64 x 256 of which 3/4 is one class; what is between classes is ignored."""
+    """An image of 64 x 256 of which 3/4 is one class; what is between classes is ignored."""
     label = np.zeros((64, 256), "uint8")
     label[:, 180:192] = IGNORE
     label[:, 192:] = 1
@@ -322,7 +322,7 @@ def test_a_wanted_class_is_in_the_crop(how):
     assert share(9, 9) == 0  # there is no such class, and yet a crop
 
 
-def test_one_augmentation_takes_pictures_of_all_sizes():
+def test_one_augmentation_takes_images_of_all_sizes():
     sizes = tf.data.Dataset.from_tensor_slices([[40, 90], [70, 33], [200, 64]])
     augment = Augmentation((64, 96), max_class_share=0.9, photometric=True)
 

@@ -155,7 +155,7 @@ def test_camvid_agrees_with_its_files():
 
     path = SHARED / "data" / "camvid" / "classes.json"
     if not path.is_file():
-        pytest.skip("the CamVid pictures, ../shared/data, are not here")
+        pytest.skip("the CamVid images, ../shared/data, are not here")
     assert label_space_from_file(path) == CAMVID
 
 

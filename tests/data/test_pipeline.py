@@ -53,11 +53,11 @@ def test_an_epoch_has_every_sample_once_in_a_new_order(tmp_path):
     folder = write_folder(tmp_path / "data", train=5, val=1)
     still = Augmentation((64, 96), scale=(1.0, 1.0), flip=False)
     samples = read_folder(folder, "train")
-    pictures = [load_sample(s, SPACE)[0].astype("float32") for s in samples]
+    images = [load_sample(s, SPACE)[0].astype("float32") for s in samples]
     dataset = training_dataset(samples, SPACE, still, batch_size=1, epochs=4)
     order = []
     for image, _ in dataset:
-        distances = [np.abs(image[0] - picture).mean() for picture in pictures]
+        distances = [np.abs(image[0] - pixels).mean() for pixels in images]
         assert min(distances) < 0.01
         order.append(int(np.argmin(distances)))
     epochs = [tuple(order[i : i + 5]) for i in range(0, 20, 5)]
@@ -72,7 +72,7 @@ def test_the_augmentation_of_a_sample_differs_between_epochs(tmp_path):
 
 
 def test_each_place_of_an_epoch_has_its_own_draw(tmp_path):
-    """Six files that are one picture give six crops."""
+    """Six files that are one image give six crops."""
     folder = write_folder(tmp_path / "data", train=1, val=1)
     samples = read_folder(folder, "train") * 6
     dataset = training_dataset(samples, SPACE, AUGMENTATION, batch_size=6, epochs=1)
@@ -85,7 +85,7 @@ def test_no_cache_gives_the_same_batches(folder):
         np.testing.assert_array_equal(cached[0], read[0])
 
 
-def test_evaluation_reads_whole_pictures_in_order(tmp_path):
+def test_evaluation_reads_whole_images_in_order(tmp_path):
     folder = write_folder(tmp_path / "data", val=3, sizes=((64, 96), (48, 70)))
     samples = read_folder(folder, "val")
     for sample, (image, label) in zip(samples, evaluation_dataset(samples, SPACE), strict=True):
@@ -210,14 +210,14 @@ def test_rare_classes_have_the_probabilities_of_the_paper():
     assert RareClassSampling(counts, 1e-6).probabilities()[2] == 1
 
 
-def test_pictures_hold_a_class_that_has_a_share_of_them():
+def test_images_hold_a_class_that_has_a_share_of_them():
     counts = np.array([[9990, 10, 0, 0], [9999, 1, 0, 0], [9992, 0, 8, 0]])
-    pictures = RareClassSampling(counts).pictures()
-    assert [list(indices) for indices in pictures] == [[0, 1, 2], [0], [2], []]
+    images = RareClassSampling(counts).images()
+    assert [list(indices) for indices in images] == [[0, 1, 2], [0], [2], []]
 
 
 def test_rare_classes_are_drawn_as_often_as_they_should(tmp_path):
-    """Class 2 is in one picture of eight and in a corner of it, class 1 in two others."""
+    """Class 2 is in one image of eight and in a corner of it, class 1 in two others."""
     root = tmp_path / "data"
     for kind in ("images", "labels"):
         (root / kind / "train").mkdir(parents=True)
@@ -239,20 +239,20 @@ def test_rare_classes_are_drawn_as_often_as_they_should(tmp_path):
         images, labels = (np.concatenate(x) for x in zip(*dataset.as_numpy_iterator(), strict=True))
         return (images[:, 16, 16, 0].round().astype(int) - 10) // 20, labels
 
-    pictures, labels = drawn(rare_classes=rare)
+    inputs, labels = drawn(rare_classes=rare)
     expected = rare.probabilities()
-    np.testing.assert_allclose(np.mean(pictures == 3), expected[2] + expected[0] / 8, atol=0.06)
-    counts = np.bincount(pictures, minlength=8)
+    np.testing.assert_allclose(np.mean(inputs == 3), expected[2] + expected[0] / 8, atol=0.06)
+    counts = np.bincount(inputs, minlength=8)
     assert counts[5:7].sum() / 800 == pytest.approx(expected[1] + expected[0] / 4, abs=0.06)
     assert counts.min() > 5
-    # A crop has room for a sixth of the picture; that of class 2 has to lie in its corner.
+    # A crop has room for a sixth of the image; that of class 2 has to lie in its corner.
     held = (labels == 2).any((1, 2))
-    assert held[pictures == 3].mean() > 0.75
-    plain_pictures, plain_labels = drawn()
-    assert (np.bincount(plain_pictures, minlength=8) == 100).all()
-    assert (plain_labels == 2).any((1, 2))[plain_pictures == 3].mean() < 0.5
+    assert held[inputs == 3].mean() > 0.75
+    plain_images, plain_labels = drawn()
+    assert (np.bincount(plain_images, minlength=8) == 100).all()
+    assert (plain_labels == 2).any((1, 2))[plain_images == 3].mean() < 0.5
     again, _ = drawn(rare_classes=rare)
-    np.testing.assert_array_equal(pictures, again)
+    np.testing.assert_array_equal(inputs, again)
 
 
 def test_counts_of_other_samples_are_refused(folder):
@@ -272,7 +272,7 @@ def test_read_ahead_is_bounded_in_memory():
 
 
 def quarters(turned=False):
-    """A picture of four colours, which are its classes, and its label."""
+    """An image of four colours, which are its classes, and its label."""
     label = np.kron(np.array([[0, 1], [2, 255]]), np.ones((40, 64))).astype(np.uint8)
     colors = np.zeros((256, 3), np.uint8)
     colors[[0, 1, 2, 255]] = (250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 250)
@@ -287,9 +287,9 @@ def save_turned_jpeg(image, path):
 
 
 def save_palette(label, path):
-    picture = Image.fromarray(label).convert("P")
-    picture.putpalette([value for index in range(256) for value in (index, 255 - index, 7)])
-    picture.save(path)
+    image = Image.fromarray(label).convert("P")
+    image.putpalette([value for index in range(256) for value in (index, 255 - index, 7)])
+    image.save(path)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def save_palette(label, path):
     ],
     ids=["EXIF", "palette", "16-bit label"],
 )
-def test_pictures_and_labels_of_all_kinds_arrive_together(
+def test_images_and_labels_of_all_kinds_arrive_together(
     tmp_path, image_name, save_image, save_label
 ):
     image, label = quarters()

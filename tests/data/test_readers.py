@@ -20,10 +20,10 @@ from alignseg_tf.data.listing import (
     ListingError,
     Sample,
     describe_skipped,
-    find_named_pictures,
-    find_pictures,
+    find_images,
+    find_named_images,
     is_derived_file,
-    labels_without_picture,
+    labels_without_image,
     read_csv,
     read_folder,
 )
@@ -42,7 +42,7 @@ from alignseg_tf.system.parallel import in_parallel
 SPACE = LabelSpace(CLASSES)
 
 
-def test_folder_pairs_pictures_with_labels(folder):
+def test_folder_pairs_images_with_labels(folder):
     samples = read_folder(folder, "train")
     assert [s.image.name for s in samples] == [f"{i:03d}.png" for i in range(6)]
     assert all(s.label == folder / "labels" / "train" / s.image.name for s in samples)
@@ -61,7 +61,7 @@ def test_folder_problems_are_named(folder):
     with pytest.raises(DataError, match=r"images/test: no such folder; expected images/\{train"):
         read_folder(folder, "test")
     (folder / "labels/train/003.png").unlink()
-    for kind in ("images", "labels"):  # a similar name, but that of another picture
+    for kind in ("images", "labels"):  # a similar name, but that of another image
         shutil.copy(folder / kind / "train/000.png", folder / kind / "train/0031.png")
     with pytest.raises(ListingError, match=r"train/003\.png: no label .*labels/train/003\.png$"):
         read_folder(folder, "train")
@@ -72,12 +72,12 @@ def test_folder_problems_are_named(folder):
     assert [sample.image.name for sample in error.value.samples] == [
         "000.png", "001.png", "002.png", "0031.png", "004.png"
     ]  # fmt: skip
-    assert "000.tif: a second picture beside 000.png" in error.value.problems[0]
+    assert "000.tif: a second image beside 000.png" in error.value.problems[0]
     assert "there is" not in error.value.problems[1]
     assert "labels/train/mask_005.png, but" in error.value.problems[2]
-    for picture in (folder / "images/val").iterdir():
-        picture.unlink()
-    with pytest.raises(DataError, match=r"images/val: no pictures"):
+    for image in (folder / "images/val").iterdir():
+        image.unlink()
+    with pytest.raises(DataError, match=r"images/val: no images"):
         read_folder(folder, "val")
 
 
@@ -131,17 +131,17 @@ def test_hidden_files_are_no_data(folder):
         (folder / kind / "val/.ipynb_checkpoints").mkdir()
         shutil.copy(folder / kind / "val/000.png", folder / kind / "val/.ipynb_checkpoints/x.png")
     assert [sample.image.name for sample in read_folder(folder, "val")] == ["000.png", "001.png"]
-    assert labels_without_picture(folder, "val") == []
-    assert len(find_pictures([folder / "images/val"])) == 2
+    assert labels_without_image(folder, "val") == []
+    assert len(find_images([folder / "images/val"])) == 2
 
 
-def test_labels_without_picture(folder):
+def test_labels_without_image(folder):
     (folder / "images/train/002.png").unlink()
-    assert labels_without_picture(folder, "train") == [folder / "labels/train/002.png"]
+    assert labels_without_image(folder, "train") == [folder / "labels/train/002.png"]
     assert len(read_folder(folder, "train")) == 5
 
 
-def test_two_labels_of_one_picture_are_refused(folder):
+def test_two_labels_of_one_image_are_refused(folder):
     shutil.copy(folder / "labels/val/000.png", folder / "labels/val/000.tif")
     with pytest.raises(DataError, match=r"000\.tif: a second label beside 000\.png"):
         read_folder(folder, "val")
@@ -217,16 +217,16 @@ def test_transparent_pixels_show_the_color_that_is_stored(tmp_path):
     ids = np.random.default_rng(0).integers(0, 4, (40, 60), np.uint8)
     palette = np.array([[9, 8, 7], [200, 100, 0], [0, 50, 99], [1, 2, 3]], np.uint8)
     for transparency in (1, bytes([0, 100, 255, 3])):
-        picture = Image.fromarray(ids)
-        picture.putpalette(palette.ravel().tolist())
-        picture.save(tmp_path / "x.png", transparency=transparency)
+        image = Image.fromarray(ids)
+        image.putpalette(palette.ravel().tolist())
+        image.save(tmp_path / "x.png", transparency=transparency)
         np.testing.assert_array_equal(load_image(tmp_path / "x.png"), palette[ids])
     with_alpha = np.dstack([palette[ids], ids * 0])
     Image.fromarray(with_alpha).save(tmp_path / "x.png")
     np.testing.assert_array_equal(load_image(tmp_path / "x.png"), palette[ids])
 
 
-def test_cmyk_and_1_bit_pictures(tmp_path):
+def test_cmyk_and_1_bit_images(tmp_path):
     color = Image.new("RGB", (64, 64), (200, 100, 50))
     color.convert("CMYK").save(tmp_path / "x.jpg")
     assert np.abs(load_image(tmp_path / "x.jpg").astype(int) - (200, 100, 50)).max() < 5
@@ -236,7 +236,7 @@ def test_cmyk_and_1_bit_pictures(tmp_path):
     np.testing.assert_array_equal(load_label(tmp_path / "x.png", SPACE), mask)
 
 
-def test_a_photograph_with_a_preview_is_one_picture(tmp_path):
+def test_a_photograph_with_a_preview_is_one_image(tmp_path):
     photograph, preview = Image.new("RGB", (80, 64), "red"), Image.new("RGB", (40, 32))
     with (tmp_path / "x.jpg").open("wb") as file:
         photograph.save(file, "MPO", save_all=True, append_images=[preview])
@@ -307,7 +307,7 @@ def test_results_come_in_order_and_are_not_far_ahead():
     assert list(results) == list(range(6, 200, 2))
 
 
-def test_grey_and_16_bit_pictures_become_rgb(tmp_path):
+def test_grey_and_16_bit_images_become_rgb(tmp_path):
     grey = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
     Image.fromarray(grey).save(tmp_path / "deep.png")
     loaded = load_image(tmp_path / "deep.png")
@@ -323,10 +323,10 @@ def test_grey_and_16_bit_pictures_become_rgb(tmp_path):
 
 def test_palette_labels_keep_their_indices(tmp_path):
     ids = np.array([[0, 1], [2, 255]], np.uint8)
-    picture = Image.fromarray(ids, mode=None)
-    picture = picture.convert("L")
-    picture.putpalette([value for i in range(256) for value in (i * 7 % 256, 200, 10)])
-    picture.save(tmp_path / "label.png")
+    image = Image.fromarray(ids, mode=None)
+    image = image.convert("L")
+    image.putpalette([value for i in range(256) for value in (i * 7 % 256, 200, 10)])
+    image.save(tmp_path / "label.png")
     with Image.open(tmp_path / "label.png") as saved:
         assert saved.mode == "P"
     np.testing.assert_array_equal(load_label(tmp_path / "label.png", SPACE), ids)
@@ -342,7 +342,7 @@ def test_changed_bytes_of_a_png_are_found(folder):
 
 
 def test_truncated_files_are_named(folder):
-    for kind, message in (("images", "as a picture"), ("labels", "as a label")):
+    for kind, message in (("images", "as an image"), ("labels", "as a label")):
         path = folder / kind / "train" / "000.png"
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(DataError, match=rf"{kind}/train/000\.png: not readable {message}"):
@@ -352,7 +352,7 @@ def test_truncated_files_are_named(folder):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (np.zeros((64, 97), np.uint8), r"label is 97 x 64 pixels, its picture .* is 96 x 64"),
+        (np.zeros((64, 97), np.uint8), r"label is 97 x 64 pixels, its image .* is 96 x 64"),
         (np.full((64, 96), 7, np.uint8), r"unknown label values \[7\]"),
         (np.zeros((64, 96, 3), np.uint8), r"one channel of class ids.*save one of them"),
         (np.full((64, 96, 3), (1, 2, 3), np.uint8), r"one channel.*'colors' in classes\.json"),
@@ -393,21 +393,21 @@ def test_labels_without_any_class_are_refused(folder):
         check_samples(read_folder(folder, "val"), SPACE)
 
 
-def test_a_small_picture_is_refused(tmp_path):
+def test_a_small_image_is_refused(tmp_path):
     root = write_folder(tmp_path / "small")
     for kind in ("images", "labels"):
         path = root / kind / "val" / "000.png"
         Image.open(path).crop((0, 0, 96, 20)).save(path)
-    with pytest.raises(DataError, match=r"000\.png: the picture is 96 x 20 .* at least 32 x 32"):
+    with pytest.raises(DataError, match=r"000\.png: the image is 96 x 20 .* at least 32 x 32"):
         load_sample(read_folder(root, "val")[0], SPACE)
 
 
-def test_finding_pictures(folder):
-    found = find_pictures([folder / "images/val", folder / "images/train/001.png"])
+def test_finding_images(folder):
+    found = find_images([folder / "images/val", folder / "images/train/001.png"])
     assert [p.name for p in found] == ["000.png", "001.png", "001.png"]
     np.testing.assert_array_equal(read_image_sizes(found), [[64, 96]] * 3)
     with pytest.raises(DataError, match="no such file or folder"):
-        find_pictures([folder / "nowhere"])
+        find_images([folder / "nowhere"])
 
 
 def test_files_that_tools_make_are_told_by_any_part_of_their_path():
@@ -434,7 +434,7 @@ def test_formats_that_are_not_listed_are_not_decoded(format, tmp_path):
         (tmp_path / "x.png").write_bytes(start)
     else:
         Image.new("RGB", (64, 64)).save(tmp_path / "x.png", format)
-    with pytest.raises(DataError, match=r"x\.png: not readable as a picture \(in no known format"):
+    with pytest.raises(DataError, match=r"x\.png: not readable as an image \(in no known format"):
         load_image(tmp_path / "x.png")
 
 
@@ -487,7 +487,7 @@ def test_labels_of_few_bits_give_what_is_stored(bits, tmp_path):
     space = LabelSpace(tuple(map(str, range(1 << bits))))
     low_bit_png(tmp_path / "x.png", values, bits)
     np.testing.assert_array_equal(load_label(tmp_path / "x.png", space), values)
-    shown = load_image(tmp_path / "x.png")[..., 0]  # a picture is as bright as its bits say
+    shown = load_image(tmp_path / "x.png")[..., 0]  # an image is as bright as its bits say
     np.testing.assert_array_equal(shown, values * (255 // ((1 << bits) - 1)))
 
 
@@ -540,7 +540,7 @@ def test_a_tiff_that_pillow_does_not_read_is_described(tmp_path):
 
 
 def site(root, name, count=2):
-    """Write `count` pictures with labels below a folder that is no part of a data set."""
+    """Write `count` images with labels below a folder that is no part of a data set."""
     for index in range(count):
         for kind in ("images", "labels"):
             (root / kind).mkdir(parents=True, exist_ok=True)
@@ -560,7 +560,7 @@ def test_links_to_folders_are_followed_and_loops_named(folder, tmp_path):
     assert names.count("s0.png") == 1
     assert len(names) == 2 + 2 + train  # `again` shows the other split too, once
     skipped = {}
-    found = find_named_pictures([folder / "images/val"], skipped=skipped)
+    found = find_named_images([folder / "images/val"], skipped=skipped)
     assert len(found) == len(names)
     text = describe_skipped(skipped)
     assert text.startswith("2 a link to a folder around it (")
@@ -574,7 +574,7 @@ def test_what_is_skipped_is_counted_by_kind(folder):
     (images / "__MACOSX").mkdir()
     os.mkfifo(images / "pipe.png")
     skipped = {}
-    assert len(find_named_pictures([images], skipped=skipped)) == 2
+    assert len(find_named_images([images], skipped=skipped)) == 2
     assert describe_skipped(skipped) == (
         f"2 .heic, 3 hidden, 1 not a file but a pipe ({images / 'pipe.png'}), "
         f"1 without a suffix ({images / 'notes'})"
@@ -585,11 +585,11 @@ def test_what_is_skipped_is_counted_by_kind(folder):
 
 def test_special_files_among_inputs_are_named_and_skipped(folder):
     os.mkfifo(folder / "pipe.png")
-    picture, skipped = folder / "images/val/000.png", {}
-    assert len(find_named_pictures([folder / "pipe.png", picture], skipped=skipped)) == 1
+    image, skipped = folder / "images/val/000.png", {}
+    assert len(find_named_images([folder / "pipe.png", image], skipped=skipped)) == 1
     assert describe_skipped(skipped) == f"1 not a file but a pipe ({folder / 'pipe.png'})"
-    with pytest.raises(DataError, match=r"no pictures. Received: 1 not a file but a pipe \(.*pipe"):
-        find_named_pictures([folder / "pipe.png"])
+    with pytest.raises(DataError, match=r"no images. Received: 1 not a file but a pipe \(.*pipe"):
+        find_named_images([folder / "pipe.png"])
     path = write_csv(folder, [("pipe.png", "labels/val/000.png", "val")])
     with pytest.raises(DataError, match=r"line 2: .*pipe\.png: expected a file. Received: a pipe"):
         read_csv(path)
@@ -597,16 +597,16 @@ def test_special_files_among_inputs_are_named_and_skipped(folder):
 
 def test_a_link_to_itself_is_left_to_its_reader(folder):
     (folder / "images/val/self.png").symlink_to("self.png")
-    found = find_named_pictures([folder / "images/val"], leave_out=folder / "out")
+    found = find_named_images([folder / "images/val"], leave_out=folder / "out")
     assert [path.name for path, _ in found] == ["000.png", "001.png", "self.png"]
     with pytest.raises(DataError, match=r"self\.png: not readable"):
         load_image(folder / "images/val/self.png")
 
 
-def test_all_suffixes_of_jpeg_are_pictures(folder):
-    with Image.open(folder / "images/val/000.png") as picture:
+def test_all_suffixes_of_jpeg_are_images(folder):
+    with Image.open(folder / "images/val/000.png") as image:
         for suffix in (".jfif", ".jpe", ".JPEG"):
-            picture.save(folder / f"images/val/x{suffix}", "JPEG")
+            image.save(folder / f"images/val/x{suffix}", "JPEG")
             shutil.copy(folder / "labels/val/000.png", folder / "labels/val/x.png")
             assert f"x{suffix}" in [s.image.name for s in read_folder(folder, "val")]
             (folder / f"images/val/x{suffix}").unlink()
@@ -620,11 +620,11 @@ def test_names_are_equal_in_all_unicode_forms(folder, forms):
     (folder / "labels/val/000.png").rename(folder / f"labels/val/{label}.png")
     pair = Sample(folder / f"images/val/{image}.png", folder / f"labels/val/{label}.png")
     assert pair in read_folder(folder, "val")
-    assert labels_without_picture(folder, "val") == []
+    assert labels_without_image(folder, "val") == []
     path = write_csv(folder, [(f"images/val/{label}.png", f"labels/val/{image}.png", "val")])
     assert read_csv(path) == [pair]
     shutil.copy(pair.image, folder / f"images/val/{label}.png")
-    with pytest.raises(DataError, match="a second picture beside"):
+    with pytest.raises(DataError, match="a second image beside"):
         read_folder(folder, "val")
 
 

@@ -53,7 +53,7 @@ PAGES = [ROOT / "README.md", *DOCS]
 
 @pytest.fixture(scope="session")
 def things(tmp_path_factory):
-    """What examples find where they run: tiny models, one exported, and pictures."""
+    """What examples find where they run: tiny models, one exported, and images."""
     folder = tmp_path_factory.mktemp("things")
     for run, name in (("demo_street_scenes", "street_scenes"), ("cityscapes_r101", "cityscapes")):
         space = LABEL_SPACES[name]
@@ -65,7 +65,7 @@ def things(tmp_path_factory):
             shutil.copytree(folder / "savedmodels/mine/1", folder / "runs" / run / "savedmodel/1")
     shutil.copytree(folder / "runs/demo_street_scenes", folder / "runs/mine")
     scene = Image.fromarray(street_painter.draw_scene(0, size=(64, 96))[0])
-    for name in ("pictures/street.jpg", "cityscapes/leftImg8bit/test/berlin/a_leftImg8bit.png"):
+    for name in ("images/street.jpg", "cityscapes/leftImg8bit/test/berlin/a_leftImg8bit.png"):
         (folder / name).parent.mkdir(parents=True)
         scene.save(folder / name)
     kept = {"epoch": 0, "step": 3, "logs/loss": np.nan, "labels": np.zeros((1, 4, 4), np.int32)}

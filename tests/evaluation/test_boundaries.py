@@ -14,7 +14,7 @@ IGNORE = 255
 
 @pytest.fixture(params=[2**22, 500, 1], ids=["whole", "bands", "rows"], autouse=True)
 def bands(request, monkeypatch):
-    """Pictures are counted in bands of rows; their height changes nothing."""
+    """Images are counted in bands of rows; their height changes nothing."""
     monkeypatch.setattr(boundaries, "BAND_PIXELS", request.param)
 
 
@@ -107,5 +107,5 @@ def test_a_border_that_is_off_by_two_is_found_within_two():
     np.testing.assert_array_equal(counts[1, :, 3], [8, 8])
 
 
-def test_the_edge_of_the_picture_is_no_border():
+def test_the_edge_of_the_image_is_no_border():
     assert boundary_counts(*np.zeros((2, 5, 5), np.uint8), 1, (3,)).sum() == 0

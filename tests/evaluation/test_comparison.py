@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 from conftest import CLASSES, tiny_model, write_folder
-from evaluation_fixtures import SPACE, by_color, pictures
+from evaluation_fixtures import SPACE, by_color, images
 
 from alignseg_tf.__main__ import main
 from alignseg_tf.data.listing import read_folder
@@ -74,10 +74,10 @@ def test_files(compared, tmp_path):
     assert "Where B is ahead" in page
     assert "Where A is ahead" not in page
     names = re.findall(r"<figcaption>(\d+\.png)", page)
-    change = comparison.picture_differences
+    change = comparison.image_differences
     shown = [change[int(name.removesuffix(".png"))] for name in names]
     assert shown == sorted(change, reverse=True)[:4]
-    row = pictures(page)[0].astype(int)
+    row = images(page)[0].astype(int)
     marked = row[:, -96:]
     orange = marked[..., 0] - marked[..., 2] > 100
     blue = marked[..., 2] - marked[..., 0] > 60
@@ -97,9 +97,9 @@ def test_a_comparison_replaces_only_a_comparison(compared, tmp_path):
     write_comparison(*arguments, overwrite=True)
 
 
-def test_reports_on_other_pictures_or_classes_are_refused(compared):
+def test_reports_on_other_images_or_classes_are_refused(compared):
     first = compared[0].first
-    with pytest.raises(ValueError, match="same pictures"):
+    with pytest.raises(ValueError, match="same images"):
         Comparison(first, Report(CLASSES, first.scores[::-1]))
     with pytest.raises(ValueError, match="same classes"):
         Comparison(first, Report(("ground", "box", "ring"), first.scores))
@@ -126,12 +126,12 @@ def test_the_command_compares_and_goes_on(tmp_path, capsys):
     assert main(arguments) == 0
     assert [(tmp_path / "out" / f"{name}.jsonl").stat().st_size for name in "ab"] == times
     names = [s.image.name for part in ("train", "val") for s in open_data(data).samples(part)]
-    run = {"train_on": "train+val", "training_picture_names": names_hash(names)}
+    run = {"train_on": "train+val", "training_image_names": names_hash(names)}
     (tmp_path / "b.run.json").write_text(json.dumps(run))
     assert main([*arguments, "--flip"]) == 2
     err = capsys.readouterr().err
     assert "a.jsonl holds another evaluation:\n  protocol" in err
-    assert "b.keras was trained on these pictures" in err
+    assert "b.keras was trained on these images" in err
     assert "a.keras was trained" not in err
     (tmp_path / "data" / "classes.json").write_text('{"classes": ["x", "y", "z"]}')
     assert main(arguments) == 2

@@ -19,7 +19,7 @@ SPACE = LabelSpace(CLASSES)
 
 
 def truth_of(samples):
-    """A stand-in for a model that knows the labels; it tells pictures by their pixels."""
+    """A stand-in for a model that knows the labels; it tells images by their pixels."""
     from alignseg_tf.data.readers import load_image
 
     known = {load_image(s.image).tobytes(): load_label(s.label, SPACE) for s in samples}
@@ -36,7 +36,7 @@ def test_the_truth_scores_one(folder):
     seen = []
     report = evaluate(truth_of(samples), samples, SPACE, lambda *a: seen.append(a))
     assert report.mean_iou == 1.0
-    assert report.pictures == 2
+    assert report.images == 2
     assert report.confusion.sum() == 2 * 63 * 96
     np.testing.assert_array_equal(report.mean_boundary_f, 1.0)
     np.testing.assert_array_equal(report.mean_trimap_iou, 1.0)
@@ -57,27 +57,27 @@ def test_predictions_that_do_not_fit_are_refused(folder, predict, message):
 
 
 def test_blocks_are_checked_first_and_kept(many):
-    with pytest.raises(ValueError, match="neighbouring pictures .* at least 1. Received: 0"):
+    with pytest.raises(ValueError, match="neighbouring images .* at least 1. Received: 0"):
         evaluate(lambda image: pytest.fail("it predicts"), many, SPACE, block=0)
     assert evaluate(truth_of(many), many, SPACE, block=3).block == 3
 
 
-def test_an_unreadable_picture_is_named(many):
+def test_an_unreadable_image_is_named(many):
     many[3].image.write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"003\.png: not readable"):
         evaluate(lambda x: np.zeros(x.shape[:2], np.uint8), many, SPACE)
 
 
-def test_several_devices_share_the_pictures_and_count_the_same(many):
+def test_several_devices_share_the_images_and_count_the_same(many):
     one = evaluate(lambda x: x[..., 0] % 3, many, SPACE)
     calls, both, names = [0, 0], threading.Barrier(2, timeout=30), [None, None]
 
     def segment(which):
         def run(image):
             if calls[which] == 0:
-                both.wait()  # neither goes on before the other one has a picture too
+                both.wait()  # neither goes on before the other one has an image too
             calls[which] += 1
-            assert names[which] is None  # a device does one picture at a time
+            assert names[which] is None  # a device does one image at a time
             names[which] = threading.get_ident()
             found = image[..., 0] % 3
             names[which] = None
@@ -94,7 +94,7 @@ def test_several_devices_share_the_pictures_and_count_the_same(many):
 
 
 def test_an_interrupted_evaluation_goes_on(many, tmp_path):
-    record, calls = tmp_path / "out" / "pictures.jsonl", []
+    record, calls = tmp_path / "out" / "images.jsonl", []
 
     def segment(image):
         calls.append(1)
@@ -123,11 +123,11 @@ def test_an_interrupted_evaluation_goes_on(many, tmp_path):
 
 @pytest.mark.parametrize("what", ["model", "protocol", "encoding", "file"])
 def test_a_record_of_something_else_is_refused(what, many, tmp_path):
-    record = tmp_path / "pictures.jsonl"
+    record = tmp_path / "images.jsonl"
     segment = lambda x: np.zeros(x.shape[:2], np.uint8)  # noqa: E731
     evaluate(segment, many, SPACE, record=record, identity={"model": "m"})
     before = record.read_bytes()
-    identity, protocol, space = {"model": "m"}, "whole pictures", SPACE
+    identity, protocol, space = {"model": "m"}, "whole images", SPACE
     if what == "model":
         identity = {"model": "other"}
     if what == "protocol":
@@ -137,7 +137,7 @@ def test_a_record_of_something_else_is_refused(what, many, tmp_path):
     if what == "file":
         before = b'{"something": "else"}\nnot json\n'
         record.write_bytes(before)
-    with pytest.raises(ValueError, match=r"pictures\.jsonl"):
+    with pytest.raises(ValueError, match=r"images\.jsonl"):
         evaluate(segment, many, space, protocol=protocol, record=record, identity=identity)
     assert record.read_bytes() == before
 
@@ -150,7 +150,7 @@ def counted(many, record, calls):
 @pytest.mark.parametrize("what", ["image", "label"])
 def test_what_has_another_content_is_evaluated_again_and_named(what, many, tmp_path, capsys):
     """The corrected file has the name, the size in pixels and the time of the one before."""
-    record, calls = tmp_path / "pictures.jsonl", []
+    record, calls = tmp_path / "images.jsonl", []
     before = counted(many, record, calls)
     path = getattr(many[2], what)
     time = path.stat().st_mtime_ns
@@ -172,11 +172,11 @@ def test_what_has_another_content_is_evaluated_again_and_named(what, many, tmp_p
 
 
 def test_added_and_removed_images_change_a_record(many, tmp_path, capsys):
-    record, calls = tmp_path / "pictures.jsonl", []
+    record, calls = tmp_path / "images.jsonl", []
     counted(many[:4], record, calls)
     report = counted([many[6], *many[2:5]], record, calls)
     assert len(calls) == 4 + 2
-    assert report.pictures == 4
+    assert report.images == 4
     gone = ", ".join(sample.image.name for sample in many[:2])
     assert f"2 images are no longer in the data: {gone}" in capsys.readouterr().err
     assert [score.name for score in report.scores] == [
@@ -185,11 +185,11 @@ def test_added_and_removed_images_change_a_record(many, tmp_path, capsys):
 
 
 def test_a_record_without_fingerprints_is_made_anew(many, tmp_path, capsys):
-    record, calls = tmp_path / "pictures.jsonl", []
+    record, calls = tmp_path / "images.jsonl", []
     whole = counted(many, record, calls)
     head, *lines = map(json.loads, record.read_text().splitlines())
-    head = {"protocol": head["protocol"], "classes": head["classes"], "pictures": 7,
-            "picture names": "0" * 16}  # fmt: skip
+    head = {"protocol": head["protocol"], "classes": head["classes"], "images": 7,
+            "image names": "0" * 16}  # fmt: skip
     older = [{"index": i} | line for i, line in enumerate(lines)]
     record.write_text("".join(json.dumps(line) + "\n" for line in (head, *older)))
     del calls[:]
@@ -233,7 +233,7 @@ def test_the_numbers_agree_with_torchmetrics():
         from torchmetrics.functional import classification as independent
     except ImportError:
         absent("torchmetrics is not installed")
-    from alignseg_tf.evaluation.counts import score_picture
+    from alignseg_tf.evaluation.counts import score_image
     from alignseg_tf.evaluation.report import Report
 
     rng = np.random.default_rng(0)
@@ -244,7 +244,7 @@ def test_the_numbers_agree_with_torchmetrics():
         truth = rng.choice([*there, 255], (4, 17, 23)).astype(np.uint8)
         predicted = rng.choice(there, (4, 17, 23)).astype(np.uint8)
         pairs = zip(truth, predicted, strict=True)
-        scores = [score_picture(str(i), t, p, n) for i, (t, p) in enumerate(pairs)]
+        scores = [score_image(str(i), t, p, n) for i, (t, p) in enumerate(pairs)]
         report = Report([f"c{i}" for i in range(n)], scores)
         maps = [torch.from_numpy(x.astype(np.int64)) for x in (predicted, truth)]
 
@@ -276,7 +276,7 @@ def test_cityscapes_numbers_agree_with_its_scripts(tmp_path):
     from PIL import Image
 
     from alignseg_tf.data.datasets.cityscapes import CITYSCAPES
-    from alignseg_tf.evaluation.counts import score_picture
+    from alignseg_tf.evaluation.counts import score_image
     from alignseg_tf.evaluation.report import Report
     from alignseg_tf.prediction.outputs import Prediction, paths, save
 
@@ -295,7 +295,7 @@ def test_cityscapes_numbers_agree_with_its_scripts(tmp_path):
         prediction = Prediction(image, found, CITYSCAPES)
         save(prediction, tmp_path, f"{name}_leftImg8bit", ["cityscapes"])
         predictions.append(str(*paths(tmp_path, f"{name}_leftImg8bit", ["cityscapes"])))
-        scores.append(score_picture(name, truth, found, 19))
+        scores.append(score_image(name, truth, found, 19))
     report = Report(CITYSCAPES.classes, scores)
 
     official.args.evalInstLevelScore = False  # it calls a function that NumPy 2.4 lacks
@@ -343,17 +343,17 @@ def test_two_logical_devices_give_the_same_counts(tmp_path):
     assert json.loads((tmp_path / "two.json").read_text()) == json.loads(json.dumps(one.to_dict()))
 
 
-def test_shared_pictures_have_the_classes_of_their_labels():
-    """The counts of CamVid's labels against themselves, where the pictures are here."""
+def test_shared_images_have_the_classes_of_their_labels():
+    """The counts of CamVid's labels against themselves, where the images are here."""
     folder = SHARED / "data" / "camvid"
     if not folder.is_dir():
-        absent("the CamVid pictures, ../shared/data, are not here")
+        absent("the CamVid images, ../shared/data, are not here")
     from alignseg_tf.data.sources import open_data
-    from alignseg_tf.evaluation.counts import score_picture
+    from alignseg_tf.evaluation.counts import score_image
 
     data = open_data(folder)
     sample = data.samples("val")[0]
     truth = load_label(sample.label, data.label_space)
-    scores = score_picture(sample.image.name, truth, np.where(truth == 255, 0, truth), 11)
+    scores = score_image(sample.image.name, truth, np.where(truth == 255, 0, truth), 11)
     assert scores.pixels.sum() == (truth != 255).sum()
     assert (scores.boundary[..., 0] == scores.boundary[..., 1]).all()

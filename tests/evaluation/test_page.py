@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 from conftest import write_folder
-from evaluation_fixtures import SPACE, by_color, pictures
+from evaluation_fixtures import SPACE, by_color, images
 from PIL import Image
 
 from alignseg_tf.data.label_space import LabelSpace
@@ -34,13 +34,13 @@ def evaluated(tmp_path_factory):
 def test_all_files_are_there(evaluated):
     report, _, paths, _ = evaluated
     assert [path.name for path in paths] == [
-        "evaluation.json", "classes.csv", "pictures.csv", "confusion.png", "report.html",
+        "evaluation.json", "classes.csv", "images.csv", "confusion.png", "report.html",
     ]  # fmt: skip
     assert all(path.stat().st_size > 100 for path in paths)
     assert json.loads(paths[0].read_text())["mean_iou"] == report.mean_iou
     assert 0.5 < report.mean_iou < 0.999
-    with Image.open(paths[3]) as picture:
-        assert min(picture.size) > 300
+    with Image.open(paths[3]) as image:
+        assert min(image.size) > 300
 
 
 def test_a_report_replaces_only_a_report(evaluated, tmp_path):
@@ -58,14 +58,14 @@ def test_a_report_replaces_only_a_report(evaluated, tmp_path):
 
 
 def test_counts_are_appended_only_to_a_record(tmp_path):
-    path = tmp_path / "pictures.jsonl"
+    path = tmp_path / "images.jsonl"
     check_record(path)
     for content, own in (('{"protocol":"whole"}\n', True), ("", True), ('{"my": "notes"}', False)):
         path.write_text(content)
         if own:
             check_record(path)
             continue
-        with pytest.raises(ValueError, match=r"pictures\.jsonl: expected a new file, or one that"):
+        with pytest.raises(ValueError, match=r"images\.jsonl: expected a new file, or one that"):
             check_record(path)
         assert path.read_text() == content
         check_record(path, overwrite=True)
@@ -84,15 +84,15 @@ def test_the_page_stands_alone_and_escapes(evaluated):
     assert "Does it know when it is wrong" not in page  # no confidence was given
 
 
-def test_the_worst_and_the_best_pictures_are_shown(evaluated):
+def test_the_worst_and_the_best_images_are_shown(evaluated):
     report, samples, paths, shown = evaluated
     page = paths[-1].read_text()
-    order = np.argsort(report.picture_iou, kind="stable")
+    order = np.argsort(report.image_iou, kind="stable")
     names = re.findall(r"<figcaption>(\d+\.png): mean IoU", page)
     expected = [samples[i].image.name for i in [*order[:4], *order[::-1][:4]]]
     assert names == expected
     assert len(shown) == 8
-    row = pictures(page)[1]  # the first is the confusion matrix
+    row = images(page)[1]  # the first is the confusion matrix
     assert row.shape == (64, 4 * 96 + 3 * 4, 3)
     # The last part has mistakes in red, and only there.
     image, truth = shown[0], load_label(samples[order[0]].label, SPACE)
@@ -103,7 +103,7 @@ def test_the_worst_and_the_best_pictures_are_shown(evaluated):
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_few_pictures_are_shown_once(count, tmp_path):
+def test_few_images_are_shown_once(count, tmp_path):
     samples = read_folder(write_folder(tmp_path / "data", 1, count), "val")
     report = evaluate(by_color, samples, SPACE)
     page = write_report(report, tmp_path / "out", SPACE, samples, by_color)[-1].read_text()
@@ -147,7 +147,7 @@ def test_names_are_data_and_numbers_come_before_drawings(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="confusion_figure failed: no ink"):
         paths = write_report(report, tmp_path / "again", space, samples, by_color)
     assert [path.name for path in paths] == [
-        "evaluation.json", "classes.csv", "pictures.csv", "report.html",
+        "evaluation.json", "classes.csv", "images.csv", "report.html",
     ]  # fmt: skip
     assert all(path.is_file() for path in paths)
     assert "What is taken for what" not in paths[-1].read_text()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.evaluation.counts import score_picture
+from alignseg_tf.evaluation.counts import score_image
 from alignseg_tf.evaluation.evaluator import samples_fingerprints
 from alignseg_tf.evaluation.provenance import known_facts, read_quality, warn_if_trained_on
 from alignseg_tf.evaluation.report import Report
@@ -32,22 +32,22 @@ def quality():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 2, (4, 40, 50)).astype(np.uint8)
     predicted = np.where(rng.random(truth.shape) < 0.8, truth, 1 - truth).astype(np.uint8)
-    scores = [score_picture("x", t, p, 3) for p, t in zip(predicted, truth, strict=True)]
-    return Report(CLASSES, scores, "whole pictures").to_dict()
+    scores = [score_image("x", t, p, 3) for p, t in zip(predicted, truth, strict=True)]
+    return Report(CLASSES, scores, "whole images").to_dict()
 
 
 def test_it_quotes_what_was_measured(model, quality):
     run = {"backbone": "resnet", "epochs": 7, "classes": list(CLASSES)}
-    card = model_card(model, "boxes", AGREEMENT, quality, run, "Drawn pictures, CC0.")
+    card = model_card(model, "boxes", AGREEMENT, quality, run, "Drawn images, CC0.")
     assert card.startswith("# boxes\n")
-    assert "Drawn pictures, CC0." in card
+    assert "Drawn images, CC0." in card
     assert f"Mean IoU {100 * quality['mean_iou']:.2f} % (95 % interval" in card
     assert f"| ground | {100 * quality['iou']['ground']:.2f} |" in card
     assert "| disc | - |" in card  # it does not occur
     assert "| epochs | 7 |" in card
     assert "| classes |" not in card
-    assert "same class on 99.9870 % of the pixels of 3 pictures" in card
-    assert "A picture of 480 x 360 pixels takes 123 ms" in card
+    assert "same class on 99.9870 % of the pixels of 3 images" in card
+    assert "An image of 480 x 360 pixels takes 123 ms" in card
     assert "tensorflow 2." in card
     for number, name in enumerate(CLASSES):
         assert f"| {number} | {name} |" in card
@@ -86,13 +86,11 @@ def test_a_card_is_told_from_other_files(model, tmp_path):
 
 
 def test_it_gives_no_interval_where_there_is_none(model, quality):
-    """Of one picture, or one block of them, there is none; an older file has none at all."""
+    """Of one image, or one block of them, there is none; an older file has none at all."""
     none = {"level": 0.95, "block": 1, "mean_iou": {"low": None, "high": None}}
     for intervals in (none, None):
         card = model_card(model, "boxes", AGREEMENT, quality | {"intervals": intervals})
-        assert (
-            f"Mean IoU {100 * quality['mean_iou']:.2f} % on 4 pictures, whole pictures.\n" in card
-        )
+        assert f"Mean IoU {100 * quality['mean_iou']:.2f} % on 4 images, whole images.\n" in card
         assert "interval" not in card
 
 
@@ -133,23 +131,23 @@ def test_the_current_folder_may_be_a_saved_model(tmp_path, monkeypatch):
 def test_judging_a_model_on_what_it_was_trained_on_is_warned_of(
     folder, tmp_path, capsys, train_on, split, warned
 ):
-    """And on pictures of other names it is not."""
+    """And on images of other names it is not."""
     data = open_data(folder)
     names = [sample.image.name for part in train_on.split("+") for sample in data.samples(part)]
     model = tmp_path / "boxes.keras"
     for hashed, expected in ((names_hash(names), warned), (names_hash(names[:-1]), False)):
-        run = {"train_on": train_on, "training_picture_names": hashed}
+        run = {"train_on": train_on, "training_image_names": hashed}
         (tmp_path / "boxes.run.json").write_text(json.dumps(run))
         warn_if_trained_on(model, data, split)
         said = capsys.readouterr().err
-        assert (f"Warning: {model} was trained on these pictures" in said) is expected
+        assert (f"Warning: {model} was trained on these images" in said) is expected
 
 
 def test_what_was_trained_on_is_known_by_its_content(folder, tmp_path, capsys):
     """Under other names and with a corrected label too; not where an image is another."""
     data = open_data(folder)
     images = samples_fingerprints(data.samples("val"))[0]
-    run = {"train_on": "val", "training_images": images, "training_picture_names": "0"}
+    run = {"train_on": "val", "training_images": images, "training_image_names": "0"}
     (tmp_path / "boxes.run.json").write_text(json.dumps(run))
     model, copy = tmp_path / "boxes.keras", Path(shutil.copytree(folder, tmp_path / "copy"))
     for kind in ("images", "labels"):
@@ -158,7 +156,7 @@ def test_what_was_trained_on_is_known_by_its_content(folder, tmp_path, capsys):
     label = next((copy / "labels" / "val").iterdir())
     Image.fromarray(np.zeros((64, 96), np.uint8)).save(label)
     warn_if_trained_on(model, open_data(copy), "val")
-    assert "was trained on these pictures" in capsys.readouterr().err
+    assert "was trained on these images" in capsys.readouterr().err
     image = next((copy / "images" / "val").iterdir())
     Image.fromarray(np.zeros((64, 96, 3), np.uint8)).save(image)
     warn_if_trained_on(model, open_data(copy), "val")
@@ -175,13 +173,16 @@ def test_it_says_what_it_does_not_know(model):
 def test_it_says_if_figures_are_of_what_was_trained_on(model, quality):
     for train_on, said in (("train", False), ("train+val", True)):
         card = model_card(model, "boxes", AGREEMENT, quality, {"train_on": train_on})
-        assert ("trained on the validation pictures" in card) is said
+        assert ("trained on the validation images" in card) is said
 
 
 def test_quality_is_read_from_an_evaluation_alone(tmp_path, quality):
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps(quality))
-    assert read_quality(path)["pictures"] == 4
+    assert read_quality(path)["images"] == 4
+    older = {key.replace("image", "picture"): value for key, value in quality.items()}
+    path.write_text(json.dumps(older))
+    assert read_quality(path) == quality
     path.write_text('{"mean_iou": 0.5}')
     with pytest.raises(ValueError, match="evaluation.json: expected the JSON of an evaluation"):
         read_quality(path)

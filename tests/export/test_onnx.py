@@ -29,9 +29,9 @@ def test_any_size_and_batch(exported):
     assert network.input_size is None
     assert predictor.label_space == LabelSpace(CLASSES)
     for size in ((64, 96), (75, 101)):
-        pictures = random_images(2, *size)
-        assert network.logits(pictures).shape[0] == 2
-        same = predictor.class_map(pictures[1]) == Predictor(model).class_map(pictures[1])
+        images = random_images(2, *size)
+        assert network.logits(images).shape[0] == 2
+        same = predictor.class_map(images[1]) == Predictor(model).class_map(images[1])
         assert same.mean() > 0.999
 
 

@@ -15,7 +15,7 @@ from alignseg_tf.prediction.saved_networks import KerasNetwork, TfliteNetwork
 pytestmark = pytest.mark.slow
 
 SIZES = ((64, 96), None)
-PICTURES = list(random_images(2, 64, 96))
+IMAGES = list(random_images(2, 64, 96))
 
 
 def mobilenet_v3():
@@ -58,9 +58,9 @@ def model(request, aggregation):
     for weight in model.trainable_weights:
         if "field_" in weight.path:
             weight.assign(rng.normal(0, 0.03, weight.shape).astype("float32"))
-    # Of few pictures, pooled contexts hardly vary, and their norms would amplify rounding.
-    pictures = random_images(12, 96, 128, seed=2) * np.linspace(0.2, 1, 12)[:, None, None, None]
-    calibrate_batch_norms(model, pictures)
+    # Of few images, pooled contexts hardly vary, and their norms would amplify rounding.
+    images = random_images(12, 96, 128, seed=2) * np.linspace(0.2, 1, 12)[:, None, None, None]
+    calibrate_batch_norms(model, images)
     return model
 
 
@@ -76,13 +76,13 @@ def check(agreement, least, difference=np.inf):
 
 @pytest.mark.parametrize("size", SIZES, ids=["fixed", "dynamic"])
 def test_saved_model(model, size, tmp_path):
-    check(export_saved_model(model, tmp_path / "1", PICTURES, size), 0.999, 1e-4)
+    check(export_saved_model(model, tmp_path / "1", IMAGES, size), 0.999, 1e-4)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=["fixed", "dynamic"])
 def test_onnx(model, size, tmp_path):
     pytest.importorskip("tf2onnx")
-    check(export_onnx(model, tmp_path / "model.onnx", size, PICTURES), 0.999, 1e-4)
+    check(export_onnx(model, tmp_path / "model.onnx", size, IMAGES), 0.999, 1e-4)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=["fixed", "dynamic"])
@@ -97,9 +97,9 @@ def test_tflite(model, reference, size, tmp_path):
         ):  # fmt: skip
             if quantization == "int8" and size is None:
                 continue  # refused, see test_tflite.py
-            content = tflite.converted(folder, quantization, PICTURES)
+            content = tflite.converted(folder, quantization, IMAGES)
             path = tmp_path / f"{quantization}.tflite"
             path.write_bytes(content)
-            check(compare_networks(reference, TfliteNetwork(path), PICTURES), least, difference)
+            check(compare_networks(reference, TfliteNetwork(path), IMAGES), least, difference)
             assert "CUSTOM" not in tflite.operators(content)
             assert ("QUANTIZE" in tflite.operators(content)) == (quantization == "int8")

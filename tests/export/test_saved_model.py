@@ -53,9 +53,9 @@ def test_a_process_with_tensorflow_alone_serves_it(exported):
     assert agreement.same_class > 0.999
     images = random_images(2, 50, 70)
     np.save(folder / "images.npy", images)
-    pictures = random_images(1, 64, 96)[0], random_images(1, 41, 80, seed=1)[0]
-    Image.fromarray(pictures[0]).save(folder / "a.png")
-    Image.fromarray(pictures[1]).save(folder / "b.jpg", quality=95)
+    inputs = random_images(1, 64, 96)[0], random_images(1, 41, 80, seed=1)[0]
+    Image.fromarray(inputs[0]).save(folder / "a.png")
+    Image.fromarray(inputs[1]).save(folder / "b.jpg", quality=95)
     result = subprocess.run([sys.executable, "-c", SERVER, folder], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     predictor = Predictor(model)
@@ -64,8 +64,8 @@ def test_a_process_with_tensorflow_alone_serves_it(exported):
     for class_map, image in zip(served, images, strict=True):
         assert (class_map == predictor.class_map(image)).mean() > 0.999
     # Decoders of JPEG differ by a grey level here and there, so TensorFlow's is the reference.
-    decoded = pictures[0], tf.io.decode_jpeg((folder / "b.jpg").read_bytes()).numpy()
-    assert decoded[1].shape == pictures[1].shape
+    decoded = inputs[0], tf.io.decode_jpeg((folder / "b.jpg").read_bytes()).numpy()
+    assert decoded[1].shape == inputs[1].shape
     for number, image in enumerate(decoded):
         with Image.open(folder / f"mask{number}.png") as mask:
             assert mask.mode == "L"
@@ -156,7 +156,7 @@ def test_the_comparison_sees_another_model(exported, scene):
     assert same.same_class > 0.999
     assert same.difference < 5e-3 * same.largest_logit
     assert same.latency > 0
-    assert (same.pictures, same.size) == (2, (96, 128))
+    assert (same.images, same.size) == (2, (96, 128))
 
 
 def test_an_export_that_disagrees_is_not_written(exported, tmp_path, monkeypatch):
@@ -309,7 +309,7 @@ def test_every_form_is_listed():
     assert all(form["image_size"] for form in forms if form["operations"] != "tensorflow")
 
 
-def test_bytes_that_are_no_fit_picture_fail(exported):
+def test_bytes_that_are_no_fit_image_fail(exported):
     folder, _, _ = exported
     serve = tf.saved_model.load(str(folder / "model" / "1")).signatures["serve_bytes"]
     with pytest.raises(tf.errors.InvalidArgumentError):
@@ -317,9 +317,9 @@ def test_bytes_that_are_no_fit_picture_fail(exported):
     small = tf.io.encode_png(np.zeros((31, 40, 3), np.uint8))
     with pytest.raises(tf.errors.InvalidArgumentError, match="at least 32 x 32 pixels"):
         serve(image_bytes=tf.stack([small]))
-    picture = io.BytesIO()
-    Image.fromarray(random_images(1, 32, 32)[0]).save(picture, "PNG")
-    assert serve(image_bytes=tf.constant([picture.getvalue()]))["class_map_bytes"].shape == (1,)
+    image = io.BytesIO()
+    Image.fromarray(random_images(1, 32, 32)[0]).save(image, "PNG")
+    assert serve(image_bytes=tf.constant([image.getvalue()]))["class_map_bytes"].shape == (1,)
 
 
 OLDER_TENSORFLOW = "2.20"

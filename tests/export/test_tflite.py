@@ -22,7 +22,7 @@ from alignseg_tf.prediction.saved_networks import load_network
 pytest.importorskip("ai_edge_litert", reason="needs LiteRT: pip install ai-edge-litert")
 
 SIZE = (64, 96)
-PICTURES = list(random_images(3, *SIZE, seed=3))
+IMAGES = list(random_images(3, *SIZE, seed=3))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def files(model, tmp_path_factory):
         path = folder / f"{quantization}.tflite"
         written[path] = export_tflite(
             model, path, SIZE, quantization, output,
-            calibration_images=PICTURES, check_images=PICTURES,
+            calibration_images=IMAGES, check_images=IMAGES,
         )  # fmt: skip
     return written
 
@@ -63,7 +63,7 @@ def test_litert_gives_the_classes_of_the_model(files, model, quantization, least
     assert network.input_size == SIZE
     assert network.label_space.classes == CLASSES
     predicted = Predictor(path)
-    same = [predicted.class_map(x) == Predictor(model).class_map(x) for x in PICTURES]
+    same = [predicted.class_map(x) == Predictor(model).class_map(x) for x in IMAGES]
     assert np.mean(same) == pytest.approx(files[path].same_class)
 
 
@@ -133,14 +133,12 @@ def test_a_file_with_other_operators_is_refused(model, tmp_path, monkeypatch):
 @pytest.mark.smoke
 def test_any_size_and_windows(model, tmp_path):
     path = tmp_path / "any.tflite"
-    agreement = export_tflite(model, path, output="logits", check_images=PICTURES[:1])
+    agreement = export_tflite(model, path, output="logits", check_images=IMAGES[:1])
     assert agreement.same_class > 0.999
     assert load_network(path).input_size is None
-    picture = random_images(1, 80, 110, seed=5)[0]
+    image = random_images(1, 80, 110, seed=5)[0]
     windows = Protocol(tile=(64, 64))
-    same = Predictor(path, windows).class_map(picture) == Predictor(model, windows).class_map(
-        picture
-    )
+    same = Predictor(path, windows).class_map(image) == Predictor(model, windows).class_map(image)
     assert same.mean() > 0.999
 
 
@@ -189,8 +187,8 @@ def member(parent, number):
         ({"quantization": "int4"}, "`quantization` must be one of .*Received: quantization='int4'"),
         ({"output": "mask"}, "`output` must be one of .* Received: output='mask'"),
         ({"image_size": (31, 64)}, r"at least 32 x 32. Received: image_size=\(31, 64\)"),
-        ({"quantization": "int8"}, "int8 needs a fixed `image_size`.*0 calibration pictures"),
-        ({"quantization": "int8", "image_size": None, "calibration_images": PICTURES},
+        ({"quantization": "int8"}, "int8 needs a fixed `image_size`.*0 calibration images"),
+        ({"quantization": "int8", "image_size": None, "calibration_images": IMAGES},
          "Received: image_size=None, 3 calibration"),
         ({"path": "model.lite"}, "must end in .tflite. Received: model.lite"),
     ],

@@ -17,7 +17,7 @@ from alignseg_tf.__main__ import main
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.prediction import outputs as prediction_files
 from alignseg_tf.prediction import video
-from alignseg_tf.prediction.batch import predict_pictures, result_names
+from alignseg_tf.prediction.batch import predict_images, result_names
 from alignseg_tf.prediction.outcomes import OutcomeLog
 from alignseg_tf.prediction.video import Video, VideoWriter
 from alignseg_tf.system.fingerprints import fingerprint
@@ -47,8 +47,8 @@ def models_are_loaded_once():
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     (folder / "left").mkdir(parents=True)
     for name, size in (("0.png", (64, 96)), ("left/0.jpg", (40, 56)), ("left/1.png", (48, 64))):
         Image.fromarray(random_images(1, *size)[0]).save(folder / name)
@@ -64,28 +64,28 @@ def outcomes(folder):
         return {Path(row["source"]).name: row for row in csv.DictReader(file)}
 
 
-def test_coco_names_the_image_as_it_lies_in_the_folder(model_file, pictures, tmp_path):
+def test_coco_names_the_image_as_it_lies_in_the_folder(model_file, images, tmp_path):
     out = tmp_path / "out"
-    assert run(model_file, pictures, "--output", out, "--write", "coco") == 0
+    assert run(model_file, images, "--output", out, "--write", "coco") == 0
     for name in ("0.png", "left/0.jpg"):
         content = json.loads((out / f"{name[:-4]}_coco.json").read_text())
         assert content["images"][0]["file_name"] == name
         assert not any(annotation["iscrowd"] for annotation in content["annotations"])
-    with Image.open(pictures / "left/1.png") as opened:
+    with Image.open(images / "left/1.png") as opened:
         assert Predictor(model_file)(opened).file_name == "1.png"
 
 
-def test_results_lie_as_the_pictures_do(model_file, pictures, tmp_path, capsys):
+def test_results_lie_as_the_images_do(model_file, images, tmp_path, capsys):
     out = tmp_path / "out"
-    assert run(model_file, pictures, "--output", out) == 0
+    assert run(model_file, images, "--output", out) == 0
     found = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
     assert found == [
         "0_classes.png", "0_overlay.png", "left/0_classes.png", "left/0_overlay.png",
         "left/1_classes.png", "left/1_overlay.png",
     ]  # fmt: skip
     for name, size in (("0", (64, 96)), ("left/1", (48, 64))):
-        with Image.open(pictures / f"{name}.png") as picture:
-            expected = Predictor(model_file).class_map(np.asarray(picture))
+        with Image.open(images / f"{name}.png") as image:
+            expected = Predictor(model_file).class_map(np.asarray(image))
         with Image.open(out / f"{name}_classes.png") as classes:
             assert classes.size == size[::-1]
             np.testing.assert_array_equal(np.asarray(classes), expected)
@@ -95,12 +95,12 @@ def test_results_lie_as_the_pictures_do(model_file, pictures, tmp_path, capsys):
     assert row["files"] == "left/1_classes.png left/1_overlay.png"
 
 
-def test_patterns_and_files(model_file, pictures, tmp_path, capsys):
+def test_patterns_and_files(model_file, images, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = [pictures / "left" / "*.png", pictures / "0.png", "--output", out]
+    arguments = [images / "left" / "*.png", images / "0.png", "--output", out]
     assert run(model_file, *arguments, "--write", "color") == 0
     assert sorted(path.name for path in out.glob("*.png")) == ["0_color.png", "1_color.png"]
-    assert run(model_file, pictures / "*.bmp", "--output", tmp_path / "other") == 2
+    assert run(model_file, images / "*.bmp", "--output", tmp_path / "other") == 2
     assert "*.bmp: nothing fits this pattern" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
@@ -119,7 +119,7 @@ def test_what_is_not_read_is_said_in_one_line(model_file, tmp_path, capsys):
     assert f"1 not a file but a pipe ({folder / 'c.png'})" in printed.err
 
 
-def test_an_interrupted_run_goes_on(model_file, pictures, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_run_goes_on(model_file, images, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     calls, segment = [], Predictor.__call__
 
@@ -130,44 +130,44 @@ def test_an_interrupted_run_goes_on(model_file, pictures, tmp_path, capsys, monk
         return segment(self, image)
 
     monkeypatch.setattr(Predictor, "__call__", stop)
-    assert run(model_file, pictures, "--output", out) == 130
+    assert run(model_file, images, "--output", out) == 130
     assert len(list(out.rglob("*_classes.png"))) == 1
-    assert run(model_file, pictures, "--output", out) == 0
+    assert run(model_file, images, "--output", out) == 0
     assert "2 written, 1 kept" in capsys.readouterr().out
     assert len(calls) == 4
     assert outcomes(out)["0.png"]["outcome"] == "kept"
     # A kind that is not there yet is made, and what is there stays known.
-    assert run(model_file, pictures, "--output", out, "--write", "classes", "coco") == 0
+    assert run(model_file, images, "--output", out, "--write", "classes", "coco") == 0
     assert len(calls) == 7
-    assert run(model_file, pictures, "--output", out, "--write", "coco", "overlay") == 0
+    assert run(model_file, images, "--output", out, "--write", "coco", "overlay") == 0
     assert len(calls) == 7
-    assert run(model_file, pictures, "--output", out, "--overwrite") == 0
+    assert run(model_file, images, "--output", out, "--overwrite") == 0
     assert len(calls) == 10
 
 
-def test_results_belong_to_the_content_of_an_image(model_file, pictures, tmp_path, capsys):
+def test_results_belong_to_the_content_of_an_image(model_file, images, tmp_path, capsys):
     """Whatever time a file carries: `mv`, `cp -p` and archives put older ones in others' places."""
-    out, path = tmp_path / "out", pictures / "0.png"
-    assert run(model_file, pictures, "--output", out) == 0
+    out, path = tmp_path / "out", images / "0.png"
+    assert run(model_file, images, "--output", out) == 0
     first, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     before = (out / "0_overlay.png").read_bytes()
     Image.fromarray(random_images(1, 64, 96, seed=5)[0]).save(path)
     os.utime(path, ns=(0, 0))
-    assert run(model_file, pictures, "--output", out, "--write", "classes") == 0
+    assert run(model_file, images, "--output", out, "--write", "classes") == 0
     assert "1 written, 2 kept" in capsys.readouterr().out
     # The overlay is still the first image's, which the log knows; so it is when that is back.
     assert (out / "0_overlay.png").read_bytes() == before
-    assert run(model_file, pictures, "--output", out) == 0
+    assert run(model_file, images, "--output", out) == 0
     assert "1 written, 2 kept" in capsys.readouterr().out
     assert (out / "0_overlay.png").read_bytes() != before
     path.write_bytes(first)
     os.utime(path, ns=times)
-    assert run(model_file, pictures, "--output", out) == 0
+    assert run(model_file, images, "--output", out) == 0
     assert "1 written, 2 kept" in capsys.readouterr().out
     assert (out / "0_overlay.png").read_bytes() == before
     # A new name or time alone is no new content.
     os.utime(path)
-    pictures.rename(tmp_path / "renamed")
+    images.rename(tmp_path / "renamed")
     assert run(model_file, tmp_path / "renamed", "--output", out) == 0
     assert "3 kept" in capsys.readouterr().out
     # A result that is gone is made again, and one that was made over another name too.
@@ -177,12 +177,12 @@ def test_results_belong_to_the_content_of_an_image(model_file, pictures, tmp_pat
     assert "1 written, 1 kept" in capsys.readouterr().out
 
 
-def test_a_run_that_is_killed_loses_no_row_and_claims_no_half(model_file, pictures, tmp_path):
+def test_a_run_that_is_killed_loses_no_row_and_claims_no_half(model_file, images, tmp_path):
     """A process writes over results of an image and dies, as by SIGKILL, before it is done."""
     out, log = tmp_path / "out", tmp_path / "out" / "predictions.csv"
-    assert run(model_file, pictures, "--output", out) == 0
-    whole, image = log.read_text(), (pictures / "0.png").read_bytes()
-    Image.fromarray(random_images(1, 64, 96, seed=5)[0]).save(pictures / "0.png")
+    assert run(model_file, images, "--output", out) == 0
+    whole, image = log.read_text(), (images / "0.png").read_bytes()
+    Image.fromarray(random_images(1, 64, 96, seed=5)[0]).save(images / "0.png")
     written = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OutcomeLog, "__exit__", lambda log, *_: log._file.close())
@@ -192,61 +192,61 @@ def test_a_run_that_is_killed_loses_no_row_and_claims_no_half(model_file, pictur
             replace(prediction_files.KINDS["overlay"], write=lambda *_: written.append(1 / 0)),
         )
         with pytest.raises(ZeroDivisionError):
-            run(model_file, pictures, "--output", out)
+            run(model_file, images, "--output", out)
     assert log.read_text().startswith(whole)
     with log.open("a") as file:
         file.write('"half a ro')
-    (pictures / "0.png").write_bytes(image)
-    assert run(model_file, pictures, "--output", out, "--write", "classes") == 0
+    (images / "0.png").write_bytes(image)
+    assert run(model_file, images, "--output", out, "--write", "classes") == 0
     rows = outcomes(out)
     assert [rows[name]["outcome"] for name in ("0.png", "0.jpg", "1.png")] == [
         "written", "kept", "kept",
     ]  # fmt: skip
-    assert run(model_file, pictures, "--output", out) == 0
+    assert run(model_file, images, "--output", out) == 0
     assert log.read_text().count("\n") == 4
 
 
-def test_files_of_others_are_not_replaced(model_file, pictures, tmp_path, capsys):
+def test_files_of_others_are_not_replaced(model_file, images, tmp_path, capsys):
     out = tmp_path / "out"
     (out / "left").mkdir(parents=True)
     (out / "left" / "1_classes.png").write_bytes(b"painted by hand")
     (out / "notes.txt").write_text("mine")
-    assert run(model_file, pictures, "--output", out) == 2
+    assert run(model_file, images, "--output", out) == 2
     assert "only files that predict wrote. Received: left/1_classes.png" in capsys.readouterr().err
     assert sorted(path.name for path in out.rglob("*.*")) == ["1_classes.png", "notes.txt"]
-    assert run(model_file, pictures, "--output", out, "--write", "overlay") == 0
-    assert run(model_file, pictures, "--output", out) == 2
+    assert run(model_file, images, "--output", out, "--write", "overlay") == 0
+    assert run(model_file, images, "--output", out) == 2
     assert (out / "left" / "1_classes.png").read_bytes() == b"painted by hand"
-    assert run(model_file, pictures, "--output", out, "--overwrite") == 0
+    assert run(model_file, images, "--output", out, "--overwrite") == 0
     assert (out / "left" / "1_classes.png").read_bytes() != b"painted by hand"
     assert (out / "notes.txt").read_text() == "mine"
     csv_of_others = tmp_path / "other" / "predictions.csv"
     csv_of_others.parent.mkdir()
     csv_of_others.write_text("a,b\n")
-    assert run(model_file, pictures, "--output", csv_of_others.parent) == 2
+    assert run(model_file, images, "--output", csv_of_others.parent) == 2
     assert "Received: predictions.csv" in capsys.readouterr().err
     assert csv_of_others.read_text() == "a,b\n"
 
 
-def test_folders_of_earlier_versions_are_made_again(model_file, pictures, tmp_path, capsys):
+def test_folders_of_earlier_versions_are_made_again(model_file, images, tmp_path, capsys):
     """They had `since` in place of a log."""
     out = tmp_path / "out"
-    assert run(model_file, pictures, "--output", out) == 0
+    assert run(model_file, images, "--output", out) == 0
     content = json.loads((out / "predictions.json").read_text())
     (out / "predictions.json").write_text(json.dumps({**content, "since": 1.5}))
     (out / "predictions.csv").write_text("source,outcome\n0.png,written\n")
-    assert run(model_file, pictures, "--output", out) == 0
-    assert run(model_file, pictures, "--output", out) == 0
+    assert run(model_file, images, "--output", out) == 0
+    assert run(model_file, images, "--output", out) == 0
     assert "3 written" in (text := capsys.readouterr().out) and "3 kept" in text
 
 
-def test_an_overwrite_for_some_images_outdates_the_results_of_all(model_file, pictures, tmp_path):
+def test_an_overwrite_for_some_images_outdates_the_results_of_all(model_file, images, tmp_path):
     out = tmp_path / "out"
-    assert run(model_file, pictures, "--output", out) == 0
+    assert run(model_file, images, "--output", out) == 0
     other = tmp_path / "other.keras"
     tiny_model(label_space=LabelSpace(CLASSES).to_dict(), context=None).save(other)
-    assert run(other, pictures / "0.png", "--output", out, "--overwrite") == 0
-    assert run(other, pictures, "--output", out) == 0
+    assert run(other, images / "0.png", "--output", out, "--overwrite") == 0
+    assert run(other, images, "--output", out) == 0
     rows = outcomes(out)
     assert [rows[name]["outcome"] for name in ("0.png", "0.jpg", "1.png")] == [
         "kept", "written", "written",
@@ -295,16 +295,16 @@ def test_names_of_all_kinds(model_file, tmp_path, capsys):
     assert "6 kept" in capsys.readouterr().out
 
 
-def test_other_models_and_protocols_do_not_mix(model_file, pictures, tmp_path, capsys, monkeypatch):
+def test_other_models_and_protocols_do_not_mix(model_file, images, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    assert run(model_file, pictures, "--output", out) == 0
+    assert run(model_file, images, "--output", out) == 0
     before = {path: path.read_bytes() for path in out.rglob("*.png")}
-    assert run(model_file, pictures, "--output", out, "--flip") == 2
+    assert run(model_file, images, "--output", out, "--flip") == 2
     error = capsys.readouterr().err
-    assert "holds other predictions:\n  protocol: 'whole pictures' there, 'whole" in error
+    assert "holds other predictions:\n  protocol: 'whole images' there, 'whole" in error
     other = tmp_path / "other.keras"
     tiny_model(label_space=LabelSpace(CLASSES).to_dict(), context=None).save(other)
-    assert run(other, pictures, "--output", out) == 2
+    assert run(other, images, "--output", out) == 2
     assert "\n  model: " in capsys.readouterr().err
     assert {path: path.read_bytes() for path in out.rglob("*.png")} == before
     # What an interrupted --overwrite has not come to is not taken for its own.
@@ -317,9 +317,9 @@ def test_other_models_and_protocols_do_not_mix(model_file, pictures, tmp_path, c
         return segment(self, image)
 
     monkeypatch.setattr(Predictor, "__call__", stop)
-    assert run(other, pictures, "--output", out, "--overwrite") == 130
+    assert run(other, images, "--output", out, "--overwrite") == 130
     assert sum(path.read_bytes() != content for path, content in before.items()) in (1, 2)
-    assert run(other, pictures, "--output", out) == 0
+    assert run(other, images, "--output", out) == 0
     assert len(calls) == 4
     assert "2 written, 1 kept" in capsys.readouterr().out
     for path, content in before.items():
@@ -329,35 +329,35 @@ def test_other_models_and_protocols_do_not_mix(model_file, pictures, tmp_path, c
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["PICTURES", "--output", "PICTURES"], "--output must not be the pictures' folder"),
-        (["PICTURES/0.png", "PICTURES/b/0.png", "--output", "out"], "have the same results, 0_"),
-        (["PICTURES", "--output", "out", "--every", "0"], "--every must be at least 1"),
-        (["PICTURES", "--output", "out", "--frames", "-1"], "--frames must be at least 1"),
-        (["PICTURES", "--output", "out", "--scales", "0"], "`scales` must be positive"),
-        (["PICTURES", "--output", "out", "--write", "cityscapes"], "must have its 19 classes"),
+        (["IMAGES", "--output", "IMAGES"], "--output must not be the images' folder"),
+        (["IMAGES/0.png", "IMAGES/b/0.png", "--output", "out"], "have the same results, 0_"),
+        (["IMAGES", "--output", "out", "--every", "0"], "--every must be at least 1"),
+        (["IMAGES", "--output", "out", "--frames", "-1"], "--frames must be at least 1"),
+        (["IMAGES", "--output", "out", "--scales", "0"], "`scales` must be positive"),
+        (["IMAGES", "--output", "out", "--write", "cityscapes"], "must have its 19 classes"),
         (["nowhere", "--output", "out"], "nowhere: no such file or folder"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_write_nothing(
-    arguments, message, model_file, pictures, tmp_path, capsys, monkeypatch
+    arguments, message, model_file, images, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    (pictures / "b").mkdir()
-    (pictures / "b" / "0.png").write_bytes((pictures / "0.png").read_bytes())
-    before = sorted(pictures.rglob("*"))
-    assert run(model_file, *(a.replace("PICTURES", str(pictures)) for a in arguments)) == 2
+    (images / "b").mkdir()
+    (images / "b" / "0.png").write_bytes((images / "0.png").read_bytes())
+    before = sorted(images.rglob("*"))
+    assert run(model_file, *(a.replace("IMAGES", str(images)) for a in arguments)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert sorted(pictures.rglob("*")) == before
+    assert sorted(images.rglob("*")) == before
 
 
-def test_results_below_the_pictures_are_no_pictures(model_file, pictures, capsys):
+def test_results_below_the_images_are_no_images(model_file, images, capsys):
     for _ in range(2):
-        assert run(model_file, pictures, "--output", pictures / "results", "--overwrite") == 0
+        assert run(model_file, images, "--output", images / "results", "--overwrite") == 0
         assert "3 in" in capsys.readouterr().out
 
 
-def test_thirty_pictures_of_all_kinds(model_file, tmp_path, capsys):
+def test_thirty_images_of_all_kinds(model_file, tmp_path, capsys):
     """The table of outcomes that docs/prediction.md promises."""
     folder, out = tmp_path / "mixed", tmp_path / "out"
     folder.mkdir()
@@ -373,8 +373,8 @@ def test_thirty_pictures_of_all_kinds(model_file, tmp_path, capsys):
         "panorama.png": rgb.resize((900, 40)), "Upper.PNG": rgb, "with space.png": rgb,
         "ümlaut.png": rgb,
     }  # fmt: skip
-    for name, picture in good.items():
-        picture.save(folder / name)
+    for name, image in good.items():
+        image.save(folder / name)
     exif = Image.Exif()
     exif[0x0112] = 6
     rgb.save(folder / "turned.jpg", exif=exif)
@@ -383,7 +383,7 @@ def test_thirty_pictures_of_all_kinds(model_file, tmp_path, capsys):
     (folder / "truncated.jpg").write_bytes(content[: len(content) // 2])
     png = (folder / "rgb.png").read_bytes()
     (folder / "truncated.png").write_bytes(png[: len(png) // 2])
-    (folder / "text.png").write_text("This is no picture.")
+    (folder / "text.png").write_text("This is no image.")
     (folder / "empty.jpg").write_bytes(b"")
     Image.new("RGB", (1, 1)).save(folder / "one_pixel.png")
     rgb.resize((31, 80)).save(folder / "narrow.png")
@@ -437,16 +437,16 @@ def test_names_of_results():
         result_names([(Path(f"{folder}/a.png"), Path("a.png")) for folder in "xy"])
 
 
-def test_a_picture_that_fails_in_the_network_is_skipped(model_file, tmp_path, pictures):
+def test_a_image_that_fails_in_the_network_is_skipped(model_file, tmp_path, images):
     def segment(image):
         if image.shape[0] == 40:
             raise ValueError("too odd")
         return predictor(image)
 
     predictor = Predictor(model_file)
-    named = [(pictures / "0.png", Path("0")), (pictures / "left/0.jpg", Path("left/0"))]
+    named = [(images / "0.png", Path("0")), (images / "left/0.jpg", Path("left/0"))]
     seen = []
-    found = list(predict_pictures(segment, named, tmp_path, progress=lambda *a: seen.append(a)))
+    found = list(predict_images(segment, named, tmp_path, progress=lambda *a: seen.append(a)))
     assert [outcome.outcome for outcome in found] == ["written", "skipped"]
     assert found[1].message == "too odd"
     assert seen == [(1, 2), (2, 2)]
@@ -471,8 +471,8 @@ def test_a_video_becomes_a_video_and_files_a_frame(model_file, clip, tmp_path, c
     ]
     predictor = Predictor(model_file)
     frames = list(Video(clip))
-    with Image.open(out / "clip" / "000004_classes.png") as picture:
-        np.testing.assert_array_equal(np.asarray(picture), predictor.class_map(frames[4]))
+    with Image.open(out / "clip" / "000004_classes.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), predictor.class_map(frames[4]))
     painted = Video(out / "clip_overlay.mp4")
     assert painted.rate == 5
     painted = list(painted)
@@ -510,7 +510,7 @@ def test_a_damaged_video_is_skipped_and_leaves_no_video(model_file, clip, tmp_pa
 
 
 def test_a_camera(model_file, tmp_path, monkeypatch, capsys):
-    """FFmpeg's test picture stands in for a camera."""
+    """FFmpeg's test image stands in for a camera."""
     pytest.importorskip("av")
     source = "testsrc=size=64x48:rate=5"
     monkeypatch.setitem(video._CAMERAS, "linux", ("lavfi", source))
@@ -535,8 +535,8 @@ def test_a_camera(model_file, tmp_path, monkeypatch, capsys):
     assert "camera:7: not readable as a video (No such file" in capsys.readouterr().err
 
 
-def test_the_run_file_says_what_the_folder_holds(model_file, pictures, tmp_path):
-    assert run(model_file, pictures, "--output", tmp_path / "out", "--flip") == 0
+def test_the_run_file_says_what_the_folder_holds(model_file, images, tmp_path):
+    assert run(model_file, images, "--output", tmp_path / "out", "--flip") == 0
     content = json.loads((tmp_path / "out" / "predictions.json").read_text())
-    assert content["protocol"] == "whole pictures; mirrored too; probabilities averaged"
+    assert content["protocol"] == "whole images; mirrored too; probabilities averaged"
     assert len(content["model"]) == 64

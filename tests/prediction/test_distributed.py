@@ -50,12 +50,12 @@ def output(segmenter, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    return write_pictures(tmp_path / "pictures")
+def image_files(tmp_path):
+    return write_images(tmp_path / "images")
 
 
-def write_pictures(folder):
-    """Two sizes, a picture twice, one on its side, and what is no picture."""
+def write_images(folder):
+    """Two sizes, an image twice, one on its side, and what is no image."""
     (folder / "more").mkdir(parents=True)
     for index, image in enumerate(random_images(3, 48, 64)):
         Image.fromarray(image).save(folder / f"{index}.png")
@@ -84,19 +84,19 @@ def segmented(segmenter, paths):
     return {Path(path).name: outcome for path, outcome in zip(paths, outcomes, strict=True)}
 
 
-def check_result(predictor, picture, output, model=MODEL):
-    sha256 = hashlib.sha256(picture.read_bytes()).hexdigest()
+def check_result(predictor, image, output, model=MODEL):
+    sha256 = hashlib.sha256(image.read_bytes()).hexdigest()
     with Image.open(output / result_path(sha256, model)) as result:
         assert result.mode == "L"
         classes = np.asarray(result)
-    expected = predictor.class_map(load_image(picture))
+    expected = predictor.class_map(load_image(image))
     assert classes.shape == expected.shape
     assert (classes == expected).mean() > 0.999
     assert len(np.unique(expected)) > 1
 
 
-def test_pictures_of_all_sizes_become_what_the_predictor_says(
-    predictor, segmenter, output, pictures, monkeypatch
+def test_images_of_all_sizes_become_what_the_predictor_says(
+    predictor, segmenter, output, image_files, monkeypatch
 ):
     batches = []
     class_maps = segmenter.predictor.network.class_maps
@@ -107,18 +107,18 @@ def test_pictures_of_all_sizes_become_what_the_predictor_says(
 
     monkeypatch.setattr(segmenter.predictor.network, "class_maps", count)
     names = [*sorted(GOOD - {"again.png"}), "more/again.png", *sorted(BAD)]
-    outcomes = segmented(segmenter, [pictures / name for name in names])
+    outcomes = segmented(segmenter, [image_files / name for name in names])
     # Neighbours of one size go together, two at a time.
     assert batches == [(2, 48, 64, 3), (2, 40, 56, 3)]
     assert {name for name, row in outcomes.items() if row["outcome"] == "skipped"} == BAD
     for name in names:
         row = outcomes[Path(name).name]
-        assert row["source"] == str(pictures / name)
+        assert row["source"] == str(image_files / name)
         if name in BAD:
             assert row["files"] == [] and row["message"]
             continue
         assert (output / row["files"][0]).is_file()
-        check_result(predictor, pictures / name, output)
+        check_result(predictor, image_files / name, output)
     assert outcomes["again.png"]["outcome"] == "kept"
     assert (outcomes["turned.jpg"]["width"], outcomes["turned.jpg"]["height"]) == (40, 56)
     assert "at least 32 x 32 pixels. Received: 40 x 31" in outcomes["small.png"]["message"]
@@ -127,19 +127,19 @@ def test_pictures_of_all_sizes_become_what_the_predictor_says(
     assert len(list(output.rglob("*"))) == 3 * 6  # a folder, one in it, a file
 
 
-def test_results_belong_to_content(segmenter, output, pictures, monkeypatch):
-    path = pictures / "0.png"
+def test_results_belong_to_content(segmenter, output, image_files, monkeypatch):
+    path = image_files / "0.png"
     assert segmented(segmenter, [path])["0.png"]["outcome"] == "written"
     monkeypatch.setattr(segmenter.predictor, "class_map", None)
     os.utime(path, (5, 5))
-    path = path.rename(pictures / "renamed.png")
+    path = path.rename(image_files / "renamed.png")
     row = segmented(segmenter, [path])["renamed.png"]
     assert row["outcome"] == "kept"
     assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.undo()
     monkeypatch.setattr(segmenter, "output", output)
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
-    path.write_bytes((pictures / "1.png").read_bytes())
+    path.write_bytes((image_files / "1.png").read_bytes())
     os.utime(path, ns=times)
     assert segmented(segmenter, [path])["renamed.png"]["outcome"] == "written"
     for result in output.rglob("*.png"):
@@ -147,38 +147,38 @@ def test_results_belong_to_content(segmenter, output, pictures, monkeypatch):
     assert segmented(segmenter, [path])["renamed.png"]["outcome"] == "written"
 
 
-def test_files_that_cannot_be_read_are_skipped(segmenter, output, pictures):
-    (pictures / "gone.png").symlink_to(pictures / "nowhere.png")
-    (pictures / "loop.png").symlink_to("loop.png")
-    os.mkfifo(pictures / "pipe.png")
-    odd = Path(os.fsdecode(os.fsencode(pictures) + b"/\xff.png"))
-    odd.write_bytes((pictures / "0.png").read_bytes())
+def test_files_that_cannot_be_read_are_skipped(segmenter, output, image_files):
+    (image_files / "gone.png").symlink_to(image_files / "nowhere.png")
+    (image_files / "loop.png").symlink_to("loop.png")
+    os.mkfifo(image_files / "pipe.png")
+    odd = Path(os.fsdecode(os.fsencode(image_files) + b"/\xff.png"))
+    odd.write_bytes((image_files / "0.png").read_bytes())
     names = ("gone.png", "more", "loop.png", "pipe.png", odd.name)
-    rows = segmented(segmenter, [pictures / name for name in names])
+    rows = segmented(segmenter, [image_files / name for name in names])
     assert [rows[name]["outcome"] for name in names] == ["skipped"] * 4 + ["written"]
     assert rows["gone.png"]["message"] == "not readable (No such file or directory)"
     assert rows["pipe.png"]["message"] == "expected a file. Received: a pipe"
-    assert rows[odd.name]["source"] == f"{pictures}/\\xff.png"
+    assert rows[odd.name]["source"] == f"{image_files}/\\xff.png"
 
 
-def test_memory_is_bounded(predictor, segmenter, output, pictures, monkeypatch):
+def test_memory_is_bounded(predictor, segmenter, output, image_files, monkeypatch):
     """Images together have as many pixels as one may have that goes through whole."""
     batches = []
     segment = segmenter._segment
     monkeypatch.setattr(segmenter, "_segment", lambda g: (batches.append(len(g)), segment(g))[1])
     monkeypatch.setattr(segmenter.predictor, "protocol", Protocol(largest_whole=48 * 64))
-    segmented(segmenter, [pictures / "0.png", pictures / "1.png"])
+    segmented(segmenter, [image_files / "0.png", image_files / "1.png"])
     assert batches == [1, 1]
-    large = pictures / "large.png"
+    large = image_files / "large.png"
     Image.fromarray(random_images(1, 56, 72)[0]).save(large)
     segmented(segmenter, [large])
     check_result(predictor, large, output)
 
 
-def test_a_picture_that_the_network_refuses_does_not_spoil_its_batch(
-    segmenter, output, pictures, monkeypatch
+def test_a_image_that_the_network_refuses_does_not_spoil_its_batch(
+    segmenter, output, image_files, monkeypatch
 ):
-    refused = load_image(pictures / "1.png")
+    refused = load_image(image_files / "1.png")
     class_map = segmenter.predictor.class_map
 
     def refuse(image):
@@ -188,43 +188,45 @@ def test_a_picture_that_the_network_refuses_does_not_spoil_its_batch(
 
     monkeypatch.setattr(segmenter.predictor, "class_map", refuse)
     monkeypatch.setattr(segmenter.predictor.network, "class_maps", refuse)
-    rows = segmented(segmenter, [pictures / f"{i}.png" for i in range(3)])
+    rows = segmented(segmenter, [image_files / f"{i}.png" for i in range(3)])
     assert [rows[f"{i}.png"]["outcome"] for i in range(3)] == ["written", "skipped", "written"]
     assert rows["1.png"]["message"] == "not this one"
 
 
-def test_a_full_disk_stops_the_run(segmenter, output, pictures, monkeypatch):
+def test_a_full_disk_stops_the_run(segmenter, output, image_files, monkeypatch):
     def fail(*arguments):
         raise OSError("no space")
 
     monkeypatch.setattr(files.os, "fsync", fail)
-    row = segmented(segmenter, [pictures / "0.png"])["0.png"]
+    row = segmented(segmenter, [image_files / "0.png"])["0.png"]
     assert (row["outcome"], row["message"]) == ("stopped", "no space")
     assert not [path for path in output.rglob("*") if path.is_file()]
 
 
-def test_wrong_arguments_are_told_before_anything_starts(saved_model, pictures, tmp_path, capsys):
+def test_wrong_arguments_are_told_before_anything_starts(
+    saved_model, image_files, tmp_path, capsys
+):
     for name in ("actors", "threads", "batch_size"):
         with pytest.raises(ValueError, match=rf"`{name}` must be at least 1. Received: {name}=0"):
-            predict_distributed(saved_model, pictures, tmp_path / "out", **{name: 0})
+            predict_distributed(saved_model, image_files, tmp_path / "out", **{name: 0})
     with pytest.raises(ValueError, match=r"no saved_model\.pb"):
-        predict_distributed(pictures, pictures, tmp_path / "out")
+        predict_distributed(image_files, image_files, tmp_path / "out")
     arguments = ["predict-distributed", str(saved_model), str(tmp_path / "nowhere")]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
     assert "nowhere" in capsys.readouterr().err
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         (tmp_path / "empty").mkdir()
         predict_distributed(saved_model, tmp_path / "empty", tmp_path / "out")
 
 
-# Two actors; one kills itself once while it works, and a picture kills each that looks at it.
+# Two actors; one kills itself once while it works, and an image kills each that looks at it.
 DEADLY = """
 import json, os, signal, sys
 from pathlib import Path
 from alignseg_tf import distributed_prediction
 from alignseg_tf.prediction.distributed import Segmenter, predict_distributed
 
-saved_model, pictures, output = map(Path, sys.argv[1:])
+saved_model, image_files, output = map(Path, sys.argv[1:])
 
 class Deadly(Segmenter):
     def _load(self, path):
@@ -246,7 +248,7 @@ def look(done, total):
     import ray
     addresses.update(node["NodeManagerAddress"] for node in ray.nodes())
 
-log = predict_distributed(saved_model, pictures, output, actors=2, progress=look)
+log = predict_distributed(saved_model, image_files, output, actors=2, progress=look)
 print(json.dumps({**log.counts, "addresses": sorted(addresses)}))
 """
 
@@ -270,24 +272,24 @@ def run_in_process(*arguments):
 
 @pytest.mark.slow
 def test_killed_actors_and_resuming(saved_model, predictor, tmp_path):
-    pictures = write_pictures(tmp_path / "pictures")
+    image_files = write_images(tmp_path / "images")
     for index, image in enumerate(random_images(12, 48, 64, seed=3)):
-        Image.fromarray(image).save(pictures / f"more_{index}.png")
-    Image.fromarray(random_images(1, 48, 64, seed=4)[0]).save(pictures / "poison.png")
+        Image.fromarray(image).save(image_files / f"more_{index}.png")
+    Image.fromarray(random_images(1, 48, 64, seed=4)[0]).save(image_files / "poison.png")
     out = tmp_path / "out"
-    result = run_in_process("-c", DEADLY, saved_model, pictures, out)
+    result = run_in_process("-c", DEADLY, saved_model, image_files, out)
     assert result.returncode == 0, result.stderr
     counts = json.loads(result.stdout.splitlines()[-1])  # Ray says before that actors died
     died = (tmp_path / "died").read_text().splitlines()
     assert sum("more_5.png" in line for line in died) == 1
     assert sum("poison.png" in line for line in died) >= 3
-    good = {path for path in pictures.rglob("*.*") if path.name not in {*BAD, "poison.png"}}
+    good = {path for path in image_files.rglob("*.*") if path.name not in {*BAD, "poison.png"}}
     assert len(good) == 19
     assert (counts["written"] + counts.get("kept", 0), counts["skipped"]) == (19, 4)
     assert counts["addresses"] == ["127.0.0.1"]  # so nobody else reaches Ray
     model = fingerprint(saved_model)
-    for picture in good:
-        check_result(predictor, picture, out, model)
+    for pixels in good:
+        check_result(predictor, pixels, out, model)
     rows = read_outcomes(out)
     assert len(rows) == 23
     for path in good:
@@ -296,15 +298,15 @@ def test_killed_actors_and_resuming(saved_model, predictor, tmp_path):
         assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert (out / row["files"]).is_file()
     assert {Path(path).name for path in rows} == {*BAD, "poison.png"}
-    poison = rows[str(pictures / "poison.png")]
+    poison = rows[str(image_files / "poison.png")]
     assert poison["message"] == "the process that segmented it died 2 times"
     assert json.loads((out / "models" / f"{model[:16]}.json").read_text())["classes"] == [*CLASSES]
 
     # The command, later: what is there stays, what failed is tried again, and Ray is not heard.
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*_classes.png")}
-    (out / read_outcomes(out)[str(pictures / "2.png")]["files"]).unlink()
+    (out / read_outcomes(out)[str(image_files / "2.png")]["files"]).unlink()
     result = run_in_process(
-        "-m", "alignseg_tf", "predict-distributed", saved_model, pictures, "--output", out,
+        "-m", "alignseg_tf", "predict-distributed", saved_model, image_files, "--output", out,
         "--actors", "2", "--threads", "1",
     )  # fmt: skip
     assert result.returncode == 1
@@ -314,4 +316,4 @@ def test_killed_actors_and_resuming(saved_model, predictor, tmp_path):
     assert len(after) == len(before) + 1
     assert sum(after[path] != before.get(path) for path in after) == 2
     assert len(list((out / "outcomes").iterdir())) == 2
-    check_result(predictor, pictures / "poison.png", out, model)
+    check_result(predictor, image_files / "poison.png", out, model)

@@ -43,17 +43,17 @@ def test_every_kind_is_written_and_holds_the_prediction(prediction, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         path.name for path in written
     )  # no temporary file is left
-    with Image.open(written[0]) as picture:
-        assert picture.mode == "L"
-        np.testing.assert_array_equal(np.asarray(picture), prediction.class_map)
-    with Image.open(written[1]) as picture:
-        colors = np.asarray(picture)
+    with Image.open(written[0]) as image:
+        assert image.mode == "L"
+        np.testing.assert_array_equal(np.asarray(image), prediction.class_map)
+    with Image.open(written[1]) as image:
+        colors = np.asarray(image)
     np.testing.assert_array_equal(colors, np.array(SPACE.palette)[prediction.class_map])
     for path, expected in zip(
         written[2:4], (prediction.overlay(), prediction.side_by_side()), strict=True
     ):
-        with Image.open(path) as picture:
-            np.testing.assert_array_equal(np.asarray(picture), expected)
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(np.asarray(image), expected)
     assert prediction.side_by_side().shape[1] == 2 * 28 + 4
     with np.load(written[4], allow_pickle=False) as content:
         np.testing.assert_allclose(content["probabilities"], prediction.probabilities, atol=1e-3)
@@ -107,7 +107,7 @@ def test_a_class_that_is_not_there_has_no_annotation(prediction):
     assert len(content["categories"]) == 3
 
 
-def test_polygons_cover_the_picture_exactly(prediction):
+def test_polygons_cover_the_image_exactly(prediction):
     features = pytest.importorskip("rasterio.features")
     content = polygons(prediction.class_map, SPACE)
     shapes = [(f["geometry"], f["properties"]["class_id"]) for f in content["features"]]
@@ -142,16 +142,16 @@ def test_cityscapes_ids(tmp_path):
     prediction = Prediction(np.zeros((1, 19, 3), np.uint8), class_map, CITYSCAPES)
     (path,) = prediction.save(tmp_path, "bonn_000000_000019_leftImg8bit", ["cityscapes"])
     assert path.name == "bonn_000000_000019_leftImg8bit_labelIds.png"
-    with Image.open(path) as picture:
+    with Image.open(path) as image:
         expected = [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]
-        assert np.asarray(picture)[0].tolist() == expected
+        assert np.asarray(image)[0].tolist() == expected
 
 
 def test_kinds_that_cannot_be_written_are_refused_before_anything_is(
     prediction, tmp_path, monkeypatch
 ):
-    with pytest.raises(ValueError, match="`kinds` must be of classes, .* Received: picture"):
-        prediction.save(tmp_path, "a", ["classes", "picture"])
+    with pytest.raises(ValueError, match="`kinds` must be of classes, .* Received: image"):
+        prediction.save(tmp_path, "a", ["classes", "image"])
     with pytest.raises(ValueError, match="must have its 19 classes. Received: ground, box, disc"):
         prediction.save(tmp_path, "a", ["classes", "cityscapes"])
     with pytest.raises(ValueError, match="`probabilities` needs a model with logits"):

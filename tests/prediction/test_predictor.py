@@ -13,7 +13,7 @@ SPACE = LabelSpace(CLASSES)
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("upsample", [True, False])
-def test_class_map_is_the_argmax_at_the_picture_size(upsample):
+def test_class_map_is_the_argmax_at_the_image_size(upsample):
     model = tiny_model(upsample_logits=upsample)
     full = tiny_model()
     full.set_weights(model.get_weights())
@@ -42,10 +42,10 @@ def test_saving_writes_ids_and_overlay(tmp_path, scene):
     prediction = Predictor(tiny_model())(scene)
     ids, overlay = prediction.save(tmp_path / "out", "street")
     assert [ids.name, overlay.name] == ["street_classes.png", "street_overlay.png"]
-    with Image.open(ids) as picture:
-        np.testing.assert_array_equal(np.asarray(picture), prediction.class_map)
-    with Image.open(overlay) as picture:
-        np.testing.assert_array_equal(np.asarray(picture), prediction.overlay())
+    with Image.open(ids) as image:
+        np.testing.assert_array_equal(np.asarray(image), prediction.class_map)
+    with Image.open(overlay) as image:
+        np.testing.assert_array_equal(np.asarray(image), prediction.overlay())
 
 
 def test_probabilities_are_computed_when_they_are_asked_for(scene, monkeypatch):
@@ -64,20 +64,20 @@ def test_probabilities_are_computed_when_they_are_asked_for(scene, monkeypatch):
     np.testing.assert_array_equal(predictor.probabilities(scene), probabilities)
 
 
-def test_pillow_pictures_of_any_mode(scene):
+def test_pillow_images_of_any_mode(scene):
     predictor = Predictor(tiny_model())
-    picture = Image.fromarray(scene)
+    image = Image.fromarray(scene)
     expected = predictor.class_map(scene)
-    np.testing.assert_array_equal(predictor(picture).class_map, expected)
-    np.testing.assert_array_equal(predictor(picture.convert("RGBA")).class_map, expected)
-    grey = predictor(picture.convert("L"))
+    np.testing.assert_array_equal(predictor(image).class_map, expected)
+    np.testing.assert_array_equal(predictor(image.convert("RGBA")).class_map, expected)
+    grey = predictor(image.convert("L"))
     assert grey.image.shape == scene.shape
     turned = Image.fromarray(np.rot90(scene))
     turned.getexif()[0x0112] = 6  # to be turned clockwise
     np.testing.assert_array_equal(predictor(turned).class_map, expected)
 
 
-def test_a_protocol_is_followed_and_large_pictures_go_in_windows(scene, monkeypatch):
+def test_a_protocol_is_followed_and_large_images_go_in_windows(scene, monkeypatch):
     model = tiny_model()
     shapes = []
 
@@ -92,7 +92,7 @@ def test_a_protocol_is_followed_and_large_pictures_go_in_windows(scene, monkeypa
     assert set(shapes) == {(64, 64)}
     assert not prediction.in_windows  # as asked for
     shapes.clear()
-    monkeypatch.setattr("alignseg_tf.prediction.protocol.LARGE_PICTURE_TILE", (48, 64))
+    monkeypatch.setattr("alignseg_tf.prediction.protocol.LARGE_IMAGE_TILE", (48, 64))
     prediction = watched(Predictor(model, Protocol(largest_whole=1000)))(scene)
     assert prediction.in_windows
     assert set(shapes) == {(48, 64)}
@@ -105,7 +105,7 @@ def test_a_model_without_names_numbers_its_classes():
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((64, 64, 3), np.float32), r"uint8 RGB picture .* Received: float32"),
+        (np.zeros((64, 64, 3), np.float32), r"uint8 RGB image .* Received: float32"),
         (np.zeros((64, 64), np.uint8), r"Received: uint8 of shape \(64, 64\)"),
         (np.zeros((31, 64, 3), np.uint8), r"at least 32 x 32 pixels. Received: 64 x 31"),
         (np.zeros((0, 64, 3), np.uint8), r"Received: uint8 of shape \(0, 64, 3\)"),

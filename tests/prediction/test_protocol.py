@@ -8,7 +8,7 @@ from alignseg_tf.prediction.protocol import Protocol, axis_windows, scaled_sizes
 
 
 def test_windows_are_placed_as_by_the_official_code():
-    """Stride ceil(2/3 tile); the last one ends with the picture."""
+    """Stride ceil(2/3 tile); the last one ends with the image."""
     starts = [window.start for window in axis_windows(2048, 2048, 872)]
     assert starts == [0, 582, 1164, 1176]
     assert [w.start for w in axis_windows(900, 900, 900)] == [0]
@@ -64,14 +64,14 @@ def test_values_out_of_range(values, message):
         Protocol(**values)
 
 
-def test_large_pictures_go_through_in_windows():
-    assert Protocol().for_picture(2048, 4096) == Protocol()
-    assert Protocol().for_picture(2049, 4096).tile == (1024, 1024)
-    assert Protocol(scales=(2.0,)).for_picture(1100, 2048).tile == (1024, 1024)
-    assert Protocol(largest_whole=None).for_picture(8192, 8192).tile is None
-    assert Protocol(height=540).for_picture(8192, 8192).tile is None
-    assert Protocol(height=8192).for_picture(100, 200).tile == (1024, 1024)
-    assert Protocol(tile=(512, 512)).for_picture(8192, 8192).tile == (512, 512)
+def test_large_images_go_through_in_windows():
+    assert Protocol().for_image(2048, 4096) == Protocol()
+    assert Protocol().for_image(2049, 4096).tile == (1024, 1024)
+    assert Protocol(scales=(2.0,)).for_image(1100, 2048).tile == (1024, 1024)
+    assert Protocol(largest_whole=None).for_image(8192, 8192).tile is None
+    assert Protocol(height=540).for_image(8192, 8192).tile is None
+    assert Protocol(height=8192).for_image(100, 200).tile == (1024, 1024)
+    assert Protocol(tile=(512, 512)).for_image(8192, 8192).tile == (512, 512)
 
 
 def test_sizes():
@@ -86,7 +86,7 @@ def test_sizes():
     with pytest.raises(ValueError, match=r"32 x 32 pixels at scale 0.32. Received: 16 x 32"):
         scaled_sizes(100, 50, Protocol(height=32))
     for protocol in (Protocol(scales=(1.5,)), Protocol(height=64), Protocol(tile=(64, 64))):
-        with pytest.raises(ValueError, match="takes pictures of 64 x 96 alone"):
+        with pytest.raises(ValueError, match="takes images of 64 x 96 alone"):
             scaled_sizes(100, 200, protocol, (64, 96))
 
 
@@ -101,9 +101,9 @@ def test_arguments():
 
 
 def test_words():
-    assert str(Protocol()) == "whole pictures"
+    assert str(Protocol()) == "whole images"
     assert str(Protocol(height=540)) == (
-        "whole pictures; resized to a height of 540; probabilities averaged"
+        "whole images; resized to a height of 540; probabilities averaged"
     )
     assert str(Protocol((872, 872), scales=(0.5, 1.0), flip=True, average="logits")) == (
         "windows of 872 x 872, overlap 33 %, uniform blending; scales 0.5, 1; mirrored too; "

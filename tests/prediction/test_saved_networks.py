@@ -29,7 +29,7 @@ def model():
 
 
 def convert(function, shape, dtype=tf.uint8, quantize=None):
-    """A TFLite file of a function of pictures, built-in operations only."""
+    """A TFLite file of a function of images, built-in operations only."""
     graph = tf.function(function)
     concrete = graph.get_concrete_function(tf.TensorSpec(shape, dtype))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], graph)
@@ -170,7 +170,7 @@ def test_tflite_names(tflite):
     assert load_network(tflite / "numbered.tflite").label_space.classes[0] == "class 0"
 
 
-def test_tflite_predicts_pictures_of_any_size(tflite, model):
+def test_tflite_predicts_images_of_any_size(tflite, model):
     image = random_images(1, *SIZE)[0]
     for name in ("logits", "maps"):
         predictor = Predictor(tflite / f"{name}.tflite")

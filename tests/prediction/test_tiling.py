@@ -22,7 +22,7 @@ def network(images):
 
 
 def full(image, softmax=True):
-    """The network's answer at the picture's size, by its own resize."""
+    """The network's answer at the image's size, by its own resize."""
     scores = resize_align_corners(network(image[None]), image.shape[:2])[0]
     return (tf.nn.softmax(scores) if softmax else scores).numpy()
 
@@ -50,7 +50,7 @@ def image():
 
 
 @pytest.mark.parametrize("size", [(32, 32), (65, 97), (90, 131)])
-def test_a_whole_picture_is_the_network_and_its_resize(size):
+def test_a_whole_image_is_the_network_and_its_resize(size):
     image = random_images(1, *size)[0]
     np.testing.assert_allclose(probabilities(image, Protocol()), full(image), atol=2e-6)
 
@@ -75,7 +75,7 @@ def test_bands_of_any_height_give_the_same(image, protocol, monkeypatch):
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 def test_windows_by_hand(image, average):
-    """The usual loop: scores of the picture's size, added up and divided by the count."""
+    """The usual loop: scores of the image's size, added up and divided by the count."""
     height, width = 40, 48
     total, count = np.zeros((*image.shape[:2], CLASSES)), np.zeros((*image.shape[:2], 1))
     for top in (0, 27, 50):
@@ -93,7 +93,7 @@ def test_windows_by_hand(image, average):
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
 def test_scales_and_mirroring_by_hand(image, average):
-    """Each scale and side through the network; read where the picture's pixels lie; averaged."""
+    """Each scale and side through the network; read where the image's pixels lie; averaged."""
     views = []
     for scale in (0.5, 1.0, 1.5):
         size = round(90 * scale), round(131 * scale)
@@ -144,7 +144,7 @@ def test_mirroring_swaps_left_and_right_only(image):
 
 
 def test_tiles_are_dropped_when_they_are_done(monkeypatch):
-    """Memory: of a tall picture only the tiles of a few rows are ever held."""
+    """Memory: of a tall image only the tiles of a few rows are ever held."""
     image = random_images(1, 400, 64)[0]
     held, most = [], 0
 
@@ -166,7 +166,7 @@ def test_tiles_are_dropped_when_they_are_done(monkeypatch):
     assert most <= 3
 
 
-def test_a_network_of_one_size_gets_the_picture_resized(image):
+def test_a_network_of_one_size_gets_the_image_resized(image):
     seen = []
 
     def fixed(images):

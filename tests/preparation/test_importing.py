@@ -27,7 +27,7 @@ mask = pytest.importorskip("pycocotools.mask")
 SIZE = (48, 64)
 
 
-def save_picture(path, size=SIZE, seed=0, orientation=None):
+def save_image(path, size=SIZE, seed=0, orientation=None):
     exif = Image.Exif()
     if orientation:
         exif[ExifTags.Base.Orientation] = orientation
@@ -60,9 +60,9 @@ def label_of(root, name, split="train"):
 
 @pytest.fixture
 def coco(tmp_path):
-    """Three pictures with a table, a cup on it, and a crowd; returns the file and its content."""
+    """Three images with a table, a cup on it, and a crowd; returns the file and its content."""
     for number in range(3):
-        save_picture(tmp_path / "pictures" / "city" / f"{number}.png", seed=number)
+        save_image(tmp_path / "images" / "city" / f"{number}.png", seed=number)
     crowd = np.zeros(SIZE, np.uint8)
     crowd[30:40, 50:60] = 1
     content = {
@@ -96,7 +96,7 @@ def coco(tmp_path):
         path.write_text(json.dumps(content))
         return path
 
-    return write, content, tmp_path / "pictures"
+    return write, content, tmp_path / "images"
 
 
 def run(coco, output, **options):
@@ -124,7 +124,7 @@ def test_coco_becomes_a_folder_that_passes_the_check(coco, tmp_path):
     summary = check_samples(data.samples("train"), data.label_space)
     np.testing.assert_array_equal(summary.pixels, report.pixels)
     assert summary.ignored.sum() == report.ignored == 100
-    assert report.pictures == {"train": 3}
+    assert report.images == {"train": 3}
 
 
 def test_small_objects_stay_visible_in_whatever_order_they_come(coco, tmp_path):
@@ -154,7 +154,7 @@ def test_unlabelled_void(coco, tmp_path):
     assert label[7, 12] == 1
     assert report.left_out == 1
     assert not (tmp_path / "out/images/train/city/2.png").exists()
-    assert "Left out: 1 pictures" in report.text()
+    assert "Left out: 1 images" in report.text()
 
 
 def test_void_classes(coco, tmp_path):
@@ -236,7 +236,7 @@ POLYGON = [square(4, 4, 40, 20)]
             r"images\[1\], id 11: height and width must be whole numbers",
         ),
         (change("images", 1, id=10), r"images\[1\], id 10: another one"),
-        (change("images", 1, file_name="city/0.png"), "a second picture city/0.png, beside"),
+        (change("images", 1, file_name="city/0.png"), "a second image city/0.png, beside"),
         (
             change("annotations", 3, category_id=5),
             r"annotations\[3\], id 4: no category has the id 5",
@@ -317,7 +317,7 @@ def test_coco_problems_are_named_and_nothing_is_written(coco, tmp_path, spoil, m
     with pytest.raises(DataError, match=message) as error:
         run(coco, tmp_path / "out")
     assert "instances.json" in str(error.value)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["instances.json", "pictures"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["instances.json", "images"]
 
 
 def test_coco_of_whole_floats(coco, tmp_path):
@@ -465,26 +465,26 @@ def test_nothing_but_invalid_images_is_an_error(coco, tmp_path):
         )
     assert not (tmp_path / "out").exists()
     shutil.rmtree(coco[2] / "city")
-    with pytest.raises(DataError, match=r"(?s)no pictures to import; skipped as invalid:.*id 10"):
+    with pytest.raises(DataError, match=r"(?s)no images to import; skipped as invalid:.*id 10"):
         write_import(read_coco(coco[0](), coco[2], Invalid(skip=True)), tmp_path / "out")
 
 
 def test_an_image_that_is_skipped_late_leaves_nothing(coco, tmp_path):
-    save_picture(coco[2] / "city/2.png", (24, 64))
+    save_image(coco[2] / "city/2.png", (24, 64))
     coco[1]["images"][2]["height"] = 24
     annotations = read_coco(coco[0](), coco[2], Invalid(skip=True))
     report = write_import(annotations, tmp_path / "out", ImportOptions(split="train"))
     assert "network needs at least 32" in report.skipped[0]
     assert str(tmp_path / "out/images") in report.skipped[0]
     data = open_data(tmp_path / "out")
-    assert len(data.samples("train")) == report.pictures["train"] == 2
+    assert len(data.samples("train")) == report.images["train"] == 2
 
 
-def test_all_unfit_pictures_are_counted(coco, tmp_path):
+def test_all_unfit_images_are_counted(coco, tmp_path):
     for row in coco[1]["annotations"]:
         row["segmentation"] = []
     (coco[2] / "city/2.png").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="3 of 3 pictures are unfit; nothing was written") as error:
+    with pytest.raises(DataError, match="3 of 3 images are unfit; nothing was written") as error:
         run(coco, tmp_path / "out")
     assert "id 12: " in str(error.value)
 
@@ -529,14 +529,14 @@ def test_a_share_is_chosen_by_name(coco, tmp_path):
 
 
 def second(coco, names):
-    """Another file of the same categories, in another order, with one picture."""
+    """Another file of the same categories, in another order, with one image."""
     content = coco[1]
     content["categories"] = [{"id": i, "name": name} for i, name in enumerate(names)]
     content["images"] = [{"id": 1, "file_name": "other.png"}]
     content["annotations"] = [
         {"id": 1, "image_id": 1, "category_id": names.index("cup"), "segmentation": POLYGON}
     ]
-    save_picture(coco[2] / "other.png", seed=9)
+    save_image(coco[2] / "other.png", seed=9)
 
 
 def test_a_second_split_keeps_the_first_and_its_classes(coco, tmp_path):
@@ -550,7 +550,7 @@ def test_a_second_split_keeps_the_first_and_its_classes(coco, tmp_path):
     }
     assert set(now) - set(first) == {"images/val/other.png", "labels/val/other.png"}
     assert label_of(tmp_path / "out", "other", "val")[10, 10] == 2
-    assert report.pictures == {"val": 1}
+    assert report.images == {"val": 1}
     run(coco, tmp_path / "out", split="val")
     assert files(tmp_path / "out") == now
 
@@ -564,7 +564,7 @@ def test_a_second_split_must_fit(coco, tmp_path):
     with pytest.raises(DataError, match="same classes: background, table, cup. Received: .*lamp"):
         run(coco, tmp_path / "out", split="val")
     second(coco, ["cup"])
-    with pytest.raises(DataError, match="train pictures were imported with --unlabelled backgr"):
+    with pytest.raises(DataError, match="train images were imported with --unlabelled backgr"):
         run(coco, tmp_path / "out", split="val", unlabelled="void")
     assert files(tmp_path / "out") == before
     run(coco, tmp_path / "out", split="train")  # all is replaced, so any classes do
@@ -625,8 +625,8 @@ def test_options_are_checked(coco, tmp_path, options, message):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_labels_follow_the_orientation_of_exif(coco, tmp_path, orientation):
-    """Annotated as shown or as stored: the label lies on the picture as it is read."""
-    path = save_picture(coco[2] / "city/1.png", orientation=orientation)
+    """Annotated as shown or as stored: the label lies on the image as it is read."""
+    path = save_image(coco[2] / "city/1.png", orientation=orientation)
     upright = load_image(path)
     with Image.open(path) as opened:
         stored = np.asarray(opened)
@@ -653,7 +653,7 @@ def test_labels_follow_the_orientation_of_exif(coco, tmp_path, orientation):
 @pytest.mark.parametrize("how", ["stored", "upright"])
 def test_tiffs_are_turned_as_other_images(coco, tmp_path, how):
     """Pillow gives the size of a TIFF as it is shown, of other files as it is stored."""
-    path = save_picture(coco[2] / "city/1.tif", orientation=6)
+    path = save_image(coco[2] / "city/1.tif", orientation=6)
     shape = {"stored": SIZE, "upright": SIZE[::-1]}[how]
     region = np.zeros(shape, np.uint8)
     region[:10, :20] = 1
@@ -684,8 +684,8 @@ def cvat(tmp_path):
     (root / "SegmentationClass/a").mkdir(parents=True)
     (root / "labelmap.txt").write_text(LABELMAP)
     (root / "ImageSets/Segmentation/default.txt").write_text("a/frame 1.000\nblank\n\n")
-    save_picture(root / "JPEGImages/a/frame 1.000.png", seed=1)
-    save_picture(root / "JPEGImages/blank.jpg", seed=2)
+    save_image(root / "JPEGImages/a/frame 1.000.png", seed=1)
+    save_image(root / "JPEGImages/blank.jpg", seed=2)
     colors = np.zeros((*SIZE, 3), np.uint8)
     colors[10:20, 10:20] = (128, 0, 0)
     colors[12:14, 12:14] = (0, 128, 64)
@@ -740,7 +740,7 @@ def test_cvat_subsets_are_splits(cvat, tmp_path):
     (lists / "Train.txt").write_text("a/frame 1.000\n")
     (lists / "Validation.txt").write_text("blank\n")
     report = write_import(read_cvat(cvat), tmp_path / "out")
-    assert report.pictures == {"train": 1, "val": 1}
+    assert report.images == {"train": 1, "val": 1}
     (lists / "other.txt").write_text("blank\n")
     with pytest.raises(DataError, match=r"other\.txt: 'blank' is also in Validation\.txt"):
         read_cvat(cvat)
@@ -752,7 +752,7 @@ def test_a_zip_is_unpacked(cvat, tmp_path, capsys):
             archive.writestr(name, content)
     arguments = ["import", "cvat", "--export", str(tmp_path / "export.zip"), "--val-share", "0.5"]
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
-    assert "1 train and 1 val pictures" in capsys.readouterr().out
+    assert "1 train and 1 val images" in capsys.readouterr().out
     (tmp_path / "export.zip").write_bytes(b"no zip")
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
     assert "export.zip: expected a folder or a .zip file" in capsys.readouterr().err
@@ -766,7 +766,7 @@ def test_cvat_reads_no_derived_files(cvat, tmp_path):
         (cvat / name).parent.mkdir(exist_ok=True)
         (cvat / name).write_bytes(b"\x00\xff")
     report = write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="val"))
-    assert report.pictures == {"val": 2}
+    assert report.images == {"val": 2}
     (cvat / "ImageSets/Segmentation/default.txt").write_text(
         "blank\n.ipynb_checkpoints/blank-checkpoint\n"
     )
@@ -789,16 +789,16 @@ def test_invalid_images_of_cvat_are_skipped_when_asked(cvat, tmp_path):
     (cvat / "SegmentationClass/blank.png").write_bytes(b"nothing")
     annotations = read_cvat(cvat, invalid=Invalid(skip=True))
     report = write_import(annotations, tmp_path / "out", ImportOptions(split="train"))
-    assert report.pictures == {"train": 1}
+    assert report.images == {"train": 1}
     assert len(report.skipped) == 3
     np.testing.assert_array_equal(label_of(tmp_path / "out", "a/frame 1.000"), cvat_label())
 
 
-def test_cvat_without_pictures(cvat, tmp_path):
+def test_cvat_without_images(cvat, tmp_path):
     (cvat / "JPEGImages").rename(tmp_path / "mine")
     with pytest.raises(DataError, match="JPEGImages: no such folder; .* --images"):
         read_cvat(cvat)
-    assert len(read_cvat(cvat, tmp_path / "mine").pictures) == 2
+    assert len(read_cvat(cvat, tmp_path / "mine").images) == 2
 
 
 @pytest.mark.parametrize(
@@ -835,11 +835,11 @@ def test_cvat_without_pictures(cvat, tmp_path):
             r"default\.txt: expected one image .*blank\.\*. Received: none",
         ),
         (
-            lambda root: save_picture(root / "JPEGImages/blank.png"),
+            lambda root: save_image(root / "JPEGImages/blank.png"),
             "Received: blank.jpg, blank.png",
         ),
         (
-            lambda root: save_picture(root / "JPEGImages/a/frame 1.000.png", (48, 60)),
+            lambda root: save_image(root / "JPEGImages/a/frame 1.000.png", (48, 60)),
             r"the mask is 64 x 48 pixels, its image 60 x 48",
         ),
         (
@@ -865,11 +865,11 @@ def png(values):
 
 
 def write_labelme(tmp_path, *shapes, name="one", **content):
-    picture = save_picture(tmp_path / "pictures" / f"{name}.png")
+    image = save_image(tmp_path / "images" / f"{name}.png")
     folder = tmp_path / "labels"
     folder.mkdir(exist_ok=True)
     content = {
-        "imagePath": f"..\\pictures\\{picture.name}", "imageData": None,
+        "imagePath": f"..\\images\\{image.name}", "imageData": None,
         "imageHeight": SIZE[0], "imageWidth": SIZE[1],
         "shapes": [
             {"label": label, "shape_type": kind, "points": points, **more}
@@ -945,7 +945,7 @@ def test_labelme_classes_can_be_given(tmp_path):
         read_labelme(folder, ["tree"])
 
 
-def test_labelme_takes_the_picture_within_where_there_is_no_file(tmp_path):
+def test_labelme_takes_the_image_within_where_there_is_no_file(tmp_path):
     stored = png(random_images(1, *SIZE, seed=4)[0])
     folder = write_labelme(
         tmp_path, ("car", "rectangle", [[3, 3], [9, 9]], {}),
@@ -1000,7 +1000,7 @@ def apart(tmp_path, image_path, folder="elsewhere", name="one.png"):
     (source / "one.json").rename(labels / "one.json")
     image = tmp_path / "a" / folder / name
     image.parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "pictures/one.png").rename(image)
+    (tmp_path / "images/one.png").rename(image)
     return labels.parent, image
 
 
@@ -1012,16 +1012,16 @@ def test_labelme_files_apart_from_their_images(tmp_path, path, name):
     with pytest.raises(DataError, match=r"there is .*, so try --images|give the folder of"):
         read_labelme(folder)
     report = import_labelme(folder, tmp_path / "out", images=images)
-    assert report.pictures == {"train": 1}
+    assert report.images == {"train": 1}
     copied = tmp_path / f"out/images/train/left/one{image.suffix}"
     assert copied.read_bytes() == image.read_bytes()
 
 
-@pytest.mark.parametrize("place", ["images", "pictures", "images/left", "labels/left"])
+@pytest.mark.parametrize("place", ["images", "images", "images/left", "labels/left"])
 def test_labelme_images_are_found_where_they_usually_are(tmp_path, place):
     folder, image = apart(tmp_path, "D:\\data\\One.png", folder=place)
-    (annotated,) = read_labelme(folder).pictures
-    assert annotated.picture.samefile(image)
+    (annotated,) = read_labelme(folder).images
+    assert annotated.image.samefile(image)
 
 
 def test_labelme_reads_no_derived_files(tmp_path):
@@ -1031,7 +1031,7 @@ def test_labelme_reads_no_derived_files(tmp_path):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(folder / "one.json", folder / name)
     (folder / "folder.json").mkdir()
-    assert [image.name for image in read_labelme(folder).pictures] == ["one"]
+    assert [image.name for image in read_labelme(folder).images] == ["one"]
 
 
 @pytest.mark.parametrize("kind", ["rectangle", "rotation", "oriented_rectangle"])
@@ -1062,7 +1062,7 @@ def test_invalid_shapes_and_files_of_labelme_are_skipped_when_asked(tmp_path):
     write_labelme(tmp_path, SQUARE, name="two", imagePath="gone.png")
     (folder / "three.json").write_text("{")
     report = import_labelme(folder, tmp_path / "out", invalid=Invalid(skip=True))
-    assert report.pictures == {"train": 1}
+    assert report.images == {"train": 1}
     assert [problem.split(": ")[0].rpartition("/")[2] for problem in report.skipped] == [
         "one.json", "one.json", "three.json", "two.json",
     ]  # fmt: skip
@@ -1096,7 +1096,7 @@ def test_the_command_says_what_it_wrote_and_what_is_next(coco, tmp_path, capsys)
     ]  # fmt: skip
     assert main([*arguments, "--val-share", "0.3"]) == 0
     printed = capsys.readouterr().out
-    assert "2 train and 1 val pictures" in printed
+    assert "2 train and 1 val images" in printed
     assert f"python -m alignseg_tf inspect {tmp_path / 'out'}" in printed
     assert "255  (void)" in printed
     total = 3 * SIZE[0] * SIZE[1]

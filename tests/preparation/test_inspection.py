@@ -38,22 +38,22 @@ def first(root: Path, kind: str, split: str = "train") -> Path:
     return sorted((root / kind / split).iterdir())[0]
 
 
-def save_as(path: Path, picture: Image.Image, suffix: str = ".png", **options) -> Path:
+def save_as(path: Path, image: Image.Image, suffix: str = ".png", **options) -> Path:
     """Save in the place of a file, with another suffix."""
     path.unlink()
     path = path.with_suffix(suffix)
-    picture.save(path, **options)
+    image.save(path, **options)
     return path
 
 
 def change(path: Path, values: Callable[[np.ndarray], np.ndarray], suffix: str = ".png") -> Path:
-    with Image.open(path) as picture:
-        changed = values(np.asarray(picture))
+    with Image.open(path) as image:
+        changed = values(np.asarray(image))
     return save_as(path, Image.fromarray(changed), suffix)
 
 
 def write_csv(root: Path, columns=("image", "label", "split"), encoding="utf-8") -> Path:
-    """List the folder; the second line of the file is the first training picture."""
+    """List the folder; the second line of the file is the first training image."""
     rows = [
         (image.relative_to(root), label.relative_to(root), split)
         for split in ("train", "val")
@@ -82,7 +82,7 @@ def _(root):
 
 @damage("Folders have unknown names")
 def _(root):
-    (root / "images").rename(root / "pictures")
+    (root / "images").rename(root / "images")
 
 
 @damage("`classes.json` is missing")
@@ -306,9 +306,9 @@ def _(root):
 def turn_by_exif(path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    with Image.open(path) as picture:
-        picture.load()
-    save_as(path, picture, ".jpg", exif=exif)
+    with Image.open(path) as image:
+        image.load()
+    save_as(path, image, ".jpg", exif=exif)
 
 
 @damage("A label has unknown values")
@@ -485,10 +485,10 @@ def test_a_damage_of_real_data_is_reported_as_documented(name, data, tmp_path, c
     root = tmp_path / data
     source = real_data(data)
     for split, count in (("train", 8), ("val", 4)):
-        pictures = sorted((source / "images" / split).iterdir())
-        for picture in pictures[:: len(pictures) // count][:count]:
+        images = sorted((source / "images" / split).iterdir())
+        for image in images[:: len(images) // count][:count]:
             for kind, suffix in (("images", ".jpg"), ("labels", ".png")):
-                target = root / kind / split / f"{picture.stem}{suffix}"
+                target = root / kind / split / f"{image.stem}{suffix}"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source / kind / split / target.name, target)
     shutil.copy(source / "classes.json", root)
@@ -509,20 +509,20 @@ def test_sound_data_are_described_in_numbers(tmp_path, capsys):
     change(first(root, "labels"), lambda values: np.where(values == 2, np.uint8(0), values))
     assert main(["inspect", str(root), "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "train: 6 pictures" in printed
+    assert "train: 6 images" in printed
     assert "70 x 70 to 100 x 100, median 100 x 70, 2 different" in printed
     assert "PNG RGB (6)" in printed
     assert "--crop-size 64 96" in printed
     report = json.loads((tmp_path / "out/inspection.json").read_text())
-    with (tmp_path / "out/pictures.csv").open(newline="") as file:
+    with (tmp_path / "out/images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for split, count in (("train", 6), ("val", 2)):
         labels = [np.asarray(Image.open(p)) for p in sorted((root / "labels" / split).iterdir())]
         found = [[(label == value).sum() for value in (0, 1, 2, 255)] for label in labels]
         in_json = report["splits"][split]
-        assert in_json["pictures"] == in_json["sound"] == count
+        assert in_json["images"] == in_json["sound"] == count
         assert in_json["pixels"] == np.sum(found, 0).tolist()
-        assert in_json["pictures_with"] == (np.array(found) > 0).sum(0).tolist()
+        assert in_json["images_with"] == (np.array(found) > 0).sum(0).tolist()
         files = [*(root / "images" / split).iterdir(), *(root / "labels" / split).iterdir()]
         assert in_json["bytes"] == sum(path.stat().st_size for path in files)
         in_csv = [row for row in rows if row["split"] == split]
@@ -535,7 +535,7 @@ def test_sound_data_are_described_in_numbers(tmp_path, capsys):
 def test_a_class_called_void_has_its_own_column(folder, tmp_path):
     (folder / "classes.json").write_text(json.dumps({"classes": ["void", "box", "disc"]}))
     assert main(["inspect", str(folder), "--output", str(tmp_path / "out")]) == 0
-    head = (tmp_path / "out" / "pictures.csv").read_text().splitlines()[0].split(",")
+    head = (tmp_path / "out" / "images.csv").read_text().splitlines()[0].split(",")
     assert head[-5:] == [
         "pixels_void (class)", "pixels_box", "pixels_disc", "pixels_void", "problem",
     ]  # fmt: skip
@@ -553,13 +553,13 @@ def test_several_problems_are_all_reported(folder, tmp_path, capsys):
     assert "the file is empty" in printed
     assert printed.count("unknown label values") == inspection.NAMED
     assert "and 1 more of this kind" in printed
-    with (tmp_path / "out/pictures.csv").open(newline="") as file:
+    with (tmp_path / "out/images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sum("unknown label values" in row["problem"] for row in rows) == 4
     assert sum(not row["problem"] for row in rows) == 2
 
 
-def test_data_without_a_sound_picture_are_reported_too(folder, tmp_path, capsys):
+def test_data_without_a_sound_image_are_reported_too(folder, tmp_path, capsys):
     for path in (folder / "images").rglob("*.png"):
         path.write_bytes(b"")
     assert main(["inspect", str(folder), "--output", str(tmp_path / "out")]) == 1
@@ -570,11 +570,11 @@ def test_an_inspection_replaces_only_an_inspection(folder, tmp_path, capsys):
     """Not the table of the same name that an evaluation writes."""
     out = tmp_path / "out"
     out.mkdir()
-    (out / "pictures.csv").write_text("mine")
+    (out / "images.csv").write_text("mine")
     assert main(["inspect", str(folder), "--output", str(out)]) == 2
     assert "only files that inspect wrote" in capsys.readouterr().err
-    assert [path.name for path in out.iterdir()] == ["pictures.csv"]
-    assert (out / "pictures.csv").read_text() == "mine"
+    assert [path.name for path in out.iterdir()] == ["images.csv"]
+    assert (out / "images.csv").read_text() == "mine"
     assert main(["inspect", str(folder), "--output", str(out), "--overwrite"]) == 0
     assert main(["inspect", str(folder), "--output", str(out)]) == 0
 
@@ -592,12 +592,12 @@ def test_what_is_no_problem(folder, tmp_path, capsys):
     (images / "000.png").rename(images / "Straße Nr. 1 北京.PNG")
     (labels / "000.png").rename(labels / "Straße Nr. 1 北京.PNG")
     change(labels / "001.png", lambda values: np.stack([values, values * 0 + 255], -1))
-    with Image.open(images / "002.png") as picture:
-        save_as(images / "002.png", picture.convert("CMYK"), ".jpg")
+    with Image.open(images / "002.png") as image:
+        save_as(images / "002.png", image.convert("CMYK"), ".jpg")
     change(images / "003.png", lambda values: values[..., 0] > 99)
     assert main(["inspect", str(folder), "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "train: 6 pictures" in printed
+    assert "train: 6 images" in printed
     assert "Notes" not in printed
 
 
@@ -621,7 +621,7 @@ def test_rare_classes_call_for_weights(folder, tmp_path, capsys):
     assert "--class-weights sqrt_inverse" in capsys.readouterr().out
 
 
-def test_the_contact_sheet_shows_pictures_labels_and_classes(tmp_path):
+def test_the_contact_sheet_shows_images_labels_and_classes(tmp_path):
     root = write_folder(tmp_path / "data", train=30, val=3)
     data = open_data(root)
     splits = {name: data.samples(name) for name in ("train", "val")}
@@ -629,12 +629,12 @@ def test_the_contact_sheet_shows_pictures_labels_and_classes(tmp_path):
     assert sheet.shape[1] == 1768
     colors = {tuple(color) for color in sheet[-60:].reshape(-1, 3)}
     assert set(data.label_space.palette) <= colors
-    # The first pair: the picture, then the picture mixed with its classes' colours.
+    # The first pair: the image, then the image mixed with its classes' colours.
     top, left, size = contact_sheet.MARGIN + contact_sheet.HEADING, contact_sheet.MARGIN, 208
     height = round(size * 64 / 96)
     sample = splits["train"][1]  # 12 of 30: the middles of 12 parts of 2.5
-    with Image.open(sample.image) as picture:
-        expected = picture.resize((size, height), Image.Resampling.LANCZOS)
+    with Image.open(sample.image) as image:
+        expected = image.resize((size, height), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(sheet[top : top + height, left : left + size], expected)
     painted = sheet[top : top + height, left + size + 2 : left + 2 * size + 2]
     assert np.abs(painted.astype(int) - np.asarray(expected)).mean() > 10

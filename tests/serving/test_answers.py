@@ -19,7 +19,7 @@ IMAGE = RNG.integers(0, 256, (9, 7, 3)).astype(np.uint8)
 CLASS_MAP = RNG.choice(np.array([0, 3], np.uint8), (9, 7))
 
 
-def test_pictures():
+def test_images():
     assert (decoded(segment_answer("classes", IMAGE, CLASS_MAP, SPACE, "m", 1)) == CLASS_MAP).all()
     overlay = decoded(segment_answer("overlay", IMAGE, CLASS_MAP, SPACE, "m", 1))
     assert (overlay == visualization.overlay(IMAGE, CLASS_MAP, SPACE.palette)).all()

@@ -19,7 +19,7 @@ from serving_fixtures import (
     decoded,
     encoded,
     expected,
-    picture,
+    noise_image,
     running,
     write_model,
 )
@@ -72,7 +72,7 @@ def number(client, line: str) -> float:
 
 
 def test_segment_gives_class_ids(client):
-    image = picture()
+    image = noise_image()
     response = client.post("/v1/segment", encoded(image), headers=PNG)
     assert response.status_code == 200
     assert response.headers["content-type"] == "image/png"
@@ -82,7 +82,7 @@ def test_segment_gives_class_ids(client):
 
 
 def test_segment_takes_forms_and_bodies_without_a_type(client):
-    image = picture(seed=1)
+    image = noise_image(seed=1)
     for options in (
         {"content": encoded(image)},
         {"content": encoded(image), "headers": {"content-type": "application/octet-stream"}},
@@ -94,7 +94,7 @@ def test_segment_takes_forms_and_bodies_without_a_type(client):
 
 
 def test_segment_in_other_forms(client):
-    image = picture()
+    image = noise_image()
     data = encoded(image)
     overlay = client.post("/v1/segment?format=overlay", data, headers=PNG)
     painted = visualization.overlay(image, expected(image), SPACE.palette)
@@ -108,7 +108,7 @@ def test_segment_in_other_forms(client):
 
 
 def test_segment_says_what_was_wrong(client):
-    data = encoded(picture())
+    data = encoded(noise_image())
     check_error(client.post("/v1/segment"), 422, "an empty body")
     check_error(client.post("/v1/segment", data[:200]), 422, "truncated or damaged")
     check_error(client.post("/v1/segment", b"GIF89a"), 415, "Expected JPEG, PNG")
@@ -116,7 +116,9 @@ def test_segment_says_what_was_wrong(client):
         client.post("/v1/segment", b"{}", headers={"content-type": "application/json"}),
         415, "Expected the Content-Type image/jpeg",
     )  # fmt: skip
-    check_error(client.post("/v1/segment", encoded(picture(20, 90))), 422, "least 32", "90 x 20")
+    check_error(
+        client.post("/v1/segment", encoded(noise_image(20, 90))), 422, "least 32", "90 x 20"
+    )
     before = number(client, 'alignseg_rejected_total{reason="damaged"}')
     client.post("/v1/segment", data[:200])
     assert number(client, 'alignseg_rejected_total{reason="damaged"}') == before + 1
@@ -124,8 +126,8 @@ def test_segment_says_what_was_wrong(client):
 
 def test_only_the_image_that_the_model_refuses_fails(folder):
     with running(folder) as (client, _):
-        images = [picture(seed=seed) for seed in range(3)]
-        poisoned = picture(seed=9)
+        images = [noise_image(seed=seed) for seed in range(3)]
+        poisoned = noise_image(seed=9)
         poisoned[0, 0] = POISON
         requests = [
             ("POST", "/v1/segment", {"content": encoded(image)}) for image in [poisoned, *images]
@@ -149,7 +151,7 @@ def test_logits_that_are_not_finite_are_an_error_with_model_and_image(folder, ca
 
 
 def test_offsets(client):
-    data = encoded(picture(200, 120))
+    data = encoded(noise_image(200, 120))
     made = client.post("/v1/offsets", data, headers=PNG).json()
     assert (made["width"], made["height"], made["model"]) == (120, 200, "street")
     fields = {field["name"]: np.asarray(field["vectors"]) for field in made["fields"]}
@@ -166,7 +168,7 @@ def test_models_without_offsets_say_so(tmp_path):
     (tmp_path / "plain").mkdir()
     write_model(tmp_path / "plain" / "1", offsets=False)
     with running(tmp_path / "plain") as (client, _):
-        response = client.post("/v1/offsets", encoded(picture()))
+        response = client.post("/v1/offsets", encoded(noise_image()))
         check_error(response, 404, "no signature 'offsets', only logits, serve_bytes, serving_def")
 
 
@@ -286,7 +288,7 @@ def hold(service):
 
 
 def test_a_full_queue_asks_to_come_again(folder):
-    data = encoded(picture())
+    data = encoded(noise_image())
     settings = Settings(max_queue=2, request_seconds=1, address_share=1)
     with running(folder, settings) as (client, service):
         go = hold(service)
@@ -302,7 +304,7 @@ def test_a_full_queue_asks_to_come_again(folder):
 
 
 def test_pixels_of_the_queue_are_limited(folder):
-    data = encoded(picture(40, 56))
+    data = encoded(noise_image(40, 56))
     pixels = 40 * 56
     settings = Settings(
         max_pixels=pixels, max_queue_pixels=2 * pixels + 1, request_seconds=1, address_share=1
@@ -325,7 +327,7 @@ def test_pixels_of_the_queue_are_limited(folder):
     ],
 )  # fmt: skip
 def test_pages_of_other_sites_do_not_use_the_server(client, headers):
-    form = {"files": {"image": ("a.png", encoded(picture()))}}
+    form = {"files": {"image": ("a.png", encoded(noise_image()))}}
     response = client.together(("POST", "/v1/segment", {"headers": headers, **form}))[0]
     check_error(response, 403, "this server's own pages")
 
@@ -335,7 +337,7 @@ def test_pages_of_other_sites_do_not_use_the_server(client, headers):
     [{}, {"origin": "http://here"}, {"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}],
 )
 def test_own_pages_and_other_clients_use_the_server(client, headers):
-    response = client.post("/v1/segment", encoded(picture()), headers=headers)
+    response = client.post("/v1/segment", encoded(noise_image()), headers=headers)
     assert response.status_code == 200
     assert response.headers["cross-origin-resource-policy"] == "same-origin"
 
@@ -401,7 +403,7 @@ def test_addresses_of_one_network_count_as_one():
 # Starlette leaves the file of a truncated form to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_forms_that_are_refused(client):
-    data = encoded(picture())
+    data = encoded(noise_image())
     one = ("image", ("a.png", data))
     for options, message in (
         ({"files": [one, one]}, "Too many files"),
@@ -440,7 +442,7 @@ def test_a_folder_that_is_away_leaves_the_loaded_version(folder, tmp_path):
         (model,) = client.get("/v1/models").json()["models"]
         assert model["versions"] == [{"version": "1", "state": "active"}]
         assert model["files"] == []
-        assert client.post("/v1/segment", encoded(picture())).status_code == 200
+        assert client.post("/v1/segment", encoded(noise_image())).status_code == 200
 
 
 def test_clients_that_go_away_are_not_served(server, monkeypatch):
@@ -450,7 +452,7 @@ def test_clients_that_go_away_are_not_served(server, monkeypatch):
     gone = number(client, 'alignseg_requests_total{route="/v1/segment",status="499"}')
 
     async def leave():
-        messages = [{"type": "http.request", "body": encoded(picture()), "more_body": False}]
+        messages = [{"type": "http.request", "body": encoded(noise_image()), "more_body": False}]
         sent = []
 
         async def receive():
@@ -472,7 +474,7 @@ def test_clients_that_go_away_are_not_served(server, monkeypatch):
 
     assert client._runner.run(leave()) == []
     go.set()
-    assert client.post("/v1/segment", encoded(picture())).status_code == 200
+    assert client.post("/v1/segment", encoded(noise_image())).status_code == 200
     assert number(client, "alignseg_images_total") == before + 1
     name = 'alignseg_requests_total{route="/v1/segment",status="499"}'
     assert number(client, name) == gone + 1
@@ -483,7 +485,7 @@ def test_failures_of_the_server_are_logged_under_the_id_that_the_client_gets(
 ):
     client, service = server
     monkeypatch.setattr(type(service.models.active), "class_map", lambda *_: 1 / 0)
-    response = client.post("/v1/segment", encoded(picture()))
+    response = client.post("/v1/segment", encoded(noise_image()))
     check_error(response, 500, response.headers["x-request-id"])
     assert response.headers["x-request-id"] in caplog.text
     assert "ZeroDivisionError" in caplog.text
@@ -496,7 +498,7 @@ def test_full_memory_of_the_accelerator_is_told(server, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(type(service.models.active), "class_map", full)
-    check_error(client.post("/v1/segment", encoded(picture())), 503, "No memory for this image")
+    check_error(client.post("/v1/segment", encoded(noise_image())), 503, "No memory for this image")
 
 
 def test_the_token(folder):
@@ -505,7 +507,7 @@ def test_the_token(folder):
             assert client.get(path).status_code == 200, path
         for path in ("/metrics", "/v1/models", "/openapi.json", "/nothing"):
             check_error(client.get(path), 401, "Authorization: Bearer")
-        response = client.post("/v1/segment", encoded(picture()))
+        response = client.post("/v1/segment", encoded(noise_image()))
         check_error(response, 401)
         assert response.headers["www-authenticate"] == "Bearer"
         for given in ("Bearer secret-2", "Bearer ", "secret-1", "Basic secret-1", "Bearer é"):
@@ -516,7 +518,9 @@ def test_the_token(folder):
         assert document["security"] == [{"token": []}]
         assert document["paths"]["/readyz"]["get"]["security"] == []
         assert client.get("/v1/models", headers=headers).status_code == 200
-        assert client.post("/v1/segment", encoded(picture()), headers=headers).status_code == 200
+        assert (
+            client.post("/v1/segment", encoded(noise_image()), headers=headers).status_code == 200
+        )
 
 
 def test_a_server_that_is_about_to_stop(folder):
@@ -525,7 +529,7 @@ def test_a_server_that_is_about_to_stop(folder):
         service.draining = True
         check_error(client.get("/readyz"), 503, "about to stop")
         assert client.get("/healthz").status_code == 200
-        response = client.post("/v1/segment", encoded(picture()))
+        response = client.post("/v1/segment", encoded(noise_image()))
         check_error(response, 503, "about to stop")
         assert response.headers["connection"] == "close"
 
@@ -533,7 +537,7 @@ def test_a_server_that_is_about_to_stop(folder):
 def test_a_new_version_serves_without_a_lost_request(tmp_path, folder):
     shutil.copytree(folder, tmp_path / "street")
     with running(tmp_path / "street", Settings(address_share=1)) as (client, service):
-        image = picture()
+        image = noise_image()
         write_model(tmp_path / "street" / "2", shift=1)
         requests = [("POST", "/v1/segment", {"content": encoded(image)})] * 60
         thread = threading.Thread(target=service.models.update)

@@ -2,7 +2,7 @@ import threading
 
 import numpy as np
 import pytest
-from serving_fixtures import encoded, picture
+from serving_fixtures import encoded, noise_image
 
 from alignseg_tf.serving import decoders
 from alignseg_tf.serving.decoders import Decoders
@@ -37,7 +37,7 @@ class Stuck:
 def test_images_are_decoded_in_other_processes(make):
     pool = make(count=2)
     for kind in ("PNG", "JPEG"):
-        data = encoded(picture(), kind)
+        data = encoded(noise_image(), kind)
         assert (pool.decode(data) == decode_image(data, 64 * 64)).all()
 
 
@@ -46,31 +46,31 @@ def test_refusals_come_through(make):
     for data, status, message in (
         (b"", 422, "an empty body"),
         (b"GIF89a", 415, "Expected JPEG"),
-        (encoded(picture(65, 64)), 413, "64 x 65"),
+        (encoded(noise_image(65, 64)), 413, "64 x 65"),
     ):
         with pytest.raises(RefusedError, match=message) as caught:
             pool.decode(data)
         assert caught.value.status == status
-    assert pool.decode(encoded(picture())).shape == (40, 56, 3)
+    assert pool.decode(encoded(noise_image())).shape == (40, 56, 3)
 
 
 def test_an_image_that_takes_too_long_is_given_up_and_its_process_ended(make):
     pool = make(seconds=0.1)
     stuck = Stuck(pool)
     with pytest.raises(RefusedError, match=r"decodes within 0.1 s") as caught:
-        pool.decode(encoded(picture()))
+        pool.decode(encoded(noise_image()))
     assert caught.value.status == 422
     stuck.process.join(10)
     assert not stuck.process.is_alive()
     pool._seconds = 60.0
-    assert (pool.decode(encoded(picture())) == picture()).all()  # by another process
+    assert (pool.decode(encoded(noise_image())) == noise_image()).all()  # by another process
 
 
 def test_a_process_that_ends_is_replaced(make):
     pool = make()
     pool._all[0]._process.kill()
     pool._all[0]._process.join(10)
-    assert (pool.decode(encoded(picture())) == picture()).all()
+    assert (pool.decode(encoded(noise_image())) == noise_image()).all()
 
 
 def test_the_end_does_not_wait_for_what_is_decoded(make):
@@ -80,7 +80,7 @@ def test_the_end_does_not_wait_for_what_is_decoded(make):
 
     def decode():
         try:
-            pool.decode(encoded(picture()))
+            pool.decode(encoded(noise_image()))
         except RefusedError as refusal:
             refused.append(refusal.status)
 

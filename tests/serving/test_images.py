@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from serving_fixtures import encoded, picture
+from serving_fixtures import encoded, noise_image
 
 from alignseg_tf.data.image_headers import MAX_SCANS
 from alignseg_tf.serving.images import decode_image, is_form
@@ -35,8 +35,8 @@ def png_of_size(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
-def test_pictures_are_decoded(kind):
-    image = picture()
+def test_images_are_decoded(kind):
+    image = noise_image()
     data = encoded(image, kind)
     out = decode_image(data, LIMIT)
     assert (out.shape, out.dtype) == ((40, 56, 3), np.uint8)
@@ -47,8 +47,8 @@ def test_pictures_are_decoded(kind):
 def test_orientation_is_applied():
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
-    data = encoded(picture(), "PNG", exif=exif)
-    assert (decode_image(data, LIMIT) == np.rot90(picture(), -1)).all()
+    data = encoded(noise_image(), "PNG", exif=exif)
+    assert (decode_image(data, LIMIT) == np.rot90(noise_image(), -1)).all()
 
 
 def test_what_is_no_image_is_refused():
@@ -62,19 +62,19 @@ def test_what_is_no_image_is_refused():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
-def test_truncated_pictures_are_refused(kind):
-    data = encoded(picture(), kind)
+def test_truncated_images_are_refused(kind):
+    data = encoded(noise_image(), kind)
     assert refusal(data[: len(data) // 2])[:2] == (422, "damaged")
 
 
-def test_damaged_pictures_are_refused():
-    data = bytearray(encoded(picture()))
+def test_damaged_images_are_refused():
+    data = bytearray(encoded(noise_image()))
     data[60:70] = bytes(10)
     assert refusal(bytes(data))[:2] == (422, "damaged")
 
 
 def test_sizes_are_refused_before_anything_is_decoded(monkeypatch):
-    large, narrow = encoded(picture(65, 64)), encoded(picture(31, 40))
+    large, narrow = encoded(noise_image(65, 64)), encoded(noise_image(31, 40))
     monkeypatch.setattr(Image.Image, "load", None)  # a call of this would fail
     assert refusal(large) == (
         413, "pixels",
@@ -90,7 +90,7 @@ def test_sizes_are_refused_before_anything_is_decoded(monkeypatch):
 
 
 def test_animated_and_multi_page_files_are_refused():
-    frames = [Image.fromarray(picture(seed=seed)) for seed in (0, 1, 2)]
+    frames = [Image.fromarray(noise_image(seed=seed)) for seed in (0, 1, 2)]
     for kind in ("PNG", "WEBP", "TIFF"):
         file = io.BytesIO()
         frames[0].save(file, kind, save_all=True, append_images=frames[1:])
@@ -101,7 +101,7 @@ def test_animated_and_multi_page_files_are_refused():
 
 def test_the_pages_of_a_tiff_are_not_counted():
     """A page that is there a hundred thousand times: Pillow would read each of its heads."""
-    one = encoded(picture(), "TIFF")
+    one = encoded(noise_image(), "TIFF")
     (first,) = struct.unpack_from("<I", one, 4)
     (entries,) = struct.unpack_from("<H", one, first)
     page = one[first : first + 2 + 12 * entries]
@@ -117,7 +117,7 @@ def test_the_pages_of_a_tiff_are_not_counted():
 
 @pytest.mark.parametrize("size", [(16383, 16383), (2**24, 200), (65536, 65535)])
 def test_a_webp_that_says_it_is_huge_takes_no_memory(size):
-    whole = encoded(picture(), "WEBP", lossless=True)
+    whole = encoded(noise_image(), "WEBP", lossless=True)
     canvas = b"".join((side - 1).to_bytes(3, "little") for side in size)
     body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + canvas + whole[12:]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -125,15 +125,15 @@ def test_a_webp_that_says_it_is_huge_takes_no_memory(size):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
-def test_a_photograph_with_a_preview_behind_it_is_one_picture():
+def test_a_photograph_with_a_preview_behind_it_is_one_image():
     file = io.BytesIO()
-    frames = [Image.fromarray(picture(seed=seed)) for seed in (0, 1)]
+    frames = [Image.fromarray(noise_image(seed=seed)) for seed in (0, 1)]
     frames[0].save(file, "MPO", save_all=True, append_images=frames[1:])
     assert decode_image(file.getvalue(), LIMIT).shape == (40, 56, 3)
 
 
 def test_a_jpeg_of_many_scans_is_refused():
-    data = encoded(picture(), "JPEG", progressive=True)
+    data = encoded(noise_image(), "JPEG", progressive=True)
     decode_image(data, LIMIT)
     scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00"
     status, reason, message = refusal(data[:-2] + MAX_SCANS * scan + data[-2:])
@@ -176,14 +176,14 @@ def tiff_of_tiles(side: int) -> bytes:
 
 def png_of_chunks(count: int) -> bytes:
     """A PNG with so many empty chunks before its pixels."""
-    whole = encoded(picture())
+    whole = encoded(noise_image())
     chunk = bytes(4) + b"teSt" + struct.pack(">I", zlib.crc32(b"teSt"))
     return whole[:33] + count * chunk + whole[33:]
 
 
 def jpeg_of_segments(count: int) -> bytes:
     """A JPEG with so many empty segments before its pixels."""
-    whole = encoded(picture(), "JPEG")
+    whole = encoded(noise_image(), "JPEG")
     return whole[:2] + count * b"\xff\xfe\x00\x02" + whole[2:]
 
 

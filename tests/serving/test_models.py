@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from serving_fixtures import NOT_FINITE, SPACE, expected, picture, write_model
+from serving_fixtures import NOT_FINITE, SPACE, expected, noise_image, write_model
 
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.prediction.saved_networks import LABEL_SPACE_FILE
@@ -225,7 +225,7 @@ def test_a_savedmodel_is_loaded_and_has_to_segment(tmp_path):
     assert version.number == 7
     assert version.label_space == SPACE
     assert set(version.signatures) == {"serving_default", "serve_bytes", "logits", "offsets"}
-    image = picture()
+    image = noise_image()
     assert (version.class_map(image) == expected(image, shift=1)).all()
     assert (version.call("offsets", image)["fine"][5, 7] == (7, 5)).all()
     del version
@@ -259,20 +259,20 @@ def test_a_version_with_other_than_its_names_of_classes_is_broken(tmp_path):
 def test_a_version_of_one_size_takes_no_other():
     version = Version(7, SPACE, {"serving_default": None}, (32, 48))
     with pytest.raises(ImageSizeError, match="Expected an image of 48 x 32 pixels.* 48 x 33"):
-        version.class_map(picture(33, 48))
+        version.class_map(noise_image(33, 48))
 
 
 def test_a_version_without_finite_logits_is_broken(tmp_path, monkeypatch):
     version = load_version(write_model(tmp_path / "7"))
-    bad = picture()
+    bad = noise_image()
     bad[4, 8, 0] = NOT_FINITE
     with pytest.raises(NonFiniteError, match=r"version 7: .* for an image of 56 x 40 pixels"):
         version.call("logits", bad)
-    assert version.call("logits", picture())["logits"].shape == (10, 14, 4)
+    assert version.call("logits", noise_image())["logits"].shape == (10, 14, 4)
 
     def checked(**inputs):
         tf.debugging.check_numerics(tf.constant([1.0, np.nan]), "logits")
 
     version.signatures["serving_default"] = checked  # as an export that checks its own logits
     with pytest.raises(NonFiniteError, match="version 7"):
-        version.class_map(picture())
+        version.class_map(noise_image())

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, absent, random_images
 from PIL import Image
-from serving_fixtures import SPACE, encoded, expected, picture, process, until, write_model
+from serving_fixtures import SPACE, encoded, expected, noise_image, process, until, write_model
 
 from alignseg_tf import Predictor
 from alignseg_tf.data.label_space import LabelSpace
@@ -135,19 +135,19 @@ def mask_of(class_map: np.ndarray) -> np.ndarray:
 
 
 def smooth(height: int = 60, width: int = 84) -> np.ndarray:
-    """A picture that keeps its classes when it is looked at: red rises from left to right."""
-    image = picture(height, width)
+    """An image that keeps its classes when it is looked at: red rises from left to right."""
+    image = noise_image(height, width)
     image[..., 0] = np.linspace(0, 220, width).astype(np.uint8)
     return image
 
 
-def test_a_picture_and_what_the_model_sees(visit):
+def test_a_image_and_what_the_model_sees(visit):
     image = smooth()
     seen = visit()
     seen.says("model quarters, version 1", "#model")
     seen.choose(encoded(image))
     seen.says("Done: 4 classes in 84 x 60 pixels")
-    np.testing.assert_array_equal(seen.pixels("picture")[..., :3], image)
+    np.testing.assert_array_equal(seen.pixels("image")[..., :3], image)
     mask = seen.pixels("mask")
     np.testing.assert_array_equal(mask[..., :3], mask_of(expected(image)))
     assert (mask[..., 3] == 255).all()
@@ -172,7 +172,7 @@ def test_a_picture_and_what_the_model_sees(visit):
     seen.check()
 
 
-def test_an_unusual_camera_turns_its_pictures(visit):
+def test_an_unusual_camera_turns_its_images(visit):
     image = smooth()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -180,7 +180,7 @@ def test_an_unusual_camera_turns_its_pictures(visit):
     seen.choose(encoded(image, "PNG", exif=exif))
     seen.says("in 60 x 84 pixels")
     upright = np.rot90(image, -1)
-    np.testing.assert_array_equal(seen.pixels("picture")[..., :3], upright)
+    np.testing.assert_array_equal(seen.pixels("image")[..., :3], upright)
     np.testing.assert_array_equal(seen.pixels("mask")[..., :3], mask_of(expected(upright)))
     seen.check()
 
@@ -231,11 +231,11 @@ def test_errors_are_said_in_words(visit):
     seen = visit()
     seen.choose(encoded(smooth()))
     seen.says("Done")
-    whole = encoded(picture(200, 200))
+    whole = encoded(noise_image(200, 200))
     for content, words, detail in (
-        (b"no picture at all", "not a picture of a kind that the server reads", "bytes that start"),
-        (whole[: len(whole) // 2], "The picture is damaged, too small", "truncated or damaged"),
-        (encoded(picture(20, 20)), "The picture is damaged, too small", "20 x 20"),
+        (b"no image at all", "not an image of a kind that the server reads", "bytes that start"),
+        (whole[: len(whole) // 2], "The image is damaged, too small", "truncated or damaged"),
+        (encoded(noise_image(20, 20)), "The image is damaged, too small", "20 x 20"),
         (bytes(17 * 2**20), "This file has 17.8 MB; the server takes 16.8 MB", ""),
     ):
         seen.choose(content, "broken.png")
@@ -249,7 +249,7 @@ def test_errors_are_said_in_words(visit):
     seen.check(complaints=3)  # the browser writes down each status of an error
 
 
-def test_a_large_picture_is_made_smaller_first(visit, folder):
+def test_a_large_image_is_made_smaller_first(visit, folder):
     with process(folder, "--max-pixels", "4000") as (_, address):
         seen = visit(server=address)
         seen.says("model quarters", "#model")
@@ -272,7 +272,7 @@ def test_the_camera_and_the_keyboard(visit):
     seen.says("Done")
     assert seen.page.evaluate("document.activeElement.id") == "result"
     sent = [r for r in seen.requests if r.method == "POST"]
-    assert len(sent) == 1  # a picture a press
+    assert len(sent) == 1  # an image a press
     seen.page.locator("#camera-off").click()
     assert not seen.page.locator("#video").is_visible()
     seen.check()
@@ -428,7 +428,7 @@ def test_a_model_runs_on_the_device(visit, litert, folder, name, size):
     asked = len(seen.requests)
     seen.choose(encoded(image))
     seen.says("Done on this device in")
-    # Nothing was asked for with the picture or after it, and nothing was ever sent.
+    # Nothing was asked for with the image or after it, and nothing was ever sent.
     assert len(seen.requests) == asked
     assert {r.method for r in seen.requests} == {"GET"}
     assert not any(r.post_data_buffer for r in seen.requests)
@@ -447,15 +447,15 @@ def test_a_model_runs_on_the_device(visit, litert, folder, name, size):
 
 def test_what_cannot_run_on_the_device_is_said(visit, litert, folder, tmp_path):
     seen = visit("/static/device.html")
-    seen.choose(b"no picture", "broken.png")
-    seen.says("The picture is here. Load a model")
+    seen.choose(b"no image", "broken.png")
+    seen.says("The image is here. Load a model")
     file = seen.page.locator("#model-file")
     (tmp_path / "none.tflite").write_bytes(b"no model" * 100)
     file.set_input_files(tmp_path / "none.tflite")
     seen.says("none.tflite is not a .tflite file that LiteRT.js reads", "#error-text")
     seen.complaints.clear()  # LiteRT.js has written down why
     file.set_input_files(folder / "ids.tflite")
-    seen.says("This file is damaged, or not a picture", "#error-text")
+    seen.says("This file is damaged, or not an image", "#error-text")
     seen.choose(encoded(smooth()))
     seen.says("Done on this device")
     seen.check()

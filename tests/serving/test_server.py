@@ -14,7 +14,7 @@ from serving_fixtures import (
     decoded,
     encoded,
     expected,
-    picture,
+    noise_image,
     process,
     until,
     write_model,
@@ -58,7 +58,7 @@ def test_the_life_of_a_server(tmp_path):
     folder = tmp_path / "street"
     folder.mkdir()
     write_model(folder / "1")
-    image = picture()
+    image = noise_image()
     options = [
         "--poll-seconds", "0.2", "--header-seconds", "1", "--read-seconds", "1", "--verbose",
     ]  # fmt: skip
@@ -91,7 +91,7 @@ def test_the_life_of_a_server(tmp_path):
             assert broken.recv(1000).startswith(b"HTTP/1.1 400 ")
 
         # Requests that are there at the end: their bodies are not.
-        body = encoded(picture(seed=5))
+        body = encoded(noise_image(seed=5))
         half = head + b"content-length: %d\r\n\r\n" % len(body) + body[:-1]
         late = [connected(url, half) for _ in range(3)]
         time.sleep(0.3)
@@ -105,7 +105,7 @@ def test_the_life_of_a_server(tmp_path):
     for answer in answers:
         assert answer.startswith(b"HTTP/1.1 200 ")
         class_map = decoded(answer.partition(b"\r\n\r\n")[2])
-        assert (class_map == expected(picture(seed=5), 1)).all()
+        assert (class_map == expected(noise_image(seed=5), 1)).all()
     for part in (
         "version 2 serves instead of 1", "version 1 is unloaded", "version 3 does not load",
         "SIGTERM: no new requests are taken", "INFO stopped", "POST '/v1/segment' 200 ",
@@ -137,7 +137,7 @@ def test_slow_and_hostile_clients_do_not_hold_up_others(tmp_path):
     folder.mkdir()
     write_model(folder / "1")
     head = b"POST /v1/segment HTTP/1.1\r\nhost: localhost\r\n"
-    body = encoded(picture())
+    body = encoded(noise_image())
     with process(folder, "--drain-seconds", "10", "--read-seconds", "5") as (started, url):
         stop = threading.Event()
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from alignseg_tf.data.listing import Sample, read_folder
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.evaluation.counts import score_picture
+from alignseg_tf.evaluation.counts import score_image
 from alignseg_tf.evaluation.report import Report
 from alignseg_tf.system.files import RECORD_FILE
 from alignseg_tf.system.fonts import names_in_figures
@@ -25,7 +25,7 @@ CLASSES = ("ground", "box|es", "disc")
 EVALUATION = Report(
     CLASSES,
     [
-        score_picture(
+        score_image(
             "a.png",
             np.repeat([0, 1], [90, 10]).astype(np.uint8)[None],
             np.repeat([0, 1, 0, 1], [80, 10, 5, 5]).astype(np.uint8)[None],
@@ -37,7 +37,7 @@ EVALUATION = Report(
 DATA = {
     "path": "data",
     "hash": report.HASH,
-    "splits": {"train": {"pictures": 6, "sha256": "ab" * 32}},
+    "splits": {"train": {"images": 6, "sha256": "ab" * 32}},
 }
 
 
@@ -83,8 +83,8 @@ def test_the_report_says_what_the_run_was(tmp_path):
     assert {path.name for path in folder.iterdir()} == {
         RECORD_FILE, "run.json", "metrics.csv", "iou.csv", "report.json", "report.md", "curves.png",
     }  # fmt: skip
-    with Image.open(folder / "curves.png") as picture:
-        pixels = np.asarray(picture.convert("RGB"))
+    with Image.open(folder / "curves.png") as image:
+        pixels = np.asarray(image.convert("RGB"))
     blue = np.abs(pixels.astype(int) - [31, 119, 180]).sum(-1) < 30
     assert blue.sum() > 100, "the curves of training"
 
@@ -100,11 +100,11 @@ def test_notes_in_a_report_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(("train_on", "said"), [("train", False), ("train+val", True)])
-def test_the_report_says_if_it_was_trained_on_its_pictures(tmp_path, train_on, said):
+def test_the_report_says_if_it_was_trained_on_its_images(tmp_path, train_on, said):
     folder = run_folder(tmp_path)
     (folder / "run.json").write_text(json.dumps({"train_on": train_on}))
     report.write_report(folder, DATA, EVALUATION)
-    assert ("trained on these pictures" in (folder / "report.md").read_text()) is said
+    assert ("trained on these images" in (folder / "report.md").read_text()) is said
 
 
 def test_names_of_classes_are_drawn_as_they_are(tmp_path, monkeypatch):
@@ -179,8 +179,8 @@ def test_the_data_are_described(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     found = report.describe_data(data, train=train, val=data.samples("val"))
     assert found["path"] == "~/data"
-    assert found["splits"]["train"] == {"pictures": 2, "sha256": report.data_hash(train, root)}
-    assert found["splits"]["val"]["pictures"] == 1
+    assert found["splits"]["train"] == {"images": 2, "sha256": report.data_hash(train, root)}
+    assert found["splits"]["val"]["images"] == 1
     assert report.shown_path(Path("relative/data")) == "relative/data"
 
 

@@ -1,4 +1,4 @@
-"""The training script end to end, on pictures of boxes and discs."""
+"""The training script end to end, on images of boxes and discs."""
 
 import csv
 import dataclasses
@@ -105,7 +105,7 @@ def test_a_run_leaves_its_files(unbroken):
         "data_files.json",
     }  # fmt: skip
     text = (output.parent / "stdout").read_text()
-    for expected in ("checking training pictures 8/8", "64 x 64 to 96 x 72", " left", "mean IoU"):
+    for expected in ("checking training images 8/8", "64 x 64 to 96 x 72", " left", "mean IoU"):
         assert expected in text
     assert (output.parent / "stderr").read_text() == ""
     assert [row["epoch"] for row in rows(output)] == ["0", "1", "2"]
@@ -187,22 +187,22 @@ def test_the_demo_on_a_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "PIXEL_BUDGET", 1e5)
     output = tmp_path / "demo"
     street = str(folder / "images" / "val" / "000.png")
-    arguments = ["--data", str(folder), "--output", str(output), "--picture", street]
+    arguments = ["--data", str(folder), "--output", str(output), "--image", street]
     assert demo.main(arguments) == 0
     text = capsys.readouterr().out
     assert f"as the trained model {demo.TRAINED} sees it: {output / 'trained.png'}" in text
-    with Image.open(output / "trained.png") as picture:
-        assert picture.size[0] == 2 * 96 + 4
+    with Image.open(output / "trained.png") as image:
+        assert image.size[0] == 2 * 96 + 4
     for expected in ("disc", "mean IoU", "agrees with it on 100.00 %", "predict"):
         assert expected in text
-    pictures = sorted((output / "overlays").glob("*.png"))
-    assert len(pictures) == demo.PICTURES
-    with Image.open(pictures[0]) as picture:
-        width, height = picture.size
+    images = sorted((output / "overlays").glob("*.png"))
+    assert len(images) == demo.IMAGES
+    with Image.open(images[0]) as image:
+        width, height = image.size
     assert width == 2 * 96 + 4
     assert height > 64 + 20  # the legend
     report = json.loads((output / "evaluation.json").read_text())
-    assert report["pictures"] == 9
+    assert report["images"] == 9
 
 
 def test_the_demo_fits_its_recipe_to_the_data(tmp_path):
@@ -347,7 +347,7 @@ def test_two_replicas_train_as_one(tmp_path):
 
 @pytest.mark.slow
 def test_the_script_runs_on_two_replicas(tmp_path):
-    """Also with pictures of several sizes, whose validation batches are filled up."""
+    """Also with images of several sizes, whose validation batches are filled up."""
     folder = write_folder(tmp_path / "data", train=4, val=3, sizes=((64, 96), (72, 64)))
     result = run(folder, tmp_path / "run", "--cpu-replicas", "2", "--epochs", "1")
     assert result.returncode == 0, result.stderr
@@ -365,7 +365,7 @@ def broken_size(folder):
     Image.fromarray(np.zeros((10, 10), np.uint8)).save(folder / "labels/val/001.png")
 
 
-def broken_picture(folder):
+def broken_image(folder):
     (folder / "images/train/003.png").write_bytes(b"cut off")
 
 
@@ -377,7 +377,7 @@ def broken_classes(folder):
     ("damage", "options", "message"),
     [
         (broken_size, [], "labels/val/001.png: the label is 10 x 10 pixels"),
-        (broken_picture, [], "images/train/003.png: not readable as a picture"),
+        (broken_image, [], "images/train/003.png: not readable as an image"),
         (broken_classes, [], "unknown label values [2]: the 2 classes have 0..1"),
         (lambda folder: None, ["--batch-size", "99"], "a batch of 99 needs as many"),
         (lambda folder: None, ["--crop-size", "32", "64"], "at least 64 x 64"),
@@ -432,9 +432,9 @@ def test_a_folder_of_other_data_is_another_run(tmp_path):
     with pytest.raises(RecipeError, match=re.escape("train_on: 'train' there, 'train+val' here")):
         check_run_folder(tmp_path, run | {"train_on": "train+val"})
     for other, message in (
-        (describe_run(Recipe(), space, samples[1:]), "training_pictures: 6 there, 5 here"),
+        (describe_run(Recipe(), space, samples[1:]), "training_samples: 6 there, 5 here"),
         (describe_run(Recipe(), LabelSpace(("a", "c")), samples), "classes: "),
-        (describe_run(Recipe(), space, [*samples[:5], samples[0]]), "picture_names: "),
+        (describe_run(Recipe(), space, [*samples[:5], samples[0]]), "image_names: "),
     ):
         with pytest.raises(RecipeError, match=message):
             check_run_folder(tmp_path, other)
@@ -522,17 +522,17 @@ def test_a_run_from_before_fingerprints_says_so_and_goes_on(run_of, capsys):
         check_run_folder(output, run, files)
 
 
-def test_validation_pictures_are_known_by_their_content(tmp_path, capsys):
+def test_validation_images_are_known_by_their_content(tmp_path, capsys):
     """One of them is a copy of a training image under another name."""
     data = write_folder(tmp_path / "data", train=3, val=2)
     for folder in ("images", "labels"):
         shutil.copy(data / folder / "train" / "001.png", data / folder / "val" / "copy.png")
     source = open_data(data)
     check_data(source, source.samples("train"))
-    assert "Warning: 1 of the validation pictures are trained on" in capsys.readouterr().out
+    assert "Warning: 1 of the validation images are trained on" in capsys.readouterr().out
 
 
-def test_validation_pictures_are_trained_on_only_if_the_recipe_says_so(tmp_path, capsys):
+def test_validation_images_are_trained_on_only_if_the_recipe_says_so(tmp_path, capsys):
     data = open_data(write_folder(tmp_path / "data", train=3, val=2))
     alone = training_samples(Recipe(), data)
     both = training_samples(Recipe(train_on="train+val"), data)
@@ -541,7 +541,7 @@ def test_validation_pictures_are_trained_on_only_if_the_recipe_says_so(tmp_path,
     check_data(data, alone)
     assert "trained on" not in capsys.readouterr().out
     check_data(data, both)
-    assert "Warning: 2 of the validation pictures are trained on" in capsys.readouterr().out
+    assert "Warning: 2 of the validation images are trained on" in capsys.readouterr().out
     with pytest.raises(RecipeError, match="train_on must be one of"):
         Recipe(train_on="val")
 
@@ -554,7 +554,7 @@ def test_training_says_of_the_data_what_inspect_says(tmp_path, capsys):
     check_data(data, data.samples("train"))
     printed = capsys.readouterr().out
     assert "not read: 1 .heic\n" in printed
-    assert "Warning: 1 train pictures are there twice: " in printed
+    assert "Warning: 1 train images are there twice: " in printed
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from alignseg_tf.analysis.summary import summarize
 from alignseg_tf.commands.options import add_block_argument, add_data_arguments, data_from_arguments
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.evaluation.bootstrap import check_block
-from alignseg_tf.evaluation.counts import PictureScores
+from alignseg_tf.evaluation.counts import ImageScores
 from alignseg_tf.evaluation.report import Report
 from alignseg_tf.system.environment import machine, versions
 from alignseg_tf.system.files import (
@@ -52,9 +52,9 @@ from training.train import train
 
 # Values of a recipe that a cell or a seed decides, or that are always the same.
 DECIDED = ("aggregation", "context", "seed", "validate_every", "train_on")
-# Of the picture for which operations are counted: CamVid's.
+# Of the image for which operations are counted: CamVid's.
 COUNTED_SIZE = (360, 480)
-# Neighbouring pictures that are alike: CamVid's validation pictures are 15 frames a second.
+# Neighbouring images that are alike: CamVid's validation images are 15 frames a second.
 BLOCK = 10
 
 
@@ -112,7 +112,7 @@ def run_cell(recipe: Recipe, data: DataSource, folder: Path) -> dict[str, Any]:
 
     Returns:
         The result, as plain values: the recipe, what the model costs, the record of the epochs,
-        and the counts of each validation picture.
+        and the counts of each validation image.
 
     Raises:
         As `train.train`.
@@ -151,14 +151,14 @@ def read_result(path: Path, block: int = BLOCK) -> dict[str, Any]:
 
     Args:
         path: the file.
-        block: neighbouring pictures that intervals draw together, see `Report`.
+        block: neighbouring images that intervals draw together, see `Report`.
 
     Raises:
         RecipeError: the file holds something else.
     """
     try:
         result: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
-        scores = [PictureScores.from_dict(score) for score in result.pop("scores")]
+        scores = [ImageScores.from_dict(score) for score in result.pop("scores")]
         result["report"] = Report(result["classes"], scores, block=block)
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(f"{path}: not a result of an ablation ({error!r}); remove it") from error
@@ -194,10 +194,10 @@ def read_results(folder: Path, block: int = BLOCK) -> dict[str, list[dict[str, A
 
 
 def what_is_alike(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what the results of an ablation have in common: recipe, data, evaluated pictures."""
-    pictures = names_hash(score.name for score in result["report"].scores)
+    """Return what the results of an ablation have in common: recipe, data, evaluated images."""
+    images = names_hash(score.name for score in result["report"].scores)
     shared = constant_values(result["recipe"]) | result["data"]
-    return shared | {"validation_picture_names": pictures}
+    return shared | {"validation_image_names": images}
 
 
 def constant_values(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -268,19 +268,19 @@ def ablate(
 
     Args:
         recipe: what the cells share. The last epoch is what is evaluated, whatever it says:
-            choosing the best on the pictures that decide would favour a restless cell.
-        data: pictures with labels.
+            choosing the best on the images that decide would favour a restless cell.
+        data: images with labels.
         output: folder of the runs, the tables and the plot.
         results: folder of what is kept of each run.
         seeds: of each of the main cells.
         other_seeds: of each of the others.
-        block: neighbouring pictures that intervals draw together, see `Report`.
+        block: neighbouring images that intervals draw together, see `Report`.
         cells: those to be trained; the tables are of all that have results.
         overwrite: replace tables and a plot that no ablation wrote.
 
     Raises:
         DataError, RecipeError, RunStoppedError: as `train.train`; RecipeError too where a kept
-            result is of another recipe or of other pictures, before anything is trained.
+            result is of another recipe or of other images, before anything is trained.
     """
     for folder in (output, results):
         remove_leftovers(folder)
@@ -289,9 +289,9 @@ def ablate(
     plan = list(planned(seeds, other_seeds, cells))
     training = training_samples(recipe, data)
     run = describe_run(recipe, data.label_space, training)
-    pictures = names_hash(sample.image.name for sample in data.samples("val"))
+    images = names_hash(sample.image.name for sample in data.samples("val"))
     run |= describe_content(recipe, data, training)
-    wanted = constant_values(run) | {"validation_picture_names": pictures}
+    wanted = constant_values(run) | {"validation_image_names": images}
     for path in (result_file(results, *one) for one in plan):
         if path.is_file():
             alike = what_is_alike(read_result(path))

@@ -1,6 +1,6 @@
 """What an ablation found, as tables and a plot.
 
-A cell is trained with several seeds and evaluated on the same pictures. A figure of a cell is the
+A cell is trained with several seeds and evaluated on the same images. A figure of a cell is the
 mean over its seeds, a difference that over the seeds that both cells have.
 """
 
@@ -61,7 +61,7 @@ class Estimate:
 class GridScores:
     """Figures of the cells of an ablation and of their differences.
 
-    An interval covers two things: another choice of pictures, whose variance is that of a
+    An interval covers two things: another choice of images, whose variance is that of a
     bootstrap with the same samples for all cells, and other seeds, whose variance is taken to be
     the same in all cells and is estimated from all of them. It is a t interval with the degrees of
     freedom of the latter. A seed decides the batches of all cells alike, so what it adds to all of
@@ -167,7 +167,7 @@ def step_seconds(result: Mapping[str, Any]) -> float:
     seconds = [float(row[place]) for row in epochs if not row[validated]] or [
         float(row[place]) for row in epochs
     ]
-    steps = result["data"]["training_pictures"] // result["recipe"]["batch_size"]
+    steps = result["data"]["training_samples"] // result["recipe"]["batch_size"]
     return min(seconds) / steps
 
 

@@ -1,7 +1,7 @@
 """Measure how fast something is: one subcommand for each question.
 
 input    does training wait for its data?
-memory   how much does it take to evaluate a picture?
+memory   how much does it take to evaluate an image?
 speed    how fast are the forms of a model, also against another implementation?
 growth   how do time and memory grow with pixels, classes, channels and batch?
 serving  does a server stand good, bad and hostile requests at once, and its end?

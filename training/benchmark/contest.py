@@ -47,9 +47,9 @@ class Task:
     Attributes:
         work: `inference`, `training`, `sampling`, or `sampling_training`, which goes back too.
         backbone: `resnet50`, `resnet101` or `efficientnet_lite0`.
-        height: of a picture in pixels; of a map in cells for sampling.
+        height: of an image in pixels; of a map in cells for sampling.
         width: as `height`.
-        batch: pictures in a run.
+        batch: images in a run.
         classes: channels of the logits.
         channels: width of the decoder; of the map for sampling.
         align: off for plain resizing and a global context in place of AlignFA and AlignCM.
@@ -66,7 +66,7 @@ class Task:
     align: bool = True
     seed: int = 0
 
-    def pictures(self) -> np.ndarray:
+    def images(self) -> np.ndarray:
         """Return RGB pixels 0..255, float32 [B, H, W, 3]: noise, enlarged eight times."""
         rng = np.random.default_rng(self.seed)
         small = rng.integers(0, 256, (self.batch, self.height // 8 + 1, self.width // 8 + 1, 3))

@@ -12,7 +12,7 @@ bfloat16          `frozen` in bfloat16: a SavedModel of that quantization
 fused_bfloat16    both
 saved_model       `serving_default` of an exported SavedModel, which gives class maps
 tflite            an exported float32 `.tflite` file, run by LiteRT; it gives class maps
-tflite_int8       the same in 8 bits, with ranges of the task's own pictures
+tflite_int8       the same in 8 bits, with ranges of the task's own images
 bilinear          `frozen`, with plain resizing and a global context in place of alignment
 bilinear_fused    the same of `fused`
 default_kernels   `frozen`, with TensorFlow's own settings: as in a program that only imports us
@@ -63,12 +63,12 @@ def build(task: Task, dtype_policy: str = "float32", **kwargs: Any) -> Any:
         if isinstance(layer, keras.layers.BatchNormalization):  # zeros would be optimised away
             layer.beta.assign(0.1 * rng.standard_normal(layer.beta.shape))
     # Else rounding would be amplified layer by layer.
-    calibrate_batch_norms(model, task.pictures()[:, :256, :256])
+    calibrate_batch_norms(model, task.images()[:, :256, :256])
     return model
 
 
 def calibrate_batch_norms(model: Any, images: Any) -> None:
-    """Set the statistics of a model's batch norms to those of pictures [B, H, W, 3]."""
+    """Set the statistics of a model's batch norms to those of images [B, H, W, 3]."""
     import keras
 
     from alignseg_tf.layers.nested import nested_layers
@@ -87,11 +87,11 @@ def calibrate_batch_norms(model: Any, images: Any) -> None:
 
 
 def inference(task: Task, form: str) -> Run:
-    """Return a function that segments the task's pictures."""
+    """Return a function that segments the task's images."""
     import tensorflow as tf
 
     model = build(task, form if form == "mixed_bfloat16" else "float32")
-    pictures = tf.constant(task.pictures())
+    inputs = tf.constant(task.images())
     if form in ("saved_model", "tflite", "tflite_int8"):
         return exported(model, task, form)
     if form in ("inference_graph", "frozen", "bfloat16", "fused", "fused_bfloat16"):
@@ -105,15 +105,15 @@ def inference(task: Task, form: str) -> Run:
         model = inference_model(model, "fused" if fused else None)
         if form != "inference_graph":
             constant = freeze(model, (task.height, task.width) if fused else (None, None))
-            return lambda: constant(pictures)["segmentation"].numpy()
+            return lambda: constant(inputs)["segmentation"].numpy()
     if form == "eager":
-        return lambda: model(pictures, training=False)["segmentation"].numpy()
+        return lambda: model(inputs, training=False)["segmentation"].numpy()
 
     @tf.function(jit_compile=form == "xla")
     def segment(images: Any) -> Any:
         return model(images, training=False)["segmentation"]
 
-    return lambda: segment(pictures).numpy()
+    return lambda: segment(inputs).numpy()
 
 
 def exported(model: Any, task: Task, form: str) -> Run:
@@ -123,21 +123,21 @@ def exported(model: Any, task: Task, form: str) -> Run:
     from alignseg_tf.export import export_saved_model, export_tflite
     from alignseg_tf.prediction.saved_networks import SavedModelNetwork, TfliteNetwork
 
-    pictures = task.pictures().astype(np.uint8)
+    images = task.images().astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         if form == "saved_model":
             path = Path(folder) / "1"
-            export_saved_model(model, path, [pictures[0, :64, :64]])
+            export_saved_model(model, path, [images[0, :64, :64]])
             network = SavedModelNetwork(path)
-            return lambda: network.class_maps(pictures)
+            return lambda: network.class_maps(images)
         path = Path(folder) / "model.tflite"
         quantization = "int8" if form == "tflite_int8" else "float32"
         export_tflite(
             model, path, (task.height, task.width), quantization, "class_map",
-            list(pictures), list(pictures),
+            list(images), list(images),
         )  # fmt: skip
         lite = TfliteNetwork(path)
-        return lambda: [lite.class_map(picture) for picture in pictures]
+        return lambda: [lite.class_map(image) for image in images]
 
 
 def training(task: Task, form: str) -> Run:
@@ -157,7 +157,7 @@ def training(task: Task, form: str) -> Run:
     )
     labels = task.labels().astype("uint8")
     targets = {"segmentation": labels, "auxiliary": labels}
-    batches = tf.data.Dataset.from_tensors((task.pictures(), targets)).repeat()
+    batches = tf.data.Dataset.from_tensors((task.images(), targets)).repeat()
     model.fit(batches, steps_per_epoch=1, epochs=1, shuffle=False, verbose=0)  # traces
     batch = iter(batches)
     return lambda: float(model.train_function(batch)["loss"])

@@ -37,11 +37,11 @@ def measure_input(
 
     Args:
         recipe: of the run; its model is built and trained for a few steps.
-        data: the training pictures.
+        data: the training images.
         steps: timed steps in a turn.
         rounds: turns of each kind.
-        cached: keep all decoded pictures in memory, as far as they fit, before the clock starts,
-            as in all epochs but the first; otherwise every picture is decoded each time.
+        cached: keep all decoded images in memory, as far as they fit, before the clock starts,
+            as in all epochs but the first; otherwise every image is decoded each time.
 
     Returns:
         `pipeline_seconds` and `memory_seconds`: seconds a step of each turn; `waiting`: the share
@@ -58,7 +58,7 @@ def measure_input(
         pixels = summary.pixels
     cache = SampleCache() if cached else SampleCache(0)
     if cached:
-        show = counter("decoding pictures")
+        show = counter("decoding images")
         for done, sample in enumerate(samples, start=1):
             cache.load(sample, label_space)
             show(done, len(samples))
@@ -156,7 +156,7 @@ def run_input(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "backbone": recipe.backbone,
         "crop_size": recipe.crop_size,
         "batch_size": recipe.batch_size,
-        "pictures": len(data.samples("train")),
+        "images": len(data.samples("train")),
         "steps": parsed.steps,
         "cached": parsed.cached,
     }
@@ -173,7 +173,7 @@ def add_input(commands: Any) -> None:
     parser.add_argument("--rounds", type=_positive, default=3, help="turns of each (%(default)s)")
     parser.add_argument(
         "--cached", action="store_true",
-        help="with the pictures in memory, as after the first epoch, where they fit",
+        help="with the images in memory, as after the first epoch, where they fit",
     )  # fmt: skip
     add_recipe_arguments(parser)
     parser.set_defaults(run=run_input)

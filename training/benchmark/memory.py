@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from alignseg_tf.commands.options import add_protocol_arguments, protocol_from_arguments
-from alignseg_tf.evaluation.counts import score_picture
+from alignseg_tf.evaluation.counts import score_image
 from alignseg_tf.prediction.predictor import Predictor
 from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.prediction.saved_networks import numbered_classes
@@ -23,7 +23,7 @@ from training.recipe import Recipe
 def measure_memory(
     recipe: Recipe, classes: int, size: tuple[int, int], protocol: Protocol
 ) -> dict[str, Any]:
-    """Predict a picture and count it against a label, in this process.
+    """Predict an image and count it against a label, in this process.
 
     The weights are random: memory does not depend on them. To be called in a process that has
     done nothing else, for the largest memory is that of its whole life.
@@ -31,11 +31,11 @@ def measure_memory(
     Args:
         recipe: backbone and width of the model.
         classes: of the model.
-        size: height and width of the picture.
+        size: height and width of the image.
         protocol: how it goes through the model.
 
     Returns:
-        `start_bytes`: the largest memory after a picture of 64 x 64; `peak_bytes`: after this one;
+        `start_bytes`: the largest memory after an image of 64 x 64; `peak_bytes`: after this one;
         `predict_seconds`, `count_seconds`.
     """
     keras.utils.set_random_seed(0)
@@ -52,7 +52,7 @@ def measure_memory(
     times = [time.perf_counter()]
     prediction = predictor(image)
     times.append(time.perf_counter())
-    score_picture("picture", truth, prediction.class_map, classes, prediction.confidence)
+    score_image("image", truth, prediction.class_map, classes, prediction.confidence)
     times.append(time.perf_counter())
     predict_seconds, count_seconds = np.diff(times).tolist()
     return {
@@ -73,10 +73,10 @@ def run_memory(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "channels": recipe.channels,
         "classes": parsed.classes,
         "size": size,
-        "protocol": str(protocol.for_picture(*size)),
+        "protocol": str(protocol.for_image(*size)),
     }
     lines = [
-        f"{recipe.backbone}, {recipe.channels} channels, {parsed.classes} classes, picture of "
+        f"{recipe.backbone}, {recipe.channels} channels, {parsed.classes} classes, image of "
         f"{size[0]} x {size[1]}, {settings['protocol']}",
         f"{'before':<22}{result['start_bytes'] / 2**30:9.2f} GiB (TensorFlow and the model)",
         f"{'largest':<22}{result['peak_bytes'] / 2**30:9.2f} GiB",
@@ -89,11 +89,11 @@ def run_memory(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def add_memory(commands: Any) -> None:
     """Add the subcommand `memory`."""
     parser = commands.add_parser(
-        "memory", help="the memory that a picture takes in evaluation", allow_abbrev=False
+        "memory", help="the memory that an image takes in evaluation", allow_abbrev=False
     )
     parser.add_argument(
         "--size", type=_positive, nargs=2, default=(8192, 8192), metavar=("HEIGHT", "WIDTH"),
-        help="of the picture, in pixels (8192 8192)",
+        help="of the image, in pixels (8192 8192)",
     )  # fmt: skip
     parser.add_argument("--classes", type=_positive, default=19, help="of the model (%(default)s)")
     recipe = parser.add_argument_group("the model")

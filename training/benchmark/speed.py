@@ -164,7 +164,7 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", choices=BACKBONES, default=default.backbone)
     parser.add_argument(
         "--size", type=int, nargs=2, default=(default.height, default.width),
-        metavar=("HEIGHT", "WIDTH"), help="of a picture in pixels, or of a map to sample in cells",
+        metavar=("HEIGHT", "WIDTH"), help="of an image in pixels, or of a map to sample in cells",
     )  # fmt: skip
     for name in ("batch", "classes", "channels"):
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name))

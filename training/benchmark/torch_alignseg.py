@@ -287,7 +287,7 @@ class TorchAlignSeg(nn.Module):
         [B, 3, H, W] float, normalised as the backbone wants it.
 
     Output shape:
-        Logits [B, classes, H, W] of the head, at the size of the picture; in training, or with
+        Logits [B, classes, H, W] of the head, at the size of the image; in training, or with
         `auxiliary_head`, a pair with those of the auxiliary head.
     """
 
@@ -327,7 +327,7 @@ class TorchAlignSeg(nn.Module):
         return self.head(d), auxiliary
 
     def forward(self, x: Tensor) -> Any:
-        """Return logits at the size of the picture."""
+        """Return logits at the size of the image."""
         logits, auxiliary = self.stride_4_logits(x)
         logits = resize(logits, x.shape[2:])
         return logits if auxiliary is None else (logits, resize(auxiliary, x.shape[2:]))

@@ -53,13 +53,13 @@ def form(*options: str) -> Callable[[Task], Callable[[], Any]]:
         if task.work.startswith("sampling"):
             return sampling(task, "channels_last" in options)
         model = network(task)
-        pictures = torch.from_numpy(task.pictures()).permute(0, 3, 1, 2)
-        pictures = pictures.contiguous() / 128 - 1
+        images = torch.from_numpy(task.images()).permute(0, 3, 1, 2)
+        images = images.contiguous() / 128 - 1
         if "channels_last" in options:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            pictures = pictures.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
         if task.work == "training":
-            return training(model, pictures, torch.from_numpy(task.labels()), options)
+            return training(model, images, torch.from_numpy(task.labels()), options)
         model.eval()
         if "freeze" in options:
             from torch._inductor import config
@@ -69,7 +69,7 @@ def form(*options: str) -> Callable[[Task], Callable[[], Any]]:
 
         def infer() -> Any:
             with torch.no_grad(), autocast(options):
-                return run(pictures)
+                return run(images)
 
         return infer
 
@@ -82,7 +82,7 @@ def autocast(options: tuple[str, ...]) -> Any:
 
 
 def training(
-    model: TorchAlignSeg, pictures: torch.Tensor, labels: torch.Tensor, options: tuple[str, ...]
+    model: TorchAlignSeg, images: torch.Tensor, labels: torch.Tensor, options: tuple[str, ...]
 ) -> Callable[[], Any]:
     """Return a step: forward, backward, update; cross-entropy of both heads, SGD."""
     model.train()
@@ -92,7 +92,7 @@ def training(
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
         with autocast(options):
-            logits, auxiliary = forward(pictures)
+            logits, auxiliary = forward(images)
         loss = F.cross_entropy(logits.float(), labels, ignore_index=255)
         loss = loss + 0.1 * F.cross_entropy(auxiliary.float(), labels, ignore_index=255)
         loss.backward()

@@ -27,7 +27,7 @@ class Progress(keras.callbacks.Callback):
         steps: batches in an epoch; gradients may be accumulated over several.
         work: what a step of each epoch costs, in any unit: the area of its crops.
         initial_epoch: the epoch to start with.
-        batch_size: pictures in a batch over all devices.
+        batch_size: images in a batch over all devices.
     """
 
     def __init__(self, steps: int, work: Sequence[float], initial_epoch: int, batch_size: int):

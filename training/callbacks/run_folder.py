@@ -205,8 +205,8 @@ def describe_run(recipe: Recipe, label_space: LabelSpace, samples: Sequence[Samp
     """Return what makes a run this one, without a look into files: recipe, classes and names."""
     run = dataclasses.asdict(recipe) | {
         "classes": label_space.classes,
-        "training_pictures": len(samples),
-        "training_picture_names": names_hash(sample.image.name for sample in samples),
+        "training_samples": len(samples),
+        "training_image_names": names_hash(sample.image.name for sample in samples),
     }
     return json.loads(json.dumps(run))
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 from alignseg_tf.system.files import atomic_path
 from training.callbacks.logs import Logs, learning_rate
 
-# (epoch, step), both from 0 -> the pictures [B, H, W, 3] and labels [B, H, W] of that step's
+# (epoch, step), both from 0 -> the images [B, H, W, 3] and labels [B, H, W] of that step's
 # batch, and the names of their files, empty where they are not known.
 BatchOf = Callable[[int, int], tuple[np.ndarray, np.ndarray, Sequence[str]]]
 

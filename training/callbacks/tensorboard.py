@@ -1,4 +1,4 @@
-"""A run's curves and pictures for TensorBoard."""
+"""A run's curves and images for TensorBoard."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ from training.callbacks.logs import (
     weight_norm,
 )
 
-# Pictures are shown at every second, third, ... pixel, so that they are no longer than this.
+# Images are shown at every second, third, ... pixel, so that they are no longer than this.
 LONGEST_SIDE = 512
 # Offset fields are shown at least this wide, so that their names can be read.
 SHORTEST_WIDTH = 256
@@ -36,24 +36,24 @@ class TensorBoard(keras.callbacks.Callback):
 
     `folder/train` has the loss and its terms, mean IoU on the crops, learning rate and weight
     norm. `folder/validation` has the same of validation and the IoU of each class, and for a few
-    pictures: picture, truth and prediction, and the offset fields with their longest vector.
+    images: image, truth and prediction, and the offset fields with their longest vector.
 
     Args:
         folder: where the event files go; a resumed run adds to them.
-        samples: the pictures to show.
+        samples: the images to show.
         label_space: what their labels mean.
     """
 
     def __init__(self, folder: Path, samples: Sequence[Sample], label_space: LabelSpace):
         super().__init__()
         self.label_space = label_space
-        self.pictures = [load_sample(sample, label_space) for sample in samples]
+        self.images = [load_sample(sample, label_space) for sample in samples]
         self.train_writer = tf.summary.create_file_writer(str(folder / "train"))
         self.validation_writer = tf.summary.create_file_writer(str(folder / "validation"))
         self.predictor: Predictor | None = None
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Write the epoch's numbers and, after a validation, its pictures."""
+        """Write the epoch's numbers and, after a validation, its images."""
         logs = short_names(logs)
         of_validation = {
             name.removeprefix("val_"): logs[name] for name in logs if name.startswith("val_")
@@ -72,7 +72,7 @@ class TensorBoard(keras.callbacks.Callback):
                 if not np.isnan(iou):
                     tf.summary.scalar(f"iou/{name}", iou)
             try:
-                self._write_pictures()
+                self._write_images()
             except ValueError as error:  # NaN of a precision that overflows, for instance
                 print(f"Warning: no images for TensorBoard: {error}")
         self.validation_writer.flush()
@@ -84,12 +84,12 @@ class TensorBoard(keras.callbacks.Callback):
             if name != "loss" and not name.endswith("_loss"):
                 tf.summary.scalar(name, value)
 
-    def _write_pictures(self) -> None:
+    def _write_images(self) -> None:
         if self.predictor is None:
             self.predictor = Predictor(self.model)
         palette = self.label_space.palette
         lengths: dict[str, list[float]] = {}
-        for number, (image, label) in enumerate(self.pictures):
+        for number, (image, label) in enumerate(self.images):
             predicted = self.predictor.class_map(image)
             predicted[label == IGNORE] = IGNORE
             row = visualization.side_by_side(
@@ -97,7 +97,7 @@ class TensorBoard(keras.callbacks.Callback):
                 shrunk(visualization.colorize(label, palette)),
                 shrunk(visualization.colorize(predicted, palette)),
             )
-            tf.summary.image(f"picture, truth, prediction/{number}", row[None])
+            tf.summary.image(f"image, truth, prediction/{number}", row[None])
             part = middle(image)
             fields = alignment.offset_fields(self.model, part)
             if fields:
@@ -111,7 +111,7 @@ class TensorBoard(keras.callbacks.Callback):
 
 def middle(image: np.ndarray) -> np.ndarray:
     """Return the middle tile of an image that is too large for the network, or all of others."""
-    tile = Protocol().for_picture(*image.shape[:2]).tile
+    tile = Protocol().for_image(*image.shape[:2]).tile
     if tile is None:
         return image
     top, left = ((n - min(n, t)) // 2 for n, t in zip(image.shape[:2], tile, strict=True))
@@ -119,7 +119,7 @@ def middle(image: np.ndarray) -> np.ndarray:
 
 
 def shrunk(image: np.ndarray) -> np.ndarray:
-    """Return every n-th pixel of a picture, so that no side is longer than `LONGEST_SIDE`."""
+    """Return every n-th pixel of an image, so that no side is longer than `LONGEST_SIDE`."""
     step = -(-max(image.shape[:2]) // LONGEST_SIDE)
     return image[::step, ::step]
 
@@ -127,12 +127,12 @@ def shrunk(image: np.ndarray) -> np.ndarray:
 def offset_panel(
     image: np.ndarray, fields: Mapping[str, np.ndarray], columns: int = 3
 ) -> np.ndarray:
-    """Lay out a picture and its painted offset fields, each with its name and longest vector.
+    """Lay out an image and its painted offset fields, each with its name and longest vector.
 
     Args:
         image: uint8 [H, W, 3].
-        fields: [any, any, 2], in pixels of the picture; each is painted at a scale of its own.
-        columns: pictures in a row.
+        fields: [any, any, 2], in pixels of the panel; each is painted at a scale of its own.
+        columns: images in a row.
 
     Returns:
         uint8 [any, any, 3]; the last place has the wheel of directions.
@@ -141,12 +141,12 @@ def offset_panel(
     enlarge = -(-SHORTEST_WIDTH // image.shape[1])
     height, width = enlarge * image.shape[0], enlarge * image.shape[1]
 
-    def cell(picture: np.ndarray, text: str) -> np.ndarray:
-        rows = np.arange(height) * picture.shape[0] // height
-        places = np.arange(width) * picture.shape[1] // width
-        return visualization.titled(picture[rows][:, places], text)
+    def cell(panel: np.ndarray, text: str) -> np.ndarray:
+        rows = np.arange(height) * panel.shape[0] // height
+        places = np.arange(width) * panel.shape[1] // width
+        return visualization.titled(panel[rows][:, places], text)
 
-    cells = [cell(image, "picture")]
+    cells = [cell(image, "image")]
     for name, field in fields.items():
         longest = float(np.hypot(field[..., 0], field[..., 1]).max())
         painted = visualization.offset_field(field, longest or None)

@@ -39,7 +39,7 @@ def validation_share(
     """Return the views that this worker evaluates: every `worker.count`-th.
 
     Args:
-        samples: the pictures of all workers.
+        samples: the images of all workers.
         label_space: what the labels mean.
         worker: this process.
         replicas: devices of this worker; they are filled up as in `evaluation_dataset`.
@@ -135,7 +135,7 @@ def fit_workers(
 
     @tf.function(reduce_retracing=True)
     def test_step(iterator: Any) -> None:
-        # Nothing in it waits for other workers, so these may have more pictures or fewer.
+        # Nothing in it waits for other workers, so these may have more images or fewer.
         strategy.run(model.test_step, args=(next(iterator),))
 
     def results() -> dict[str, float]:

@@ -4,7 +4,7 @@ Command:
     python -m training.train --recipe ade20k_r50 --data ADEChallengeData2016 --output runs/ade_r50 \
         --backbone-weights resnet50_deep_stem.pth
 The official code has no recipe for ADE20K; this is the field's usual one: 160,000 steps of batch
-16, crops of 512, on 20,210 pictures 127 epochs.
+16, crops of 512, on 20,210 images 127 epochs.
 
 Memory: about 30 GB on one GPU, 5 GB on each of eight. Time: 17 h on one GPU, 2.5 h on eight
 (both worked out, see docs/training.md). Measured: not measured here.

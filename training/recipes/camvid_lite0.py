@@ -15,7 +15,7 @@ from training.recipe import Recipe
 
 RECIPE = Recipe(
     crop_size=(352, 480),
-    # Above 1 on the whole: the model is to be used at 1.5 times the size of the pictures, where
+    # Above 1 on the whole: the model is to be used at 1.5 times the size of the images, where
     # poles and signs are wider than a cell of stride 4.
     scale=(0.75, 2.5),
     color=0.4,

@@ -4,7 +4,7 @@ Command:
     python -m training.train --recipe cityscapes_r101 --data FOLDER --output runs/r101 \
         --backbone-weights resnet101_deep_stem.pth
 FOLDER holds `leftImg8bit/` and `gtFine/` (docs/datasets/cityscapes.md). 120,000 steps of batch 8 on
-2975 pictures are 323 epochs. docs/paper.md says what differs from the official recipe.
+2975 images are 323 epochs. docs/paper.md says what differs from the official recipe.
 
 Memory: about 46 GB on one GPU, 7 GB on each of eight. Time: 22 h on one GPU, 3 h on eight
 (both worked out, see docs/training.md).

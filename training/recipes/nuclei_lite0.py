@@ -1,4 +1,4 @@
-"""Nuclei in microscopy (2 classes, pictures up to 360 px) with EfficientNet-Lite0, on a laptop.
+"""Nuclei in microscopy (2 classes, images up to 360 px) with EfficientNet-Lite0, on a laptop.
 
 Command:
     python -m training.train --recipe nuclei_lite0 --data FOLDER --output runs/nuclei

@@ -1,8 +1,8 @@
-"""A folder of one's own pictures, on a laptop.
+"""A folder of one's own images, on a laptop.
 
 Command:
     python -m training.train --data FOLDER --output runs/mine
-`make demo DATA=FOLDER` fits crop size and epochs to the pictures; the README has what it reached on
+`make demo DATA=FOLDER` fits crop size and epochs to the images; the README has what it reached on
 CamVid and on nuclei. Measured with 24 epochs: not measured here.
 """
 

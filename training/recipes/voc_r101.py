@@ -3,7 +3,7 @@
 Command:
     python -m training.train --recipe voc_r101 --data VOCdevkit/VOC2012 --output runs/voc \
         --backbone-weights resnet101_deep_stem.pth
-40,000 steps of batch 16 on the 10,582 pictures of trainaug (docs/datasets/pascal_voc.md) are 61
+40,000 steps of batch 16 on the 10,582 images of trainaug (docs/datasets/pascal_voc.md) are 61
 epochs.
 
 Memory: about 33 GB on one GPU, 5 GB on each of eight. Time: 5 h on one GPU, 45 minutes on eight

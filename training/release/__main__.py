@@ -6,7 +6,7 @@
 writes
 
     alignseg_tf/weights/NAME.keras              for `AlignSeg.from_pretrained`; weights of 9 bits
-    alignseg_tf/weights/NAME.evaluation.json    of that file, on the validation pictures
+    alignseg_tf/weights/NAME.evaluation.json    of that file, on the validation images
     alignseg_tf/weights/NAME.run.json           from `run.json` beside the trained model
     alignseg_tf/weights/NAME.about.md           from --about
     savedmodels/NAME/NAME.keras                 a link to the first
@@ -15,7 +15,7 @@ writes
 and with --size also
 
     savedmodels/NAME/1/                         a SavedModel with float16 weights
-    savedmodels/NAME/NAME.tflite                int8, for pictures of --size
+    savedmodels/NAME/NAME.tflite                int8, for images of --size
 
 With --unpackaged the first four are in savedmodels/NAME/ too, and the package stays as it is: for a
 model that stands behind a figure and is not what people should use.
@@ -48,7 +48,7 @@ from alignseg_tf.evaluation.provenance import ABOUT_FILE, QUALITY_FILE, RUN_FILE
 from alignseg_tf.export import export_saved_model, export_tflite
 from alignseg_tf.export.model_card import CARD_FILE, is_card, model_card
 from alignseg_tf.export.saved_model import SAVED_MODEL
-from alignseg_tf.export.tflite import CALIBRATION_PICTURES, spread
+from alignseg_tf.export.tflite import CALIBRATION_IMAGES, spread
 from alignseg_tf.precision import with_dtype_policy
 from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.prediction.saved_networks import load_model
@@ -75,7 +75,7 @@ from training.report import ROOT
 BITS = 9
 # Kernels with fewer values, biases and statistics are left as they are.
 LEAST_ROUNDED = 1024
-# Exports are compared with the model on at most so many pictures of the validation split.
+# Exports are compared with the model on at most so many images of the validation split.
 CHECKED = 16
 
 
@@ -127,12 +127,12 @@ def release(
     Args:
         source: the `.keras` file of a training run, with `run.json` beside it.
         name: of the model, from then on.
-        data: what it was trained for; training pictures calibrate int8, validation pictures
+        data: what it was trained for; training images calibrate int8, validation images
             evaluate the model and check the exports.
         about: Markdown for the model card.
-        size: height and width of the pictures that the `.tflite` file takes; None for no exports.
-        protocol: how validation pictures go through the model.
-        block: neighbouring pictures that intervals draw together.
+        size: height and width of the images that the `.tflite` file takes; None for no exports.
+        protocol: how validation images go through the model.
+        block: neighbouring images that intervals draw together.
         packaged: whether the package is to have the model, or `savedmodels/` alone.
         root: the clone to write into.
         overwrite: replace files of that name even if no release wrote them.
@@ -206,14 +206,14 @@ def _outputs(name: str) -> tuple[Output, Output]:
 def _write_exports(
     packed: Path, folder: Path, data: DataSource, size: tuple[int, int] | None
 ) -> None:
-    """Write the card of a model into a folder and, for pictures of a size, its other forms."""
+    """Write the card of a model into a folder and, for images of a size, its other forms."""
     model, facts = load_model(packed), known_facts(packed)
     if size is None:
         write_text(folder / CARD_FILE, model_card(model, folder.name, None, **facts))
         return
     calibration, check = (
         [load_image(sample.image) for sample in spread(data.samples(split), most)]
-        for split, most in (("train", CALIBRATION_PICTURES), ("val", CHECKED))
+        for split, most in (("train", CALIBRATION_IMAGES), ("val", CHECKED))
     )
     export_saved_model(model, folder / "1", check, quantization="float16", **facts)
     export_tflite(
@@ -232,7 +232,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", required=True, help="what it is called from then on")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
-        help="of the pictures that a .tflite file takes, in pixels (no SavedModel and no .tflite)",
+        help="of the images that a .tflite file takes, in pixels (no SavedModel and no .tflite)",
     )  # fmt: skip
     parser.add_argument(
         "--about", type=Path, required=True, help="Markdown: data, terms, intended use, failures"

@@ -1,8 +1,8 @@
-"""Draw what a model sees in labelled pictures, many in one file, for a page or a paper.
+"""Draw what a model sees in labelled images, many in one file, for a page or a paper.
 
     python -m training.release.gallery MODEL --data FOLDER --output gallery.png --choose worst
 
-evaluates the model on every picture, chooses some by their mean IoU, and draws each beside its
+evaluates the model on every image, chooses some by their mean IoU, and draws each beside its
 truth, its prediction or its mistakes, with its name and its mean IoU above and the classes below.
 """
 
@@ -35,7 +35,7 @@ from alignseg_tf.system.printable import printable_output
 from alignseg_tf.system.progress import counter
 
 CHOICES = ("worst", "spread")
-PANELS = ("picture", "truth", "prediction", "mistakes")
+PANELS = ("image", "truth", "prediction", "mistakes")
 SUFFIXES = (".png", ".jpg", ".jpeg")
 # The comment of a gallery's file.
 COMMENT = "alignseg_tf gallery"
@@ -43,10 +43,10 @@ GAP = 4
 
 
 def chosen(scores: np.ndarray, count: int, how: str) -> list[int]:
-    """Choose pictures by their scores.
+    """Choose images by their scores.
 
     Args:
-        scores: of each picture, in their order, [n]; NaN where a picture has no label.
+        scores: of each image, in their order, [n]; NaN where an image has no label.
         count: how many, at most.
         how: `worst`: those with the lowest scores that are at least n / (2 count) places from
             each other, for neighbours may be frames of one video; `spread`: at even distances from
@@ -73,8 +73,8 @@ def draw_panel(
     predicted: np.ndarray,
     palette: visualization.Palette,
 ) -> np.ndarray:
-    """Return one of `PANELS` of a picture, uint8 [H, W, 3]."""
-    if panel == "picture":
+    """Return one of `PANELS` of an image, uint8 [H, W, 3]."""
+    if panel == "image":
         return image
     if panel == "mistakes":
         return visualization.mistakes(image, truth, predicted)
@@ -89,11 +89,11 @@ def draw_gallery(
     columns: int = 1,
     width: int = 240,
 ) -> np.ndarray:
-    """Draw pictures below each other, each as a row of panels under a line of text.
+    """Draw images below each other, each as a row of panels under a line of text.
 
     Args:
-        samples: pictures with labels, each with its text; panels have the shape of the first one.
-        class_map: uint8 RGB picture [H, W, 3] -> class ids [H, W].
+        samples: images with labels, each with its text; panels have the shape of the first one.
+        class_map: uint8 RGB image [H, W, 3] -> class ids [H, W].
         label_space: what the labels mean.
         panels: what is shown of each, of `PANELS`.
         columns: how many such rows are beside each other.
@@ -125,9 +125,9 @@ def draw_gallery(
     return np.concatenate(rows)
 
 
-def _fitted(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a picture in a box of (width, height) pixels, white beside it."""
-    padded = ImageOps.pad(Image.fromarray(picture), size, Image.Resampling.LANCZOS, color="white")
+def _fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return an image in a box of (width, height) pixels, white beside it."""
+    padded = ImageOps.pad(Image.fromarray(image), size, Image.Resampling.LANCZOS, color="white")
     return np.asarray(padded)
 
 
@@ -155,7 +155,7 @@ def check_arguments(parsed: argparse.Namespace) -> None:
         ValueError: a number is not positive, the file's name has another ending, or the file is
             there and is no gallery.
     """
-    for name in ("pictures", "columns", "width"):
+    for name in ("images", "columns", "width"):
         if getattr(parsed, name) < 1:
             raise ValueError(f"--{name} must be at least 1. Received: {getattr(parsed, name)}")
     if parsed.output.suffix.lower() not in SUFFIXES:
@@ -175,14 +175,14 @@ def build_parser() -> argparse.ArgumentParser:
     add_overwrite_argument(parser)
     parser.add_argument(
         "--choose", choices=CHOICES, default="spread",
-        help="the worst pictures, or some from the worst to the best (%(default)s)",
+        help="the worst images, or some from the worst to the best (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--pictures", type=int, default=6, help="how many (%(default)s)")
+    parser.add_argument("--images", type=int, default=6, help="how many (%(default)s)")
     parser.add_argument(
         "--panels", nargs="+", choices=PANELS, default=list(PANELS), help="what is shown of each"
     )
     parser.add_argument(
-        "--columns", type=int, default=1, help="pictures beside each other (%(default)s)"
+        "--columns", type=int, default=1, help="images beside each other (%(default)s)"
     )
     parser.add_argument(
         "--width", type=int, default=240, help="of a panel, in pixels (%(default)s)"
@@ -206,11 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parsed.model, predictors, samples, data.label_space, progress=counter("evaluating")
         )
         shown = [
-            (samples[i], f"{samples[i].image.name}: {percent(report.picture_iou[i])} %")
-            for i in chosen(report.picture_iou, parsed.pictures, parsed.choose)
+            (samples[i], f"{samples[i].image.name}: {percent(report.image_iou[i])} %")
+            for i in chosen(report.image_iou, parsed.images, parsed.choose)
         ]
         if not shown:
-            raise ValueError(f"{data.root}: no picture of the split {parsed.split!r} has a label")
+            raise ValueError(f"{data.root}: no image of the split {parsed.split!r} has a label")
         drawn = draw_gallery(
             shown, predictors[0].class_map, data.label_space, parsed.panels, parsed.columns,
             parsed.width,
@@ -219,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{len(shown)} of {len(samples)} pictures, with the mean IoU of each: {parsed.output}")
+    print(f"{len(shown)} of {len(samples)} images, with the mean IoU of each: {parsed.output}")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from alignseg_tf.data.datasets.layout import Layout, _no_test_labels, _pictures, _with_labels
+from alignseg_tf.data.datasets.layout import Layout, _images, _no_test_labels, _with_labels
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import Sample
 
@@ -64,8 +64,8 @@ def _find_ade20k(root: Path, split: str) -> list[Sample]:
         raise _no_test_labels(root, "ADE20K")
     folder = _ADE20K_FOLDERS.get(split, split)
     return _with_labels(
-        _pictures(root / "images" / folder, "*.jpg"),
-        lambda picture: root / "annotations" / folder / f"{picture.stem}.png",
+        _images(root / "images" / folder, "*.jpg"),
+        lambda image: root / "annotations" / folder / f"{image.stem}.png",
     )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from alignseg_tf.data.datasets.layout import Layout, _pictures, _with_labels
+from alignseg_tf.data.datasets.layout import Layout, _images, _with_labels
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import DataError, Sample
 
@@ -78,15 +78,15 @@ CAMVID_COLOR = LabelSpace(
 SEGNET_CAMVID = dataclasses.replace(CAMVID, void=11)
 
 
-def _camvid_split(picture: Path) -> str:
-    """Return the split that SegNet has a picture in: 367 train, 101 val and 233 test.
+def _camvid_split(image: Path) -> str:
+    """Return the split that SegNet has an image in: 367 train, 101 val and 233 test.
 
     Raises:
-        DataError: it is none of CamVid's pictures.
+        DataError: it is none of CamVid's images.
     """
-    found = re.fullmatch(r"(0001TP|0006R0|0016E5|Seq05VD)_f?(\d{5,6})", picture.stem)
+    found = re.fullmatch(r"(0001TP|0006R0|0016E5|Seq05VD)_f?(\d{5,6})", image.stem)
     if found is None:
-        raise DataError(f"{picture}: not a name that CamVid has, such as 0001TP_006690")
+        raise DataError(f"{image}: not a name that CamVid has, such as 0001TP_006690")
     sequence, number = found[1], int(found[2])
     if sequence == "Seq05VD":
         return "test"
@@ -97,7 +97,7 @@ def _camvid_split(picture: Path) -> str:
 
 
 def _camvid_folders(root: Path, split: str) -> tuple[Path, Path] | None:
-    """Return the folders of pictures and labels; None where there are none."""
+    """Return the folders of images and labels; None where there are none."""
     for images, labels in _CAMVID_FOLDERS:
         if (root / images).is_dir() and (root / labels).is_dir():
             return root / images, root / labels
@@ -113,18 +113,18 @@ def _find_camvid_color(root: Path, split: str) -> list[Sample]:
     if folders is None:
         raise DataError(f"{root}: expected {CAMVID_COLOR_LAYOUT.known_by}")
     images, labels = folders
-    pictures = _pictures(images, "*.png")
+    files = _images(images, "*.png")
     if images.name != split:
-        pictures = [picture for picture in pictures if _camvid_split(picture) == split]
-        if not pictures:
-            raise DataError(f"{images}: no pictures of the split {split!r}")
-    return _with_labels(pictures, lambda picture: labels / f"{picture.stem}_L.png")
+        files = [image for image in files if _camvid_split(image) == split]
+        if not files:
+            raise DataError(f"{images}: no images of the split {split!r}")
+    return _with_labels(files, lambda image: labels / f"{image.stem}_L.png")
 
 
 def _find_segnet_camvid(root: Path, split: str) -> list[Sample]:
     return _with_labels(
-        _pictures(root / split, "*.png"),
-        lambda picture: root / f"{split}annot" / picture.name,
+        _images(root / split, "*.png"),
+        lambda image: root / f"{split}annot" / image.name,
     )
 
 

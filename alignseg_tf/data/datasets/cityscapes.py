@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from alignseg_tf.data.datasets.layout import Layout, _no_test_labels, _pictures, _with_labels
+from alignseg_tf.data.datasets.layout import Layout, _images, _no_test_labels, _with_labels
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import DataError, Sample
 
@@ -48,10 +48,8 @@ def _find_cityscapes(root: Path, split: str) -> list[Sample]:
         raise _no_test_labels(root, "Cityscapes")
     labels, ending = root / "gtFine" / split, f"_gtFine_{_cityscapes_encoding(root)}.png"
     return _with_labels(
-        _pictures(root / "leftImg8bit" / split, "*/*_leftImg8bit.png"),
-        lambda picture: (
-            labels / picture.parent.name / picture.name.replace("_leftImg8bit.png", ending)
-        ),
+        _images(root / "leftImg8bit" / split, "*/*_leftImg8bit.png"),
+        lambda image: labels / image.parent.name / image.name.replace("_leftImg8bit.png", ending),
     )
 
 

@@ -1,6 +1,6 @@
-"""How the files of a data set lie: which picture has which label, and what the labels mean.
+"""How the files of a data set lie: which image has which label, and what the labels mean.
 
-layout           pictures                               labels
+layout           images                               labels
 folder           images/SPLIT/X.*                       labels/SPLIT/X.*, classes.json
 csv              the column image of a file .csv        the column label, classes.json beside it
 cityscapes       leftImg8bit/SPLIT/CITY                 gtFine/SPLIT/CITY
@@ -38,7 +38,7 @@ class Layout:
             one, test, whatever the data set calls them. Raises DataError.
         label_space: root -> what the label files mean, unless a file states it; None where a
             file must. Raises DataError.
-        images: (root, split) -> the folder whose pictures are read, where all of one are.
+        images: (root, split) -> the folder whose images are read, where all of one are.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Layout:
     images: Callable[[Path, str], Path] | None = None
 
 
-def _pictures(folder: Path, pattern: str) -> list[Path]:
+def _images(folder: Path, pattern: str) -> list[Path]:
     """List what a pattern finds in a folder, sorted; it must be there, and not be empty."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -57,31 +57,31 @@ def _pictures(folder: Path, pattern: str) -> list[Path]:
         path for path in folder.glob(pattern) if not is_derived_file(path.relative_to(folder))
     )
     if not found:
-        raise DataError(f"{folder}: no pictures {pattern} in this folder")
+        raise DataError(f"{folder}: no images {pattern} in this folder")
     return found
 
 
-def _with_labels(pictures: list[Path], label_of: Callable[[Path], Path]) -> list[Sample]:
-    """Pair pictures with their labels; all of both must be there."""
+def _with_labels(images: list[Path], label_of: Callable[[Path], Path]) -> list[Sample]:
+    """Pair images with their labels; all of both must be there."""
     samples, problems = [], []
-    for picture in pictures:
-        sample = Sample(find_spelled(picture), find_spelled(label_of(picture)))
+    for image in images:
+        sample = Sample(find_spelled(image), find_spelled(label_of(image)))
         if kind := special_kind(sample.image) or special_kind(sample.label):
             problems.append(f"{sample.image}, {sample.label}: expected files. Received: {kind}")
         elif not sample.image.is_file():
-            problems.append(f"{sample.image}: no such picture")
+            problems.append(f"{sample.image}: no such image")
         elif not sample.label.is_file():
             problems.append(f"{sample.label}: no such label")
         else:
             samples.append(sample)
     if problems:
-        raise ListingError(str(pictures[0].parent), problems, samples)
+        raise ListingError(str(images[0].parent), problems, samples)
     return samples
 
 
 def _no_test_labels(root: Path, name: str) -> DataError:
     return DataError(
-        f"{root}: the labels of {name}'s test pictures are not public; their classes can only be "
+        f"{root}: the labels of {name}'s test images are not public; their classes can only be "
         "predicted. Received: split 'test'"
     )
 
@@ -95,4 +95,4 @@ def _no_test_labels(root: Path, name: str) -> DataError:
 # PASCAL: JPEGImages/X.jpg, a folder of labels X.png, and lists of names in ImageSets
 
 
-# CamVid: all pictures in one folder, split by their names, or in a folder a split
+# CamVid: all images in one folder, split by their names, or in a folder a split

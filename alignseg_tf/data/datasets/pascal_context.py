@@ -32,9 +32,9 @@ def _find_pascal_context(path: Path, split: str) -> list[Sample]:
     names = lists / f"{split}.txt"
     if split == "train":
         _check_apart(names, lists / "val.txt")
-    pictures = [root / "JPEGImages" / f"{name}.jpg" for name in _read_names(names)]
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in _read_names(names)]
     return _with_labels(
-        pictures, lambda picture: root / "SegmentationClassContext" / f"{picture.stem}.png"
+        images, lambda image: root / "SegmentationClassContext" / f"{image.stem}.png"
     )
 
 

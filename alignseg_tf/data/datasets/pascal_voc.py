@@ -33,23 +33,23 @@ def _is_pascal_voc(path: Path) -> bool:
 def _read_names(path: Path) -> list[str]:
     """Read a list of names; of lines with paths, the first one's name without its suffix."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file; it lists the names of the pictures")
+        raise DataError(f"{path}: no such file; it lists the names of the images")
     lines = path.read_text(encoding="utf-8").splitlines()
     names = [Path(line.split()[0]).stem for line in lines if line.strip()]
     if not names:
-        raise DataError(f"{path}: lists no pictures")
+        raise DataError(f"{path}: lists no images")
     return names
 
 
 def _check_apart(training: Path, validation: Path) -> None:
-    """Refuse training pictures that are validated on."""
+    """Refuse training images that are validated on."""
     if not validation.is_file():
         return
     held_out = set(_read_names(validation))
     both = [name for name in _read_names(training) if name in held_out]
     if both:
         raise DataError(
-            f"{training}: lists {len(both)} pictures that {validation.name} lists too, for "
+            f"{training}: lists {len(both)} images that {validation.name} lists too, for "
             f"instance {both[0]}; remove them, or validation measures what was trained on"
         )
 
@@ -71,14 +71,14 @@ def _find_pascal_voc(path: Path, split: str) -> list[Sample]:
             )
         _check_apart(names, lists / "val.txt")
 
-    def label_of(picture: Path) -> Path:
+    def label_of(image: Path) -> Path:
         """VOC's own label where there is one: it is finer, and leaves out the borders."""
-        own = labels / f"{picture.stem}.png"
+        own = labels / f"{image.stem}.png"
         more = more_labels / own.name
         return more if not own.is_file() and more.is_file() else own
 
-    pictures = [root / "JPEGImages" / f"{name}.jpg" for name in _read_names(names)]
-    return _with_labels(pictures, label_of)
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in _read_names(names)]
+    return _with_labels(images, label_of)
 
 
 PASCAL_VOC_LAYOUT = Layout(

@@ -1,6 +1,6 @@
-"""A data set of TensorFlow Datasets, turned once into a folder of pictures and labels.
+"""A data set of TensorFlow Datasets, turned once into a folder of images and labels.
 
-What TFDS stores, encoded pictures, is written to files as it is, so nothing is decoded or encoded
+What TFDS stores, encoded images, is written to files as it is, so nothing is decoded or encoded
 on the way, and everything that works on a folder works on the data set.
 """
 
@@ -39,10 +39,10 @@ class TfdsOptions:
     """Which part of a TFDS data set to take; None where it can be told.
 
     Attributes:
-        image_key: the feature that holds the pictures.
+        image_key: the feature that holds the images.
         label_key: the feature that holds the labels.
-        train_split: TFDS split expression of the training pictures; `train`.
-        val_split: of the validation pictures; the first of validation, val, test.
+        train_split: TFDS split expression of the training images; `train`.
+        val_split: of the validation images; the first of validation, val, test.
     """
 
     image_key: str | None = None
@@ -70,7 +70,7 @@ def write_folder(
         cache: the folder under which to make it, as `NAME-CONFIG-VERSION-HASH`.
         options: features and splits.
         label_space: what the labels mean; None for known data sets and where TFDS has names.
-        progress: called with (pictures written, pictures in all).
+        progress: called with (images written, images in all).
 
     Returns:
         The folder and the label space.
@@ -165,16 +165,16 @@ def _prepared_builder(name: str, tfds: Any) -> Any:
 
 
 def _feature_keys(name: str, features: Any, options: TfdsOptions, tfds: Any) -> tuple[str, str]:
-    """Return the keys of the pictures and of the labels."""
+    """Return the keys of the images and of the labels."""
     if not isinstance(features, tfds.features.FeaturesDict):
         raise DataError(f"tfds:{name}: expected a dictionary of features. Received: {features}")
     listed = "".join(
         f"\n  {key}: {type(feature).__name__} {feature.shape}" for key, feature in features.items()
     )
-    pictures = {k: f for k, f in features.items() if isinstance(f, tfds.features.Image)}
-    images = [k for k, f in pictures.items() if f.shape[-1] == 3]
+    image_keys = {k: f for k, f in features.items() if isinstance(f, tfds.features.Image)}
+    images = [k for k, f in image_keys.items() if f.shape[-1] == 3]
     labels = [
-        k for k, f in pictures.items()
+        k for k, f in image_keys.items()
         if isinstance(f, tfds.features.LabeledImage)
         or (f.shape[-1] == 1 and any(word in k.lower() for word in LABEL_WORDS))
     ]  # fmt: skip
@@ -183,7 +183,7 @@ def _feature_keys(name: str, features: Any, options: TfdsOptions, tfds: Any) -> 
         if given is not None:
             if given not in features or len(features[given].shape) not in (2, 3):
                 raise DataError(
-                    f"tfds:{name}: {option} must be one of the features that are pictures. "
+                    f"tfds:{name}: {option} must be one of the features that are image_keys. "
                     f"Received: {given!r}; its features are:{listed}"
                 )
             return given
@@ -203,7 +203,7 @@ def _feature_keys(name: str, features: Any, options: TfdsOptions, tfds: Any) -> 
 def _split_expressions(
     name: str, splits: Mapping[str, Any], options: TfdsOptions
 ) -> dict[str, tuple[str, int]]:
-    """Return the split expressions of train and val, each with its number of pictures."""
+    """Return the split expressions of train and val, each with its number of images."""
     val = options.val_split or next((split for split in VAL_SPLITS if split in splits), None)
     if val is None:
         raise DataError(
@@ -222,7 +222,7 @@ def _split_expressions(
                 f"Received: {expression!r} ({reason}); its splits are: {', '.join(splits)}"
             ) from error
         if not count:
-            raise DataError(f"tfds:{name}: --{part}-split {expression!r} has no pictures")
+            raise DataError(f"tfds:{name}: --{part}-split {expression!r} has no images")
         found[part] = (expression, count)
     return found
 
@@ -232,7 +232,7 @@ def _label_space_of(name: str, builder: Any, label_key: str) -> LabelSpace:
         return LABEL_SPACES[known]
     try:
         classes = tuple(builder.info.features[label_key].names)
-    except (AttributeError, ValueError):  # no labelled picture, or its names are not known
+    except (AttributeError, ValueError):  # no labelled image, or its names are not known
         classes = ()
     # Where TFDS knows only the number of classes, it calls them 0, 1, ...
     if classes and classes != tuple(map(str, range(len(classes)))):
@@ -288,7 +288,7 @@ def _fingerprints(root: Path, parts: Iterable[str]) -> tuple[list[str], list[str
 
 
 def _read(name: str, builder: Any, expression: str, features: Mapping[str, str], tfds: Any) -> Any:
-    """Yield the records of a split with encoded pictures, in an order that is always the same."""
+    """Yield the records of a split with encoded images, in an order that is always the same."""
     skipped = {
         key: tfds.decode.SkipDecoding()
         for key in features.values()
@@ -328,10 +328,10 @@ def _as_file(
         return stored, suffix
     if suffix == ".jpg":
         raise DataError(f"{where}: the label is stored as JPEG, which does not keep its values")
-    with Image.open(io.BytesIO(stored)) as picture:
-        mode = picture.mode
+    with Image.open(io.BytesIO(stored)) as image:
+        mode = image.mode
     if feature.shape[-1] == 1 and mode not in ONE_CHANNEL:
-        # Class ids in all channels of a colour picture, of which TFDS makes one.
+        # Class ids in all channels of a colour image, of which TFDS makes one.
         return _png(feature.decode_example(stored).numpy(), where), ".png"
     return stored, suffix
 

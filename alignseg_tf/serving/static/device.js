@@ -1,22 +1,22 @@
 // The page that runs a .tflite file in this browser. Requests fetch the model and LiteRT.js; none
-// carries the picture or what was seen in it.
+// carries the image or what was seen in it.
 
 import { labelsIn } from "./labels.js";
 import { classMapOf, sizesOf } from "./maps.js";
 import {
   PlainError, decode, element, paintMask, say, setUpChoosing, setUpOpacity, showError, showLegend,
-  showPicture,
+  showImage,
 } from "./painting.js";
 
 const LITERT = "/litert/";
-// Larger pictures are made smaller: the table and the colours need no more.
+// Larger images are made smaller: the table and the colours need no more.
 const MAX_PIXELS = 2048 * 2048;
 
 let token = "";
 let litert = null; // LiteRT.js
 let served = null; // the model as /v1/models describes it
 let network = null; // {model, input, output, labels}
-let waiting = null; // a picture that was given before a model
+let waiting = null; // an image that was given before a model
 
 // ---- the model
 
@@ -92,8 +92,8 @@ async function useModel(name, read) {
     network?.model.delete();
     network = loaded;
     const { height, width } = network.input;
-    element("model").textContent = `${name}, for pictures of ${width} x ${height}`;
-    say(`${name} is loaded. Choose a picture.`);
+    element("model").textContent = `${name}, for images of ${width} x ${height}`;
+    say(`${name} is loaded. Choose an image.`);
     if (waiting !== null) await segment(waiting);
   } catch (error) {
     showError(error instanceof PlainError ? error
@@ -103,7 +103,7 @@ async function useModel(name, read) {
   }
 }
 
-/** See that a model is one for pictures, and find names for its classes. */
+/** See that a model is one for images, and find names for its classes. */
 function check(name, model, labels) {
   const inputs = model.getInputDetails();
   const outputs = model.getOutputDetails();
@@ -133,21 +133,21 @@ function check(name, model, labels) {
   return { model, input: { dtype: input.dtype, ...sizesOf(input.shape) }, labels: known };
 }
 
-// ---- a picture
+// ---- an image
 
 async function segment(blob) {
   showError(null);
   waiting = blob;
   if (network === null) {
-    say("The picture is here. Load a model to segment it.");
+    say("The image is here. Load a model to segment it.");
     return;
   }
   try {
-    say("The model is looking at the picture ...", true);
+    say("The model is looking at the image ...", true);
     await nextFrame();
     const bitmap = await decode(blob);
     if (bitmap === null) {
-      throw new PlainError("This file is damaged, or not a picture that this browser can show.");
+      throw new PlainError("This file is damaged, or not an image that this browser can show.");
     }
     const scale = Math.min(1, Math.sqrt(MAX_PIXELS / (bitmap.width * bitmap.height)));
     const width = Math.max(1, Math.floor(bitmap.width * scale));
@@ -161,7 +161,7 @@ async function segment(blob) {
   } catch (error) {
     element("result").hidden = true;
     showError(error instanceof PlainError ? error
-      : new PlainError("The model failed on this picture.", String(error)));
+      : new PlainError("The model failed on this image.", String(error)));
   }
 }
 
@@ -170,7 +170,7 @@ const nextFrame = () => new Promise((resolve) => {
   requestAnimationFrame(() => setTimeout(resolve));
 });
 
-/** Put a picture through the model; return {data, shape} of its output. */
+/** Put an image through the model; return {data, shape} of its output. */
 async function run(bitmap) {
   const { width, height, dtype } = network.input;
   const canvas = new OffscreenCanvas(width, height);
@@ -200,7 +200,7 @@ function show(bitmap, classMap, width, height) {
   const { classes, palette } = network.labels;
   const counts = new Array(classes.length).fill(0);
   for (const id of classMap) if (id < counts.length) counts[id]++;
-  showPicture(bitmap, width, height);
+  showImage(bitmap, width, height);
   paintMask(classMap, width, height, palette);
   showLegend(counts.flatMap((count, id) => (
     count ? [{ name: classes[id], color: palette[id], share: count / classMap.length }] : []

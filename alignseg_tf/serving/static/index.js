@@ -1,25 +1,25 @@
-// The page that sends a picture to the server and shows what the model sees in it.
+// The page that sends an image to the server and shows what the model sees in it.
 
 import {
   PlainError, decode, element, paintMask, percent, save, say, setUpChoosing, setUpOpacity,
-  showError, showLegend, showPicture,
+  showError, showLegend, showImage,
 } from "./painting.js";
 
 // Arrows to each side of the pointer, and the pixels of the screen between two.
 const REACH = 3;
 const BETWEEN = 16;
-// Steps of the point by keyboard, as a share of the picture's longer side.
+// Steps of the point by keyboard, as a share of the image's longer side.
 const STEP = 1 / 64;
 const LARGE_STEP = 1 / 8;
 
 let token = "";
 let model = null; // as /v1/models describes it
 let asked = null; // the promise of that
-let sent = null; // the picture as the server got it: {blob, name}
+let sent = null; // the image as the server got it: {blob, name}
 let result = null; // {width, height, classes, classMap}
 let fields = null; // offset fields by name, or a promise of them
-let point = null; // {x, y} in pixels of the picture
-let turn = 0; // answers to earlier pictures are dropped
+let point = null; // {x, y} in pixels of the image
+let turn = 0; // answers to earlier images are dropped
 
 // ---- the server
 
@@ -48,11 +48,11 @@ function inWords(response) {
       return token ? "The server does not know this access token."
         : "The server wants an access token.";
     case 413:
-      return "The picture is too large for this server.";
+      return "The image is too large for this server.";
     case 415:
-      return "This file is not a picture of a kind that the server reads: JPEG, PNG, WebP, BMP, TIFF.";
+      return "This file is not an image of a kind that the server reads: JPEG, PNG, WebP, BMP, TIFF.";
     case 422:
-      return "The picture is damaged, too small, or not a single one.";
+      return "The image is damaged, too small, or not a single one.";
     case 429:
       return `The server has too much to do. ${again}`;
     case 503:
@@ -75,12 +75,12 @@ async function loadModel() {
   }
 }
 
-// ---- a picture
+// ---- an image
 
 async function segment(blob, name) {
   const mine = ++turn;
   showError(null);
-  say("Reading the picture ...", true);
+  say("Reading the image ...", true);
   try {
     let [bitmap] = await Promise.all([decode(blob), asked]);
     const limits = model?.input;
@@ -97,7 +97,7 @@ async function segment(blob, name) {
         `This file has ${megabytes(blob.size)} MB; the server takes ${megabytes(limits.max_bytes)} MB.`,
       );
     }
-    say("The model is looking at the picture ...", true);
+    say("The model is looking at the image ...", true);
     const response = await ask("/v1/segment?format=json", { method: "POST", body: blob });
     const answer = await response.json();
     if (mine !== turn) return;
@@ -124,13 +124,13 @@ async function resized(source, width, height) {
   return canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 });
 }
 
-function show(picture, bitmap, answer) {
+function show(image, bitmap, answer) {
   const { width, height, classes } = answer;
-  sent = picture;
+  sent = image;
   fields = null;
   point = null;
   result = { width, height, classes, classMap: classMapOf(answer) };
-  showPicture(bitmap, width, height);
+  showImage(bitmap, width, height);
   const palette = [];
   for (const { id, color } of classes) palette[id] = color;
   paintMask(result.classMap, width, height, palette);
@@ -138,7 +138,7 @@ function show(picture, bitmap, answer) {
   const withOffsets = model?.signatures.includes("offsets") ?? false;
   element("offsets").hidden = !withOffsets;
   element("no-offsets").hidden = withOffsets;
-  element("point").textContent = "Point at the picture, or move a point by the arrow keys.";
+  element("point").textContent = "Point at the image, or move a point by the arrow keys.";
   element("result").hidden = false;
 }
 
@@ -195,9 +195,9 @@ function showPoint() {
   const [x, y] = [Math.round(point.x), Math.round(point.y)];
   const id = result.classMap[y * result.width + x];
   const found = result.classes.find((each) => each.id === id);
-  let text = found ? `${found.name} (${percent(found.share)} of the picture)` : "no class";
+  let text = found ? `${found.name} (${percent(found.share)} of the image)` : "no class";
   text += ` at ${x}, ${y}.`;
-  // A pixel of the screen in pixels of the picture.
+  // A pixel of the screen in pixels of the image.
   const unit = result.width / (element("stage").clientWidth || result.width);
   if (fields instanceof Map) {
     const field = fields.get(element("field").value);
@@ -210,7 +210,7 @@ function showPoint() {
   element("point").textContent = text;
 }
 
-/** The pixels of the picture between two vectors of a field. */
+/** The pixels of the image between two vectors of a field. */
 function spacing({ width, height }) {
   return [
     width > 1 ? (result.width - 1) / (width - 1) : result.width,
@@ -237,7 +237,7 @@ function drawArrows(context, field, unit) {
       if (vector) addArrow(path, i * dx, j * dy, vector[0] * magnify, vector[1] * magnify, unit);
     }
   }
-  // White upon black is seen on every picture.
+  // White upon black is seen on every image.
   stroke(context, path, 5 * unit, "#000");
   stroke(context, path, 2 * unit, "#fff");
 }

@@ -1,4 +1,4 @@
-// From the output of a model to class ids of a picture's size, as `alignseg_tf.Predictor` does it.
+// From the output of a model to class ids of an image's size, as `alignseg_tf.Predictor` does it.
 
 /** Height and width of a tensor [1, height, width, ...]. */
 export const sizesOf = ([, height, width]) => ({ height, width });
@@ -6,7 +6,7 @@ export const sizesOf = ([, height, width]) => ({ height, width });
 /**
  * Return class ids, a Uint8Array, row by row.
  * output: {data, shape} of the model, logits [1, h, w, classes] or class ids [1, h, w];
- * input: size of what it got; size: of the picture.
+ * input: size of what it got; size: of the image.
  */
 export function classMapOf(output, input, size) {
   return output.shape.length === 4 ? fromLogits(output, input, size) : fromIds(output, size);
@@ -59,7 +59,7 @@ function fromLogits({ data, shape }, input, { width, height }) {
 }
 
 /**
- * Where each of `count` pixels of the picture falls among `cells` of logits: half-pixel centres lead
+ * Where each of `count` pixels of the image falls among `cells` of logits: half-pixel centres lead
  * to the model's input of `side` pixels, whose outer pixels are the outer cells.
  */
 function places(count, side, cells) {

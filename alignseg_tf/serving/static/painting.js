@@ -1,4 +1,4 @@
-// What both pages do: a picture, its classes over it, and the table of classes.
+// What both pages do: an image, its classes over it, and the table of classes.
 
 /** An error with words for whoever uses the page, and details for whoever asks. */
 export class PlainError extends Error {
@@ -26,7 +26,7 @@ export function showError(error) {
   if (error !== null) say("");
 }
 
-/** Decode a picture, upright; null if this browser cannot. */
+/** Decode an image, upright; null if this browser cannot. */
 export async function decode(blob) {
   try {
     return await createImageBitmap(blob, { imageOrientation: "from-image" });
@@ -35,13 +35,13 @@ export async function decode(blob) {
   }
 }
 
-/** Give the canvases of the stage a size, and draw the picture into the first. */
-export function showPicture(bitmap, width, height) {
+/** Give the canvases of the stage a size, and draw the image into the first. */
+export function showImage(bitmap, width, height) {
   for (const canvas of element("stage").querySelectorAll("canvas")) {
     canvas.width = width;
     canvas.height = height;
   }
-  if (bitmap !== null) element("picture").getContext("2d").drawImage(bitmap, 0, 0, width, height);
+  if (bitmap !== null) element("image").getContext("2d").drawImage(bitmap, 0, 0, width, height);
 }
 
 /**
@@ -90,7 +90,7 @@ export function setUpOpacity() {
   update();
 }
 
-/** Call `use` with a picture that is chosen, dropped or pasted. */
+/** Call `use` with an image that is chosen, dropped or pasted. */
 export function setUpChoosing(use) {
   const drop = element("drop");
   const file = element("file");

@@ -14,4 +14,4 @@ def test_a_data_set_trains_and_evaluates(layout, tmp_path):
     source = open_data(data)
     assert source.layout.name == layout
     assert list(report["iou"]) == list(source.label_space.classes)
-    assert report["pictures"] == len(source.samples("val"))
+    assert report["images"] == len(source.samples("val"))

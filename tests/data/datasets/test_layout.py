@@ -38,7 +38,7 @@ def test_a_data_set_is_told_from_its_files(tmp_path, name):
 
 
 def first_columns(data, split="train"):
-    """The class at the left border of each picture of a split, by the picture's name."""
+    """The class at the left border of each image of a split, by the image's name."""
     return {
         sample.image.stem: int(load_sample(sample, data.label_space)[1][0, 0])
         for sample in data.samples(split)
@@ -46,7 +46,7 @@ def first_columns(data, split="train"):
 
 
 def classes_of(data, index=0, split="train"):
-    """The classes of a picture's stripes, from left to right."""
+    """The classes of an image's stripes, from left to right."""
     row = load_sample(data.samples(split)[index], data.label_space)[1][0]
     return row[np.flatnonzero(np.diff(row, prepend=-1))].tolist()
 
@@ -57,14 +57,14 @@ def test_cityscapes(tmp_path):
     assert [data.label_space.classes[i] for i in (0, 2, 10, 18)] == [
         "road", "building", "sky", "bicycle",
     ]  # fmt: skip
-    # The stripes of the i-th picture begin with the i-th value.
+    # The stripes of the i-th image begin with the i-th value.
     assert first_columns(data) == {
         "aachen_000000_000019_leftImg8bit": 0,
         "aachen_000001_000019_leftImg8bit": 1,
         "ulm_000000_000019_leftImg8bit": 2,
     }
     assert first_columns(data, "val") == {"munster_000000_000019_leftImg8bit": 10}
-    with pytest.raises(DataError, match="Cityscapes's test pictures are not public"):
+    with pytest.raises(DataError, match="Cityscapes's test images are not public"):
         data.samples("test")
 
 
@@ -101,7 +101,7 @@ def test_ade20k(tmp_path):
     data = open_data(data_fixtures.ade20k(tmp_path))
     assert classes_of(data) == [0, 1, 2, IGNORE, 149]
     assert first_columns(data, "val") == {"ADE_val_00000001": IGNORE}
-    with pytest.raises(DataError, match="ADE20K's test pictures are not public"):
+    with pytest.raises(DataError, match="ADE20K's test images are not public"):
         data.samples("test")
     for path in (tmp_path / "annotations" / "training").iterdir():
         path.unlink()
@@ -126,7 +126,7 @@ def test_pascal_voc(tmp_path):
     assert first_columns(data, "val") == {"2007_000033": IGNORE}
     for root in (tmp_path, devkit / "VOC2012"):
         assert open_data(root).samples("train") == data.samples("train")
-    with pytest.raises(DataError, match="PASCAL VOC's test pictures are not public"):
+    with pytest.raises(DataError, match="PASCAL VOC's test images are not public"):
         data.samples("test")
 
 
@@ -164,7 +164,7 @@ def test_pascal_voc_names_what_is_wrong_with_its_lists(tmp_path):
     lists = tmp_path / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
     (lists / "trainaug.txt").write_text("2007_000032\n2007_000033\n")
     with pytest.raises(
-        DataError, match=r"trainaug.txt: lists 1 pictures that val.txt lists too, .* 2007_000033"
+        DataError, match=r"trainaug.txt: lists 1 images that val.txt lists too, .* 2007_000033"
     ):
         data.samples("train")
     assert data.samples("val")
@@ -172,10 +172,10 @@ def test_pascal_voc_names_what_is_wrong_with_its_lists(tmp_path):
     with pytest.raises(DataError, match=r"trainaug.txt: no such file; SegmentationClassAug is"):
         data.samples("train")
     (lists / "val.txt").write_text("\n")
-    with pytest.raises(DataError, match=r"val.txt: lists no pictures"):
+    with pytest.raises(DataError, match=r"val.txt: lists no images"):
         data.samples("val")
     (lists / "val.txt").write_text("2007_999999\n")
-    with pytest.raises(DataError, match=r"JPEGImages/2007_999999.jpg: no such picture"):
+    with pytest.raises(DataError, match=r"JPEGImages/2007_999999.jpg: no such image"):
         data.samples("val")
     (lists / "val.txt").unlink()
     with pytest.raises(DataError, match=r"val.txt: no such file; it lists the names"):
@@ -195,7 +195,7 @@ def test_pascal_context(tmp_path):
     )
     lists = root / "ImageSets" / "SegmentationContext"
     (lists / "train.txt").write_text("2008_000026\n")
-    with pytest.raises(DataError, match=r"train.txt: lists 1 pictures that val.txt lists too"):
+    with pytest.raises(DataError, match=r"train.txt: lists 1 images that val.txt lists too"):
         data.samples("train")
 
 
@@ -227,9 +227,9 @@ def test_camvid_in_colours(tmp_path, form):
     assert (label != IGNORE).mean() > 0.8
 
 
-def test_camvid_with_other_pictures(tmp_path):
+def test_camvid_with_other_images(tmp_path):
     data = open_data(data_fixtures.camvid_color(tmp_path))
-    with pytest.raises(DataError, match="701_StillsRaw_full: no pictures of the split 'other'"):
+    with pytest.raises(DataError, match="701_StillsRaw_full: no images of the split 'other'"):
         data.samples("other")
     (tmp_path / "LabeledApproved_full" / "0016E5_07959_L.png").unlink()
     with pytest.raises(DataError, match="0016E5_07959_L.png: no such label"):
@@ -255,11 +255,11 @@ def test_camvid_is_split_as_segnet_splits_it():
     """The names that SegNet lists: 62 of 0001TP to test on, and all 171 of Seq05VD."""
     folder = SHARED / "data" / "camvid" / "images"
     if not folder.is_dir():
-        pytest.skip("the CamVid pictures, ../shared/data, are not here")
+        pytest.skip("the CamVid images, ../shared/data, are not here")
     for split, count in (("train", 367), ("val", 101)):
-        pictures = sorted((folder / split).iterdir())
-        assert len(pictures) == count
-        assert {_camvid_split(picture) for picture in pictures} == {split}
+        images = sorted((folder / split).iterdir())
+        assert len(images) == count
+        assert {_camvid_split(image) for image in images} == {split}
 
 
 def test_the_segnet_folder(tmp_path):

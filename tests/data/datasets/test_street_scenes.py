@@ -22,7 +22,7 @@ def scenes():
     return [draw_scene(index) for index in range(20)]
 
 
-def test_a_scene_is_a_uint8_picture_with_class_ids(scenes):
+def test_a_scene_is_a_uint8_image_with_class_ids(scenes):
     for image, label in scenes:
         assert image.shape == (192, 256, 3) and image.dtype == np.uint8
         assert label.shape == (192, 256) and label.dtype == np.uint8
@@ -107,7 +107,7 @@ def test_what_cannot_be_drawn_is_refused(arguments):
 
 
 def edge_strength(image, label):
-    """How much the picture changes across the borders of the label."""
+    """How much the image changes across the borders of the label."""
     grey = image.astype(float).mean(-1)
     across = label[:, 1:] != label[:, :-1]
     down = label[1:] != label[:-1]
@@ -117,8 +117,8 @@ def edge_strength(image, label):
 
 
 @pytest.mark.parametrize("shift", [(0, 1), (0, -1), (1, 0), (-1, 0), (0, 3), (-3, 0)])
-def test_label_borders_are_where_the_picture_changes(scenes, shift):
-    """A picture and a label that are a single pixel apart would not pass."""
+def test_label_borders_are_where_the_image_changes(scenes, shift):
+    """An image and a label that are a single pixel apart would not pass."""
     inner = (slice(4, -4), slice(4, -4))
     aligned = shifted = 0.0
     for image, label in scenes:
@@ -144,9 +144,9 @@ def contents(root):
 def test_write_folder_has_the_layout_of_the_readers(tmp_path):
     calls = []
     root = write_folder(tmp_path / "new" / "street", **SMALL, progress=lambda *c: calls.append(c))
-    pictures = [f"train/scene_{k:05d}.png" for k in range(3)]
-    pictures += [f"val/scene_{k:05d}.png" for k in range(2)]
-    expected = {f"{kind}/{name}" for kind in ("images", "labels") for name in pictures}
+    images = [f"train/scene_{k:05d}.png" for k in range(3)]
+    images += [f"val/scene_{k:05d}.png" for k in range(2)]
+    expected = {f"{kind}/{name}" for kind in ("images", "labels") for name in images}
     assert set(contents(root)) == expected | {"classes.json", "street_scenes.json"}
     assert json.loads((root / "classes.json").read_text()) == {
         "classes": list(CLASSES),
@@ -230,8 +230,8 @@ def test_an_interrupted_write_leaves_whole_files_and_is_not_taken_as_complete(
     seen = []
     save = Image.Image.save
 
-    def watched(picture, *args, **kwargs):
-        save(picture, *args, **kwargs)
+    def watched(image, *args, **kwargs):
+        save(image, *args, **kwargs)
         for path in tmp_path.rglob("*.png"):  # at any moment, each PNG that has its name is whole
             if not path.name.startswith("."):
                 Image.open(path).load()

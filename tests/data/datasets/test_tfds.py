@@ -27,14 +27,14 @@ def encoded(values, kind="PNG"):
 
 
 def sample(index, number_of_classes=2):
-    """The stored bytes of a picture, JPEG or PNG, and of its label."""
+    """The stored bytes of an image, JPEG or PNG, and of its label."""
     image = random_images(1, *SIZE, seed=index)[0]
     label = np.random.default_rng(index).integers(0, number_of_classes, SIZE).astype(np.uint8)
     return encoded(image, "JPEG" if index % 2 else "PNG"), encoded(label)
 
 
 class DrawnBoxes(tfds.core.GeneratorBasedBuilder):
-    """A real data set: 5 training and 3 test pictures in files of TFDS."""
+    """A real data set: 5 training and 3 test images in files of TFDS."""
 
     VERSION = tfds.core.Version("1.2.0")
     LABEL = tfds.features.LabeledImage(labels=list(CLASSES))
@@ -74,7 +74,7 @@ class DrawnBoxes(tfds.core.GeneratorBasedBuilder):
 
 
 class UnnamedBoxes(DrawnBoxes):
-    """The same, but labels are colour pictures with the id in all channels, without names."""
+    """The same, but labels are colour images with the id in all channels, without names."""
 
     LABEL = tfds.features.Image(shape=(None, None, 1))
 
@@ -185,7 +185,7 @@ def test_splits_and_keys_can_be_given():
     assert found == space == label_space_from_file(root / "classes.json")
     assert [len(list((root / "images" / split).iterdir())) for split in ("train", "val")] == [3, 2]
     data = open_data(root)
-    # A tensor has no stored picture: it becomes a PNG of the same values.
+    # A tensor has no stored image: it becomes a PNG of the same values.
     labels = sorted(np.asarray(Image.open(s.label)).tobytes() for s in data.samples("train"))
     expected = [np.asarray(Image.open(io.BytesIO(sample(i)[1]))).tobytes() for i in (5, 6, 7)]
     assert labels == sorted(expected)
@@ -224,7 +224,7 @@ def test_lossy_labels_are_refused():
         ("drawn_boxes", {"image_key": "name"}, "--image-key must be one of the features that are"),
         ("drawn_boxes", {"train_split": "trian"}, "--train-split must be a.*'trian' .*: train, te"),
         ("drawn_boxes", {"val_split": "test[:"}, "--val-split must be a split of TFDS"),
-        ("drawn_boxes", {"val_split": "test[3:]"}, r"--val-split 'test\[3:\]' has no pictures"),
+        ("drawn_boxes", {"val_split": "test[3:]"}, r"--val-split 'test\[3:\]' has no images"),
     ],
 )
 def test_problems_are_named(name, options, message):
@@ -291,7 +291,7 @@ def mocked(name, version, folder, splits):
 
 @pytest.fixture
 def pets(tmp_path):
-    """Two pictures; the names of features and splits are those of TFDS, values are 1 to 3."""
+    """Two images; the names of features and splits are those of TFDS, values are 1 to 3."""
     pairs = [sample(index, 3) for index in range(2)]
     labels = [np.asarray(Image.open(io.BytesIO(label))) + 1 for _, label in pairs]
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import CLASSES, ROOT
 
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.evaluation.counts import score_picture
+from alignseg_tf.evaluation.counts import score_image
 from alignseg_tf.evaluation.report import Report
 from alignseg_tf.system.files import RECORD_FILE
 from training.ablation import __main__ as ablation
@@ -32,24 +32,24 @@ from training.ablation.report import (
 from training.callbacks.run_folder import describe_run
 from training.recipe import Recipe, RecipeError
 
-PICTURES = 8
+IMAGES = 8
 
 
 def scores_of(wrong, seed=0):
-    """Pictures of which a share of the pixels is wrong."""
+    """Images of which a share of the pixels is wrong."""
     rng = np.random.default_rng(seed)
     scores = []
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         truth = np.repeat(np.arange(3, dtype=np.uint8), 40).reshape(10, 12)
         found = np.where(rng.random(truth.shape) < wrong, (truth + 1) % 3, truth).astype(np.uint8)
-        scores.append(score_picture(f"{number}.png", truth, found, 3))
+        scores.append(score_image(f"{number}.png", truth, found, 3))
     return scores
 
 
 def result_of(recipe, wrong, seed=0):
     return {
         "recipe": dataclasses.asdict(recipe),
-        "data": {"training_pictures": 6},
+        "data": {"training_samples": 6},
         "classes": list(CLASSES),
         "parameters": 3_960_000,
         "macs": 2_500_000_000,
@@ -123,15 +123,15 @@ def test_what_is_done_is_not_done_again(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_results_of_other_data_are_refused(results):
-    other = result_of(Recipe(aggregation="align_fine"), 0.2) | {"data": {"training_pictures": 7}}
+    other = result_of(Recipe(aggregation="align_fine"), 0.2) | {"data": {"training_samples": 7}}
     write_result(result_file(results, Cell("align_fine", "align"), 0), other)
-    with pytest.raises(RecipeError, match="align_fine.* has training_pictures 7, .* has 6: give"):
+    with pytest.raises(RecipeError, match="align_fine.* has training_samples 7, .* has 6: give"):
         read_results(results)
 
 
 def test_results_of_data_with_another_content_are_refused(results):
     """Old results do not say what the content was, and go with all others."""
-    data = {"training_pictures": 6}
+    data = {"training_samples": 6}
     for cell, labels in (("align_coarse", "one"), ("align_fine", "two")):
         with_content = data | {"training_labels": labels}
         other = result_of(Recipe(aggregation=cell), 0.2) | {"data": with_content}
@@ -151,12 +151,12 @@ def test_a_class_may_be_called_as_another_column(results, tmp_path):
     assert head[-3:] == ["seed (class)", *CLASSES[1:]]
 
 
-def test_results_of_other_pictures_are_refused(results):
+def test_results_of_other_images_are_refused(results):
     path = result_file(results, Cell("align", "align"), 1)
     other = read_result(path)
     scores = [score.to_dict() for score in other.pop("report").scores]
     write_result(path, other | {"scores": scores[::-1]})
-    with pytest.raises(RecipeError, match="align-align-1.* has validation_picture_names '"):
+    with pytest.raises(RecipeError, match="align-align-1.* has validation_image_names '"):
         read_results(results)
 
 
@@ -207,7 +207,7 @@ def test_a_difference_is_over_the_seeds_that_both_have(results):
 
 @pytest.mark.parametrize("counts", [(3, 3, 3, 3), (2, 2, 2, 1)])
 def test_intervals_cover_what_seeds_do(counts):
-    """Equal cells whose pictures are all alike: in 95 % of ablations the truth is inside.
+    """Equal cells whose images are all alike: in 95 % of ablations the truth is inside.
 
     A seed adds something to all cells, and something to each.
     """
@@ -249,7 +249,7 @@ def test_what_a_seed_adds_to_all_cells_is_no_part_of_a_difference():
 
 
 class AlikeReport:
-    """A report on pictures that all have the same mean IoU."""
+    """A report on images that all have the same mean IoU."""
 
     def __init__(self, mean_iou):
         self.mean_iou = np.float64(mean_iou)

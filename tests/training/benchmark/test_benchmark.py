@@ -86,7 +86,7 @@ def check_command(tmp_path, capsys, *options):
     assert found["waiting"] == pytest.approx(1 - medians[1] / medians[0])
     assert found["pipeline_cpu_share"] < 1
     assert found["images_per_second"] > 0
-    assert (found["crop_size"], found["pictures"]) == ([64, 64], 4)
+    assert (found["crop_size"], found["images"]) == ([64, 64], 4)
     assert found["cached"] == bool(options)
     assert found["versions"]["tensorflow"] == tf.__version__
     assert "waiting for data" in capsys.readouterr().out
@@ -121,9 +121,7 @@ def test_the_command_of_the_documentation_is_one():
         assert benchmark.build_parser().parse_args(command.split()).run is run_input
 
 
-def test_memory_is_measured_on_a_picture_that_is_segmented_and_counted(
-    capsys, tmp_path, monkeypatch
-):
+def test_memory_is_measured_on_a_image_that_is_segmented_and_counted(capsys, tmp_path, monkeypatch):
     """In small: the whole command, with a tiny network under the decoder."""
 
     def tiny(recipe, space):
@@ -132,17 +130,17 @@ def test_memory_is_measured_on_a_picture_that_is_segmented_and_counted(
 
     monkeypatch.setattr(benchmark, "build_model", tiny)
     counted = []
-    count = benchmark.score_picture
+    count = benchmark.score_image
 
     def watched(*arguments):
         counted.append(count(*arguments))
         return counted[-1]
 
-    monkeypatch.setattr(benchmark, "score_picture", watched)
+    monkeypatch.setattr(benchmark, "score_image", watched)
     arguments = ["memory", "--size", "100", "150", "--classes", "7", "--tile", "64", "64"]
     assert benchmark.main([*arguments, "--json", str(tmp_path / "m.json")]) == 0
     out = capsys.readouterr().out
-    assert "7 classes, picture of 100 x 150, windows of 64 x 64" in out
+    assert "7 classes, image of 100 x 150, windows of 64 x 64" in out
     result = json.loads((tmp_path / "m.json").read_text())
     assert result["peak_bytes"] >= result["start_bytes"] > 10**8
     assert counted[0].pixels.sum() == 100 * 150
@@ -161,7 +159,7 @@ def test_memory_is_measured_on_a_picture_that_is_segmented_and_counted(
     ],
 )
 def test_speed_in_small(arguments, capsys, tmp_path):
-    """The commands of docs/performance.md on pictures of 64 x 96."""
+    """The commands of docs/performance.md on images of 64 x 96."""
     pytest.importorskip("torch")
     against = str(ROOT / "training" / "torch_forms.py")
     arguments = ["speed", *arguments, "--against", against, "--against-forms", "channels_last"]

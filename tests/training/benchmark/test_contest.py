@@ -78,12 +78,12 @@ def test_a_ratio_is_of_neighbouring_runs():
     assert str(ratio(ours, theirs)) == "0.50 (0.50 to 0.52)"
 
 
-def test_all_pictures_and_labels_have_the_size_of_the_task():
+def test_all_images_and_labels_have_the_size_of_the_task():
     task = Task(height=50, width=70, batch=2, classes=5)
-    assert task.pictures().shape == (2, 50, 70, 3)
+    assert task.images().shape == (2, 50, 70, 3)
     assert task.labels().shape == (2, 50, 70)
     assert set(np.unique(task.labels())) == set(range(5))
-    np.testing.assert_array_equal(task.pictures(), task.pictures())
+    np.testing.assert_array_equal(task.images(), task.images())
 
 
 def test_speed_is_a_table_and_a_plot(forms, tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from serving_fixtures import encoded, picture, write_model
+from serving_fixtures import encoded, noise_image, write_model
 
 from training.benchmark import __main__ as benchmark
 from training.benchmark import serving_load
@@ -12,7 +12,7 @@ from training.benchmark import serving_load
 
 def test_the_huge_image_is_one_to_pillow():
     with pytest.raises(Image.DecompressionBombError):
-        Image.open(io.BytesIO(serving_load.body_of("huge image", encoded(picture()))))
+        Image.open(io.BytesIO(serving_load.body_of("huge image", encoded(noise_image()))))
 
 
 @pytest.mark.slow

@@ -81,7 +81,7 @@ def test_efficientnet_lite0_is_ours(size):
         assert difference(result, level.transpose(0, 3, 1, 2)) < 0.02 * np.abs(level).max()
 
 
-def test_training_gives_both_heads_at_the_size_of_the_picture():
+def test_training_gives_both_heads_at_the_size_of_the_image():
     network = TorchAlignSeg(ResNet((1, 1, 1, 1), width=8), 5, 8).train()
     logits, auxiliary = network(torch.zeros(2, 3, 64, 96))
     assert logits.shape == auxiliary.shape == (2, 5, 64, 96)

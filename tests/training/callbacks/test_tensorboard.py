@@ -30,7 +30,7 @@ def compiled(context: str | None = "align", aggregation: str = "align"):
 
 
 def events(folder) -> dict[str, list]:
-    """The values of each tag, in order of the steps; pictures as arrays."""
+    """The values of each tag, in order of the steps; images as arrays."""
     accumulator = reader.EventAccumulator(str(folder), size_guidance={"tensors": 0})
     accumulator.Reload()
     found = {}
@@ -45,14 +45,14 @@ def events(folder) -> dict[str, list]:
 
 
 @pytest.mark.slow
-def test_curves_and_pictures_of_an_epoch(folder, tmp_path, monkeypatch):
+def test_curves_and_images_of_an_epoch(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(tensorboard, "LONGEST_SIDE", 48)
     space = LabelSpace(CLASSES)
     board = TensorBoard(tmp_path / "board", read_folder(folder, "val"), space)
     model = compiled()
     board.set_model(model)
-    images = np.stack([image for image, _ in board.pictures]).astype("float32")
-    labels = np.stack([label for _, label in board.pictures]).astype("int32")
+    images = np.stack([image for image, _ in board.images]).astype("float32")
+    labels = np.stack([label for _, label in board.images]).astype("int32")
     logs = model.evaluate(images, dict.fromkeys(model.output, labels), verbose=0, return_dict=True)
     board.on_epoch_end(0, {"loss": 3.0, "segmentation_loss": 2.0, "auxiliary_loss": 2.5})
     validation = {f"val_{name}": value for name, value in logs.items()}
@@ -70,9 +70,9 @@ def test_curves_and_pictures_of_an_epoch(folder, tmp_path, monkeypatch):
     assert seen["mean_iou"][4] == pytest.approx(logs["segmentation_mean_iou"])
     iou = [seen[f"iou/{name}"][4] for name in CLASSES]
     assert np.mean(iou) == pytest.approx(logs["segmentation_mean_iou"])
-    row = seen["picture, truth, prediction/1"][4]
+    row = seen["image, truth, prediction/1"][4]
     assert row.shape == (32, 3 * 48 + 2 * 4, 3)  # every second pixel of 64 x 96
-    np.testing.assert_array_equal(row[:, :48], board.pictures[1][0][::2, ::2])
+    np.testing.assert_array_equal(row[:, :48], board.images[1][0][::2, ::2])
     assert "offset fields/0" in seen
     assert seen["mean offset in pixels/aggregation_p3/coarse"][4] > 0
     assert set(seen["iou/ground"]) == {4}, "the first epoch was not validated"
@@ -96,7 +96,7 @@ def test_a_model_that_aligns_nothing_has_no_fields(folder, tmp_path, monkeypatch
     monkeypatch.setattr(tensorboard, "class_iou", lambda model: {"ground": 0.5, "disc": np.nan})
     board.on_epoch_end(0, {"loss": 1.0, "val_loss": 1.0, "val_mean_iou": 0.5})
     seen = events(tmp_path / "board" / "validation")
-    assert "picture, truth, prediction/0" in seen
+    assert "image, truth, prediction/0" in seen
     assert not [tag for tag in seen if "offset" in tag]
     assert "iou/disc" not in seen
 

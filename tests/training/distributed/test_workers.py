@@ -31,7 +31,7 @@ import keras, numpy as np, tensorflow as tf
 from alignseg_tf import AlignSeg, backbones, losses, metrics, optimizers
 from training import multi_worker
 how, folder, killed = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "1"
-EPOCHS, STEPS, BATCH, PICTURES = 2, 3, 4, 3
+EPOCHS, STEPS, BATCH, IMAGES = 2, 3, 4, 3
 last, done = folder / "last.keras", folder / "done.txt"
 
 rng = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def training(first, index, count):
     return dataset(*flat, BATCH // count)
 
 def validation(index, count):
-    x, y = images[0, 0, :PICTURES], labels[1, 1, :PICTURES]
+    x, y = images[0, 0, :IMAGES], labels[1, 1, :IMAGES]
     return dataset(x[index::count], y[index::count], 1)
 
 class Kill(keras.callbacks.Callback):
@@ -405,12 +405,12 @@ def test_it_is_given_up_after_some_restarts(tmp_path, monkeypatch, capsys):
         lose(Worker())
 
 
-@pytest.mark.parametrize(("pictures", "workers"), [(5, 2), (4, 2), (1, 2), (7, 3)])
+@pytest.mark.parametrize(("images", "workers"), [(5, 2), (4, 2), (1, 2), (7, 3)])
 @pytest.mark.parametrize(("replicas", "one_size"), [(1, True), (2, True), (2, False)])
-def test_workers_share_the_validation(tmp_path, pictures, workers, replicas, one_size):
-    """Each picture is evaluated once; the devices of a worker all have one in each step."""
+def test_workers_share_the_validation(tmp_path, images, workers, replicas, one_size):
+    """Each image is evaluated once; the devices of a worker all have one in each step."""
     sizes = ((64, 96),) if one_size else ((64, 96), (72, 64))
-    folder = write_folder(tmp_path, train=1, val=pictures, sizes=sizes)
+    folder = write_folder(tmp_path, train=1, val=images, sizes=sizes)
     samples, space = read_folder(folder, "val"), LabelSpace(("ground", "box", "disc"))
     everything = [y.numpy() for _, y in evaluation_dataset(samples, space)]
     found = []

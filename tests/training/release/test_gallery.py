@@ -11,7 +11,7 @@ from alignseg_tf import Predictor, visualization
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.readers import load_sample
 from alignseg_tf.data.sources import open_data
-from alignseg_tf.evaluation.evaluator import evaluate as evaluate_pictures
+from alignseg_tf.evaluation.evaluator import evaluate as evaluate_images
 from alignseg_tf.system.fingerprints import names_hash
 from training import evaluate
 from training.release import gallery
@@ -31,12 +31,12 @@ SCORES = np.array([0.9, 0.1, 0.2, 0.8, 0.3, np.nan, 0.6, 0.5])
         ("spread", 20, [1, 2, 4, 7, 6, 3, 0]),
     ],
 )
-def test_pictures_are_chosen_by_their_scores(how, count, expected):
+def test_images_are_chosen_by_their_scores(how, count, expected):
     assert gallery.chosen(SCORES, count, how) == expected
 
 
 @pytest.mark.parametrize("how", gallery.CHOICES)
-def test_pictures_without_labels_are_not_chosen(how):
+def test_images_without_labels_are_not_chosen(how):
     assert gallery.chosen(np.full(3, np.nan), 2, how) == []
 
 
@@ -61,7 +61,7 @@ def test_rows_columns_and_the_legend_have_their_places(folder):
     image, truth = load_sample(samples[0][0], data.label_space)
     height, width = image.shape[:2]
     drawn = gallery.draw_gallery(
-        samples, lambda picture: truth, data.label_space, ["picture", "truth"], 2, width
+        samples, lambda pixels: truth, data.label_space, ["image", "truth"], 2, width
     )
     tile = 2 * width + gallery.GAP
     assert drawn.shape[1] == 2 * tile + 3 * gallery.GAP
@@ -70,16 +70,16 @@ def test_rows_columns_and_the_legend_have_their_places(folder):
     second = load_sample(samples[1][0], data.label_space)[0]
     left = tile + 3 * gallery.GAP
     np.testing.assert_array_equal(drawn[line : line + height, left : left + width], second)
-    # Three pictures in two columns: the fourth place is empty.
+    # Three images in two columns: the fourth place is empty.
     below = drawn[line + height : 2 * (line + height), left:]
     assert (below == 255).all()
     legend = visualization.legend(data.label_space, drawn.shape[1])
     np.testing.assert_array_equal(drawn[2 * (line + height) :], legend)
 
 
-def test_pictures_of_other_shapes_are_fitted():
-    picture = np.zeros((20, 40, 3), np.uint8)
-    fitted = gallery._fitted(picture, (60, 60))
+def test_images_of_other_shapes_are_fitted():
+    image = np.zeros((20, 40, 3), np.uint8)
+    fitted = gallery._fitted(image, (60, 60))
     assert fitted.shape == (60, 60, 3)
     assert (fitted[:14] == 255).all()
     assert (fitted[16:44] == 0).all()
@@ -92,14 +92,12 @@ def saved(tmp_path):
     return tmp_path / "model.keras"
 
 
-def test_the_command_shows_the_pictures_that_it_chose(saved, tmp_path, capsys, monkeypatch):
+def test_the_command_shows_the_images_that_it_chose(saved, tmp_path, capsys, monkeypatch):
     """Each under its own name, with its own mean IoU."""
     data = write_folder(tmp_path / "four", val=4)
     output = tmp_path / "made" / "gallery.jpg"
-    scores = evaluate_pictures(
-        Predictor(saved), open_data(data).samples("val"), LabelSpace(CLASSES)
-    )
-    worst, best = (f(scores.picture_iou) for f in (np.argmin, np.argmax))
+    scores = evaluate_images(Predictor(saved), open_data(data).samples("val"), LabelSpace(CLASSES))
+    worst, best = (f(scores.image_iou) for f in (np.argmin, np.argmax))
     texts = []
     titled = visualization.titled
     monkeypatch.setattr(
@@ -107,14 +105,14 @@ def test_the_command_shows_the_pictures_that_it_chose(saved, tmp_path, capsys, m
     )
     arguments = [str(saved), "--data", str(data), "--output", str(output), "--panels", "mistakes"]
     for choose, count, expected in (("worst", "1", [worst]), ("spread", "2", [worst, best])):
-        assert gallery.main([*arguments, "--choose", choose, "--pictures", count]) == 0
-        assert texts == [f"{i:03d}.png: {100 * scores.picture_iou[i]:.2f} %" for i in expected]
+        assert gallery.main([*arguments, "--choose", choose, "--images", count]) == 0
+        assert texts == [f"{i:03d}.png: {100 * scores.image_iou[i]:.2f} %" for i in expected]
         texts.clear()
-        said = f"{count} of 4 pictures, with the mean IoU of each: {output}"
+        said = f"{count} of 4 images, with the mean IoU of each: {output}"
         assert said in capsys.readouterr().out
-    with Image.open(output) as picture:
-        assert picture.format == "JPEG"
-        assert picture.width == 240
+    with Image.open(output) as image:
+        assert image.format == "JPEG"
+        assert image.width == 240
 
 
 @pytest.mark.parametrize("name", ["gallery.png", "gallery.jpg"])
@@ -137,21 +135,21 @@ def test_a_gallery_replaces_only_a_gallery(saved, folder, tmp_path, name, capsys
 
 
 @pytest.mark.parametrize("script", [gallery, evaluate])
-def test_commands_warn_of_pictures_that_were_trained_on(script, saved, folder, tmp_path, capsys):
+def test_commands_warn_of_images_that_were_trained_on(script, saved, folder, tmp_path, capsys):
     names = [sample.image.name for sample in open_data(folder).samples("val")]
-    run = {"train_on": "val", "training_picture_names": names_hash(names)}
+    run = {"train_on": "val", "training_image_names": names_hash(names)}
     saved.with_name("run.json").write_text(json.dumps(run))
     arguments = [str(saved), "--data", str(folder)]
     if script is gallery:
         arguments += ["--output", str(tmp_path / "gallery.png")]
     assert script.main(arguments) == 0
-    assert "was trained on these pictures" in capsys.readouterr().err
+    assert "was trained on these images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--pictures", "0"], "--pictures must be at least 1. Received: 0"),
+        (["--images", "0"], "--images must be at least 1. Received: 0"),
         (["--columns", "-1"], "--columns must be at least 1. Received: -1"),
         (
             ["--output", "gallery.gif"],

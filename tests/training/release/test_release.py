@@ -96,9 +96,9 @@ def test_all_forms_are_of_the_packed_model(trained):
     # The quality is that of the packed file.
     report = evaluate(Predictor(packed, flip), data.samples("val"), data.label_space)
     assert f"Mean IoU {100 * report.mean_iou:.2f} %" in card
-    picture = load_image(data.samples("train")[0].image)
+    image = load_image(data.samples("train")[0].image)
     class_maps = [
-        Predictor(folder / name).class_map(picture) for name in ("boxes.keras", "1", "boxes.tflite")
+        Predictor(folder / name).class_map(image) for name in ("boxes.keras", "1", "boxes.tflite")
     ]
     assert (class_maps[0] == class_maps[1]).mean() > 0.99
     # Random weights are no easy thing for 8 bits.
