@@ -65,7 +65,7 @@ def read_folder(root: str | Path, split: str) -> list[Sample]:
     """List the images of `root/images/split` with their labels, sorted by name.
 
     Raises:
-        ListingError: image_files have no label, or two files have one name.
+        ListingError: images have no label, or two files have one name.
         DataError: a folder is missing or empty.
     """
     images, labels = Path(root) / "images" / split, Path(root) / "labels" / split

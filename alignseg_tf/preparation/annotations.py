@@ -517,14 +517,14 @@ def read_labelme(
     classes = tuple(class_name(name, "--classes") for name in classes)
     finder = FileFinder()
     found: set[str] = set()
-    inputs = []
+    records = []
     for file in files:
         with invalid.skipped():
             content = read_json(file)
             shapes = _labelme_shapes(file, content, classes, invalid)
             found |= {label for label, _, _ in shapes}
             image, suffix = _labelme_image(finder, file, content, folder, images)
-            inputs.append(
+            records.append(
                 Annotated(
                     source=str(file),
                     name=image_name(file.relative_to(folder)),
@@ -537,7 +537,7 @@ def read_labelme(
     names = classes or tuple(sorted(found - {LABELME_IGNORE}))
     if "background" in found and "background" not in names:
         names = ("background", *names)
-    return Annotations(names, tuple(inputs), {}, invalid)
+    return Annotations(names, tuple(records), {}, invalid)
 
 
 LabelmeShape = tuple[str, str, Mapping[str, Any]]
