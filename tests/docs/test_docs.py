@@ -113,11 +113,11 @@ PARSERS = {
     "alignseg_tf": __main__.build_parser,
     "training.train": train.build_parser,
     "training.evaluate": evaluate.build_parser,
-    "training.ablation.__main__": ablation.build_parser,
+    "training.ablation": ablation.build_parser,
     "training.demo": demo.build_parser,
     "training.release.gallery": gallery.build_parser,
-    "training.release.__main__": release.build_parser,
-    "training.benchmark.__main__": benchmark.build_parser,
+    "training.release": release.build_parser,
+    "training.benchmark": benchmark.build_parser,
 }
 TEXTS = [
     ROOT / "README.md", ROOT / "savedmodels" / "README.md",

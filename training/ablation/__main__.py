@@ -1,6 +1,6 @@
 """The paper's argument again: what aligning is worth, all else being equal.
 
-    python -m training.ablation.__main__ --data FOLDER --output runs/ablation
+    python -m training.ablation --data FOLDER --output runs/ablation
 
 trains and evaluates every cell of the grid, seed by seed, and writes a table and a plot of what is
 done so far after each. The same command goes on where it was interrupted; a cell whose result is in
@@ -234,7 +234,7 @@ def _is_ablation(folder: Path) -> bool:
 
 # Of the tables and the plot.
 OUTCOME_FILES = ("ablation.md", "ablation.csv", "ablation.png")
-OUTCOME = Output("training.ablation.__main__", _is_ablation)
+OUTCOME = Output("training.ablation", _is_ablation)
 
 
 def write_outcome(folder: Path, results: Path, block: int = BLOCK, overwrite: bool = False) -> str:
@@ -321,7 +321,7 @@ def ablate(
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.ablation.__main__",
+        prog="python -m training.ablation",
         description="Train with and without alignment, all else being equal, and compare. "
         "The same command goes on where it was interrupted.",
     )

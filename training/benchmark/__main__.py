@@ -27,7 +27,7 @@ from training.report import machine, versions
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.benchmark.__main__", description="Measure how fast something is."
+        prog="python -m training.benchmark", description="Measure how fast something is."
     )
     commands = parser.add_subparsers(required=True, metavar="WHAT")
     add_input(commands)
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     load = os.getloadavg()[0]
     try:
         if parsed.json is not None:
-            check_file(parsed.json, "training.benchmark.__main__", _is_result, parsed.overwrite)
+            check_file(parsed.json, "training.benchmark", _is_result, parsed.overwrite)
         result, text = parsed.run(parsed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

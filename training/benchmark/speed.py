@@ -1,4 +1,4 @@
-"""`training.benchmark.__main__ speed` and `growth`: time forms of the model in turn."""
+"""`training.benchmark speed` and `growth`: time forms of the model in turn."""
 
 import argparse
 import dataclasses
@@ -199,7 +199,7 @@ def run_speed(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
         for form in (parsed.against_forms or ["eager"] if parsed.against else [])
     ]
     if parsed.plot:  # a plot does not say who drew it
-        check_file(parsed.plot, "training.benchmark.__main__", lambda path: False, parsed.overwrite)
+        check_file(parsed.plot, "training.benchmark", lambda path: False, parsed.overwrite)
     result = measure_speed(task, ours, theirs, parsed.rounds)
     if parsed.plot:
         draw_speed(result, parsed.plot)

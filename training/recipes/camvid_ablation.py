@@ -1,7 +1,7 @@
-"""What alignment is worth on CamVid, by `training.ablation.__main__`: short runs on small crops.
+"""What alignment is worth on CamVid, by `training.ablation`: short runs on small crops.
 
 Command:
-    python -m training.ablation.__main__ --data FOLDER --output runs/ablation
+    python -m training.ablation --data FOLDER --output runs/ablation
 The cells and the seeds are those of the command; all else is here.
 
 Measured: docs/ablation.md. About 7 minutes a run on 2 cores of an AMD EPYC (AVX-512, bfloat16).

@@ -1,6 +1,6 @@
 """Put a trained model where users find it: in the package, and in `savedmodels/`.
 
-    python -m training.release.__main__ runs/release/best.keras --name camvid_lite0 --data FOLDER \
+    python -m training.release runs/release/best.keras --name camvid_lite0 --data FOLDER \
         --scales 1.5 --block 10 --size 540 720 --about about.md
 
 writes
@@ -198,8 +198,8 @@ def _outputs(name: str) -> tuple[Output, Output]:
         return is_card(folder / CARD_FILE)
 
     return (
-        Output("training.release.__main__", is_in_package, [forms[0], *facts]),
-        Output("training.release.__main__", is_in_folder, [*forms, *facts, CARD_FILE]),
+        Output("training.release", is_in_package, [forms[0], *facts]),
+        Output("training.release", is_in_folder, [*forms, *facts, CARD_FILE]),
     )
 
 
@@ -225,7 +225,7 @@ def _write_exports(
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.release.__main__",
+        prog="python -m training.release",
         description="Put a trained model into the package and into savedmodels/.",
     )
     parser.add_argument("model", type=Path, help="best.keras of a run")

@@ -115,7 +115,7 @@ def test_bad_data_is_an_error_of_one_line(tmp_path, capsys):
 
 def test_the_command_of_the_documentation_is_one():
     text = (ROOT / "docs" / "input_pipeline.md").read_text()
-    commands = re.findall(r"^    python -m training.benchmark.__main__ (.*)$", text, re.MULTILINE)
+    commands = re.findall(r"^    python -m training.benchmark (.*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
         assert benchmark.build_parser().parse_args(command.split()).run is run_input
