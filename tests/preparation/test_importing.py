@@ -317,7 +317,7 @@ def test_coco_problems_are_named_and_nothing_is_written(coco, tmp_path, spoil, m
     with pytest.raises(DataError, match=message) as error:
         run(coco, tmp_path / "out")
     assert "instances.json" in str(error.value)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["instances.json", "images"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "instances.json"]
 
 
 def test_coco_of_whole_floats(coco, tmp_path):

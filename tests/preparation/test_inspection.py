@@ -82,7 +82,7 @@ def _(root):
 
 @damage("Folders have unknown names")
 def _(root):
-    (root / "images").rename(root / "images")
+    (root / "images").rename(root / "photos")
 
 
 @damage("`classes.json` is missing")

@@ -50,7 +50,7 @@ def segmenter() -> keras.Model:
 
 @pytest.fixture
 def run_folder(segmenter, tmp_path, monkeypatch):
-    monkeypatch.setattr("training.build.for_inference", keras.models.clone_model)
+    monkeypatch.setattr("training.callbacks.run_folder.for_inference", keras.models.clone_model)
     folder = RunFolder(tmp_path)
     folder.set_model(segmenter)
     return folder
