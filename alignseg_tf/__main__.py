@@ -26,10 +26,10 @@ from alignseg_tf.commands.serve import add_serve_arguments, serve
 from alignseg_tf.commands.summary import summary
 from alignseg_tf.layers import SAMPLING_CONVENTIONS
 from alignseg_tf.pretrained import model_path
+from alignseg_tf.system.console import command_output
 from alignseg_tf.system.files import (
     add_overwrite_argument,
 )
-from alignseg_tf.system.printable import printable_output
 from alignseg_tf.system.processor import prepare_processor
 from alignseg_tf.version import __version__
 
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     prepare_processor()
     # The server's log has colours of its own.
-    with nullcontext() if parsed.run is serve else printable_output():
+    with nullcontext() if parsed.run is serve else command_output():
         try:
             return parsed.run(parsed)
         except (ValueError, ImportError, OSError) as error:

@@ -2,6 +2,8 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -102,6 +104,19 @@ def random_images(*shape: int, seed: int = 0) -> np.ndarray:
     small = rng.integers(0, 256, (count, height // 4 + 1, width // 4 + 1, 3)).astype(np.uint8)
     images = [Image.fromarray(x).resize((width, height), Image.BILINEAR) for x in small]
     return np.stack([np.asarray(image) for image in images])
+
+
+@contextmanager
+def killed_after(count, module):
+    """Interrupt a module's loops over `progress_bar` after a number of items."""
+
+    def bar(items, *args, **options):
+        yield from islice(items, count)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "progress_bar", bar)
+        yield
 
 
 def write_folder(root: Path, train: int = 6, val: int = 2, sizes=((64, 96),)) -> Path:

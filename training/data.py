@@ -21,7 +21,6 @@ from alignseg_tf.data.pipeline import (
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.prediction.protocol import Protocol, axis_windows
 from alignseg_tf.system.fingerprints import file_fingerprint
-from alignseg_tf.system.progress import counter
 from training.build import build_augmentation
 from training.distributed.workers import Worker
 from training.recipe import Recipe
@@ -92,8 +91,7 @@ def check_data(data: DataSource, training: Sequence[Sample]) -> Checked:
         ("train", "training", training),
         ("val", "validation", validation),
     ):
-        progress = counter(f"checking {name} images")
-        summary = check_samples(samples, data.label_space, progress, findings, split)
+        summary = check_samples(samples, data.label_space, findings, split)
         describe(name, summary)
         if skipped := describe_skipped(data.skipped(split, samples)):
             print(f"not read: {skipped}")

@@ -29,9 +29,9 @@ from alignseg_tf.prediction.outputs import Prediction
 from alignseg_tf.prediction.predictor import Predictor
 from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.prediction.saved_networks import load_model
+from alignseg_tf.system.console import command_output
 from alignseg_tf.system.files import ForeignFileError, Output, atomic_result, check_replaceable
-from alignseg_tf.system.printable import printable_output
-from alignseg_tf.system.progress import counter, duration
+from alignseg_tf.system.progress import duration
 from training.options import load_recipe
 from training.recipe import Recipe, RecipeError
 from training.train import train
@@ -134,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@printable_output()
+@command_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if street is not None:
             show_trained(street, output / "trained.png")
             print(f"A street as the trained model {TRAINED} sees it: {output / 'trained.png'}\n")
-        data = open_data(parsed.data, progress=counter("making the data set"))
+        data = open_data(parsed.data)
         recipe = load_recipe("street_scenes") if drawn else own_data_recipe(data)
         report = train(recipe, data, output)
         if report is None:

@@ -31,15 +31,14 @@ from alignseg_tf.evaluation.report import Report
 from alignseg_tf.prediction.predictor import predictors_on_all_gpus
 from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.pretrained import model_path
+from alignseg_tf.system.console import command_output
 from alignseg_tf.system.files import (
     add_overwrite_argument,
     check_file,
     check_replaceable,
     write_text,
 )
-from alignseg_tf.system.printable import printable_output
 from alignseg_tf.system.processor import prepare_processor
-from alignseg_tf.system.progress import counter
 
 # In the folder of an evaluation: what an interrupted one goes on from.
 RECORD_FILE = "images.jsonl"
@@ -79,9 +78,7 @@ def evaluate_and_write(
         check_record(record, overwrite)
         check_replaceable(output, EVALUATION, REPORT_FILES, overwrite)
     predictors = predictors_on_all_gpus(model, protocol)
-    report = evaluate_model(
-        model, predictors, samples, label_space, record, counter("evaluating"), block
-    )
+    report = evaluate_model(model, predictors, samples, label_space, record, block)
     if json_file is not None:
         write_text(json_file, json.dumps(report.to_dict(), indent=1))
     if output is not None:
@@ -114,14 +111,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@printable_output()
+@command_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
     prepare_processor()
     try:
         protocol = protocol_from_arguments(parsed)
-        data = data_from_arguments(parsed, counter("making the data set"))
+        data = data_from_arguments(parsed)
         samples = data.samples(parsed.split)
         warn_if_trained_on(parsed.model, data, parsed.split)
         report = evaluate_and_write(

@@ -30,10 +30,9 @@ from alignseg_tf.data.sources import DataSource
 from alignseg_tf.evaluation.provenance import RUN_FILE
 from alignseg_tf.evaluation.report import Report
 from alignseg_tf.precision import global_dtype_policy
+from alignseg_tf.system.console import command_output
 from alignseg_tf.system.files import DiskFullError, write_text
-from alignseg_tf.system.printable import printable_output
 from alignseg_tf.system.processor import prepare_processor
-from alignseg_tf.system.progress import counter
 from training.build import build_model, check_batch_size, compile_model, set_synchronized_batch_norm
 from training.callbacks.averaging import ValidateAveraged
 from training.callbacks.progress import Progress
@@ -318,14 +317,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@printable_output()
+@command_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
     prepare_processor()
     try:
         recipe = recipe_from_arguments(parsed)
-        data = data_from_arguments(parsed, counter("making the data set"))
+        data = data_from_arguments(parsed)
         if parsed.dry_run:
             try_out(recipe, data, parsed.cpu_replicas)
             return 0

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 from alignseg_tf.system.environment import cores
+from alignseg_tf.system.progress import progress_bar
 
 # The layers that inference can do without: the second head, and what brings it to full size.
 AUXILIARY_LAYERS = ("auxiliary_head", "auxiliary")
@@ -183,7 +184,6 @@ def summarize(
     model: AlignSeg,
     size: Sequence[int] = (512, 1024),
     runs: int = 5,
-    progress: Callable[[int, int], None] | None = None,
 ) -> ModelSummary:
     """Count and time what a model does in inference with one image, block by block.
 
@@ -197,7 +197,6 @@ def summarize(
         model: the model; it is left as it is.
         size: (height, width) of the image in pixels, each at least 32.
         runs: rounds that are timed, after one that is not. With 0 nothing is executed.
-        progress: called with (done, total) rounds.
 
     Returns:
         A block for each layer. A linear activation, which only casts, is left out.
@@ -248,7 +247,7 @@ def summarize(
     graph_seconds = None
     if runs:
         whole = _trace(lambda x: model(x, training=False)["segmentation"], (images,), {})
-        medians = _median_seconds([*traced.values(), whole], runs, progress)
+        medians = _median_seconds([*traced.values(), whole], runs)
         *block_seconds, graph_seconds = medians
         seconds = dict(zip(traced, block_seconds, strict=True))
 
@@ -351,19 +350,15 @@ def _trace(call: Callable[..., Any], inputs: tuple[Any, ...], options: dict[str,
     return _Traced(concrete, inputs, output_specs)
 
 
-def _median_seconds(
-    blocks: Sequence[_Traced], runs: int, progress: Callable[[int, int], None] | None
-) -> list[float]:
+def _median_seconds(blocks: Sequence[_Traced], runs: int) -> list[float]:
     """Run all blocks once, then in turns, and return the median time of each."""
     seconds: list[list[float]] = [[] for _ in blocks]
-    for round_number in range(runs + 1):
+    for _ in progress_bar(range(runs + 1), "timing", unit="round"):
         for block, times in zip(blocks, seconds, strict=True):
             start = time.perf_counter()
             block.function(*block.inputs)
             tf.test.experimental.sync_devices()  # a GPU has only been given orders so far
             times.append(time.perf_counter() - start)
-        if progress is not None and round_number:
-            progress(round_number, runs)
     return [statistics.median(times[1:]) for times in seconds]
 
 

@@ -14,7 +14,6 @@ from alignseg_tf.evaluation.page import check_record
 from alignseg_tf.evaluation.provenance import warn_if_trained_on
 from alignseg_tf.prediction.predictor import predictors_on_all_gpus
 from alignseg_tf.system.files import check_replaceable, remove_leftovers
-from alignseg_tf.system.progress import counter
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -35,7 +34,7 @@ def compare_from_arguments(arguments: argparse.Namespace) -> str:
         ValueError: a model or the data cannot be read, or their classes differ.
     """
     protocol = protocol_from_arguments(arguments)
-    data = data_from_arguments(arguments, counter("making the data set"))
+    data = data_from_arguments(arguments)
     samples = data.samples(arguments.split)
     models = (arguments.first, arguments.second)
     output, overwrite = arguments.output, arguments.overwrite
@@ -52,7 +51,7 @@ def compare_from_arguments(arguments: argparse.Namespace) -> str:
     reports = [
         evaluate_model(
             model, copies, samples, data.label_space, record,
-            counter(f"evaluating {record.stem.upper()}"), arguments.block,
+            arguments.block,
         )
         for record, model, copies in zip(records, models, predictors, strict=True)
     ]  # fmt: skip

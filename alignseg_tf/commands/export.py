@@ -80,14 +80,13 @@ def export_from_arguments(arguments: argparse.Namespace) -> str:
     """
     from alignseg_tf.commands.options import data_from_arguments
     from alignseg_tf.prediction.saved_networks import NonFiniteLogitsError, load_model
-    from alignseg_tf.system.progress import counter
 
     form = _form(arguments.output)
     _check_arguments(arguments, form)
     images = [load_image(path) for path in find_images(arguments.check)] or None
     data = None
     if arguments.data is not None:
-        data = data_from_arguments(arguments, counter("making the data set"))
+        data = data_from_arguments(arguments)
     model = load_model(arguments.model)
     size = None if arguments.size is None else tuple(arguments.size)
     common: dict[str, Any] = {
@@ -104,8 +103,6 @@ def _written(
     arguments: argparse.Namespace, model: Any, form: str, common: dict[str, Any]
 ) -> dict[Path, Any]:
     """Write the files that are asked for; return how far each is from the model."""
-    from alignseg_tf.system.progress import counter
-
     written = {}
     if form == "tflite":
         from alignseg_tf.export.tflite import check_tflite_path, export_tflite
@@ -120,7 +117,7 @@ def _written(
         for quantization, path in paths.items():
             written[path] = export_tflite(
                 model, path, quantization=quantization, output=arguments.returns,
-                calibration_images=calibration, progress=counter("measuring ranges"), **common,
+                calibration_images=calibration, **common,
             )  # fmt: skip
     elif form == "onnx":
         from alignseg_tf.export.onnx import export_onnx
@@ -248,11 +245,8 @@ def _miou(path: Path, data: DataSource | None, split: str) -> str:
         return ""
     from alignseg_tf.evaluation.evaluator import evaluate_model
     from alignseg_tf.prediction.predictor import Predictor
-    from alignseg_tf.system.progress import counter
 
-    samples = data.samples(split)
-    show = counter(f"evaluating {path.name}")
-    report = evaluate_model(path, [Predictor(path)], samples, data.label_space, progress=show)
+    report = evaluate_model(path, [Predictor(path)], data.samples(split), data.label_space)
     return f"  {100 * report.mean_iou:6.2f} %"
 
 

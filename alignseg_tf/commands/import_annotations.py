@@ -1,7 +1,6 @@
 """`alignseg import`: convert annotations of another tool."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from alignseg_tf.preparation.annotation_files import Invalid, unpacked
@@ -24,10 +23,7 @@ from alignseg_tf.system.files import add_overwrite_argument
 
 def import_annotations(arguments: argparse.Namespace) -> int:
     """Write the annotations of another tool as a folder that trains."""
-    pass
-    from alignseg_tf.system.progress import counter
-
-    report = import_from_arguments(arguments, counter("importing"))
+    report = import_from_arguments(arguments)
     print(report.text())
     return 1 if report.skipped else 0
 
@@ -86,9 +82,7 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def import_from_arguments(
-    arguments: argparse.Namespace, progress: Callable[[int, int], None] | None = None
-) -> ImportReport:
+def import_from_arguments(arguments: argparse.Namespace) -> ImportReport:
     """Import what the command line names.
 
     Raises:
@@ -102,9 +96,7 @@ def import_from_arguments(
 
     def write(annotations: Annotations, path: Path) -> ImportReport:
         source = f"{arguments.source} {path.name}"
-        return write_import(
-            annotations, arguments.output, options, source, progress, arguments.overwrite
-        )
+        return write_import(annotations, arguments.output, options, source, arguments.overwrite)
 
     if arguments.source == "cvat":
         with unpacked(arguments.export) as folder:

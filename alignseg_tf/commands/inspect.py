@@ -7,10 +7,9 @@ def inspect(arguments: argparse.Namespace) -> int:
     """Say what a data set holds and what is wrong with it."""
     from alignseg_tf.commands.options import data_from_arguments
     from alignseg_tf.preparation.inspection import inspect_data
-    from alignseg_tf.system.progress import counter
 
-    data = data_from_arguments(arguments, counter("making the data set"))
-    report = inspect_data(data, arguments.output, arguments.split, counter, arguments.overwrite)
+    data = data_from_arguments(arguments)
+    report = inspect_data(data, arguments.output, arguments.split, arguments.overwrite)
     print(f"{report.text()}\n")
     print(f"{arguments.output}: contact_sheet.png, inspection.json, images.csv")
     return 1 if report.problems else 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from alignseg_tf.data.datasets.catalog import LAYOUTS
 from alignseg_tf.data.datasets.tfds import TfdsOptions
-from alignseg_tf.data.sources import DataSource, Progress, open_data
+from alignseg_tf.data.sources import DataSource, open_data
 from alignseg_tf.prediction.protocol import AVERAGES, BLENDINGS, LARGE_IMAGE_TILE, Protocol
 
 
@@ -37,9 +37,7 @@ def add_data_arguments(
     )
 
 
-def data_from_arguments(
-    arguments: argparse.Namespace, progress: Progress | None = None
-) -> DataSource:
+def data_from_arguments(arguments: argparse.Namespace) -> DataSource:
     """Open what the command line names.
 
     Raises:
@@ -48,7 +46,7 @@ def data_from_arguments(
     options = TfdsOptions(
         arguments.image_key, arguments.label_key, arguments.train_split, arguments.val_split
     )
-    return open_data(arguments.data, arguments.layout, progress, arguments.label_space, options)
+    return open_data(arguments.data, arguments.layout, arguments.label_space, options)
 
 
 def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:

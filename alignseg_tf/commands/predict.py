@@ -22,7 +22,6 @@ from alignseg_tf.pretrained import model_path
 from alignseg_tf.system.files import remove_leftovers
 from alignseg_tf.system.fingerprints import fingerprint
 from alignseg_tf.system.printable import printable
-from alignseg_tf.system.progress import counter
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,16 +74,14 @@ def predict_from_arguments(arguments: argparse.Namespace) -> int:
         remove_leftovers(folder)
     started = time.monotonic()
     with claimed_output(output, run, targets, arguments.overwrite) as log:
-        show = counter("predicting")
-        for outcome in predict_images(predictor, images, output, kinds, show, log):
+        for outcome in predict_images(predictor, images, output, kinds, log):
             _report_skipped(outcome)
         for path, name in videos:
             video = str(path)
             if video.startswith(CAMERA) and arguments.frames is None:
                 print(f"{video}: recording until Ctrl-C")
-            show = counter(f"{printable(video)}: frame")
             outcome = predict_video(
-                predictor, video, str(name), output, kinds, arguments.every, arguments.frames, show
+                predictor, video, str(name), output, kinds, arguments.every, arguments.frames
             )
             log.add(outcome)
             _report_skipped(outcome)

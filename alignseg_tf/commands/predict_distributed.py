@@ -6,7 +6,6 @@ from pathlib import Path
 
 from alignseg_tf.prediction.batch import report
 from alignseg_tf.prediction.distributed import predict_distributed
-from alignseg_tf.system.progress import counter
 
 
 def add_distributed_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,5 +26,5 @@ def distributed_from_arguments(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     names = ("folder", "output", "actors", "threads", "batch_size", "address")
     options = {name: getattr(arguments, name) for name in names}
-    log = predict_distributed(arguments.model, **options, progress=counter("predicting"))
+    log = predict_distributed(arguments.model, **options)
     return report(log, time.monotonic() - started)

@@ -11,12 +11,11 @@ def summary(arguments: argparse.Namespace) -> int:
     """Print the blocks of a model: shapes, parameters, multiply-adds, time."""
     from alignseg_tf.analysis.summary import summarize
     from alignseg_tf.prediction.saved_networks import label_space_of, load_model
-    from alignseg_tf.system.progress import counter
 
     if arguments.json is not None:
         check_file(arguments.json, "summary", _is_summary, arguments.overwrite)
     model = load_model(arguments.model)
-    blocks = summarize(model, tuple(arguments.size), arguments.runs, counter("timing"))
+    blocks = summarize(model, tuple(arguments.size), arguments.runs)
     print(blocks.table())
     print(f"classes: {', '.join(label_space_of(model).classes)}")
     print(f"normalization: {model.normalization}\nsampling: {model.sampling}")

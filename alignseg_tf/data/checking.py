@@ -6,7 +6,7 @@ a data set from being trained on, a note is worth a look.
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,12 @@ from alignseg_tf.data.listing import DataError, Sample, Skipped, list_problems
 from alignseg_tf.data.readers import DEEP_MODES, is_turned, load_sample, opened
 from alignseg_tf.system.parallel import in_parallel
 from alignseg_tf.system.printable import printable
+from alignseg_tf.system.progress import progress_bar
 
 # Files named for each kind of note.
 NAMED = 3
 # 16-bit images whose brightest value is below this, of 255, were likely written with 12 bits.
 FAINT = 32
-
-Progress = Callable[[int, int], None]
 
 
 def check_sample(sample: Sample, label_space: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
@@ -210,20 +209,18 @@ class Findings:
     repeated: list[tuple[str, Path, str, Path]] = field(default_factory=list)
     _seen: dict[bytes, tuple[str, Path]] = field(default_factory=dict, repr=False)
 
-    def read(
-        self, name: str, samples: Sequence[Sample], progress: Progress | None = None
-    ) -> Iterator[ImageFacts]:
+    def read(self, name: str, samples: Sequence[Sample]) -> Iterator[ImageFacts]:
         """Decode the samples of a split once, and yield what is known of each.
 
         Args:
             name: of the split; `train` must have something to learn.
             samples: what to read.
-            progress: called with (done, total).
         """
         split = SplitReport(name, self.label_space.num_classes, listed=len(samples))
         self.splits.append(split)
         look = partial(examine, label_space=self.label_space)
-        for done, facts in enumerate(in_parallel(look, samples), start=1):
+        found = in_parallel(look, samples)
+        for facts in progress_bar(found, f"reading {name}".strip(), len(samples)):
             split.add(facts)
             if facts.digest:
                 here = name, facts.sample.image
@@ -231,8 +228,6 @@ class Findings:
                     self.repeated.append((*self._seen[facts.digest], *here))
                 else:
                     self._seen[facts.digest] = here
-            if progress is not None:
-                progress(done, len(samples))
             yield facts
         if problem := learning_problem(split, self.label_space):
             split.problems.append(problem)
@@ -289,7 +284,6 @@ def void_hint(split: SplitReport, label_space: LabelSpace) -> str:
 def check_samples(
     samples: Sequence[Sample],
     label_space: LabelSpace,
-    progress: Progress | None = None,
     findings: Findings | None = None,
     name: str = "",
 ) -> DataSummary:
@@ -298,7 +292,6 @@ def check_samples(
     Args:
         samples: what to check.
         label_space: what labels may hold.
-        progress: called with (done, total).
         findings: gets what is found, for its notes.
         name: of the split; `train` must have something to learn.
 
@@ -307,7 +300,7 @@ def check_samples(
     """
     findings = Findings(label_space) if findings is None else findings
     counts, sizes = [], []
-    for facts in findings.read(name, samples, progress):
+    for facts in findings.read(name, samples):
         if facts.counts is not None and facts.size is not None:
             counts.append(facts.counts)
             sizes.append(facts.size[::-1])

@@ -6,7 +6,7 @@ street_scenes     the embedded data set, drawn once into a folder
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,6 @@ from alignseg_tf.data.datasets.layout import Layout
 from alignseg_tf.data.datasets.tfds import TfdsOptions
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import IMAGE_SUFFIXES, DataError, Sample, Skipped, list_files
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,6 @@ def cache_folder() -> Path:
 def open_data(
     data: str | Path,
     layout: str | None = None,
-    progress: Progress | None = None,
     label_space: str | Path | None = None,
     tfds_options: TfdsOptions | None = None,
 ) -> DataSource:
@@ -94,7 +91,6 @@ def open_data(
     Args:
         data: a path, `tfds:NAME` or `street_scenes`.
         layout: one of `LAYOUTS`, or None to tell it from the files.
-        progress: called with (done, total) while a data set is drawn or unpacked.
         label_space: what the labels mean, one of `LABEL_SPACES` or a file like `classes.json`;
             None for what a file of the data set states, or else the layout or TFDS.
         tfds_options: features and splits of `tfds:NAME`.
@@ -107,9 +103,7 @@ def open_data(
         if layout not in (None, "folder"):
             raise DataError(f"{data} becomes a folder: it takes no --layout. Received: {layout!r}")
         name = str(data).removeprefix("tfds:")
-        root, found_space = tfds.write_folder(
-            name, cache_folder() / "tfds", tfds_options, given, progress
-        )
+        root, found_space = tfds.write_folder(name, cache_folder() / "tfds", tfds_options, given)
         return DataSource(root, LAYOUTS["folder"], found_space)
     if tfds_options not in (None, TfdsOptions()):
         raise DataError(
@@ -118,7 +112,7 @@ def open_data(
         )
     if str(data) == "street_scenes":
         try:
-            data = street_painter.write_folder(cache_folder() / "street_scenes", progress=progress)
+            data = street_painter.write_folder(cache_folder() / "street_scenes")
         except ValueError as error:
             raise DataError(str(error)) from error
     path = Path(data)

@@ -28,6 +28,7 @@ from alignseg_tf.system.fingerprints import (
     listed,
 )
 from alignseg_tf.system.parallel import in_parallel
+from alignseg_tf.system.progress import progress_bar
 
 # Keys of the first line of a record from before it held fingerprints.
 OLDER_KEYS = ("pictures", "picture names")
@@ -39,7 +40,6 @@ def evaluate(
     segment: Segment | Sequence[Segment],
     samples: Iterable[Sample],
     label_space: LabelSpace,
-    progress: Callable[[int, int], None] | None = None,
     protocol: str = "whole images",
     record: Path | None = None,
     identity: dict[str, Any] | None = None,
@@ -56,7 +56,6 @@ def evaluate(
             by one thread at a time.
         samples: images with labels.
         label_space: what the labels mean.
-        progress: called with (done, total).
         protocol: how `segment` treats an image, in words, for the report.
         record: file to which the counts of each image are appended as they are made. If it is
             there, an evaluation goes on where it was interrupted. Images whose file or label has
@@ -82,12 +81,9 @@ def evaluate(
                 _opened_record(record, _description(label_space, protocol, identity), samples)
             )
         left = [i for i in range(len(samples)) if i not in known]
-        for done, (index, scores) in enumerate(
-            _score_all(segments, samples, left, label_space), start=len(samples) - len(left) + 1
-        ):
+        found = _score_all(segments, samples, left, label_space)
+        for index, scores in progress_bar(found, "evaluating", len(samples), done=len(known)):
             append(index, scores)
-            if progress is not None:
-                progress(done, len(samples))
     return Report(label_space.classes, [known[i] for i in range(len(samples))], protocol, block)
 
 
@@ -311,7 +307,6 @@ def evaluate_model(
     samples: Sequence[Sample],
     label_space: LabelSpace,
     record: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
     block: int = 1,
 ) -> Report:
     """Evaluate a saved model.
@@ -322,7 +317,6 @@ def evaluate_model(
         samples: images with labels.
         label_space: what the labels mean; the model must have its classes.
         record: see `evaluate`; it belongs to the model's bytes, the protocol and the images.
-        progress: called with (done, total).
         block: neighbouring images that intervals draw together, see `Report`.
 
     Raises:
@@ -331,4 +325,4 @@ def evaluate_model(
     protocol = str(predictors[0].protocol)
     check_classes(predictors[0], label_space, model)
     identity = None if record is None else {"model": fingerprint(model)}
-    return evaluate(predictors, samples, label_space, progress, protocol, record, identity, block)
+    return evaluate(predictors, samples, label_space, protocol, record, identity, block)

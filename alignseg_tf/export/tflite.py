@@ -10,7 +10,7 @@ What the quantizations are::
 
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from alignseg_tf.prediction.saved_networks import (
 )
 from alignseg_tf.prediction.tiling import resized
 from alignseg_tf.system.files import atomic_path, check_file
+from alignseg_tf.system.progress import progress_bar
 from alignseg_tf.system.quiet import silent_stderr
 
 # Of many calibration images so many are used, evenly spread.
@@ -54,7 +55,6 @@ def export_tflite(
     output: str = "class_map",
     calibration_images: Sequence[np.ndarray] | None = None,
     check_images: Iterable[np.ndarray] | None = None,
-    progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
 ) -> Agreement:
     """Write a `.tflite` file, run it with LiteRT and compare it with the model.
@@ -74,7 +74,6 @@ def export_tflite(
         calibration_images: for `int8`: uint8 RGB images like those that will come. They are
             resized, and 100 of them are used.
         check_images: uint8 RGB images to compare on; one of noise by default.
-        progress: called with (done, total) while ranges are measured.
         overwrite: replace a file at `path` even if no export wrote it.
 
     Returns:
@@ -95,7 +94,7 @@ def export_tflite(
         for image in spread(calibration_images or (), CALIBRATION_IMAGES)
     ]
     with saved_graph(model, image_size, output) as folder:
-        content = converted(folder, quantization, images, progress)
+        content = converted(folder, quantization, images)
     check_operators(content, path)
     content = with_metadata(content, label_space_of(model), output)
     with atomic_path(path) as temporary:
@@ -184,7 +183,6 @@ def converted(
     folder: str,
     quantization: str,
     images: Sequence[np.ndarray],
-    progress: Callable[[int, int], None] | None = None,
 ) -> bytes:
     """Return the bytes of a `.tflite` file.
 
@@ -192,15 +190,7 @@ def converted(
         folder: from `saved_graph`.
         quantization: one of `QUANTIZATIONS`.
         images: for `int8`, of the size of the graph: what ranges are measured on.
-        progress: called with (done, total) meanwhile.
     """
-
-    def representative() -> Iterator[list[np.ndarray]]:
-        for number, image in enumerate(images, start=1):
-            yield [image[None]]
-            if progress is not None:
-                progress(number, len(images))
-
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if quantization != "float32":
@@ -208,9 +198,11 @@ def converted(
     if quantization == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if quantization == "int8":
-        converter.representative_dataset = representative
         converter.target_spec.supported_ops.insert(0, tf.lite.OpsSet.TFLITE_BUILTINS_INT8)
-    with silent_stderr():
+    with silent_stderr() as stderr:
+        if quantization == "int8":
+            bar = progress_bar(images, "measuring ranges", file=stderr)
+            converter.representative_dataset = lambda: ([image[None]] for image in bar)
         return converter.convert()
 
 

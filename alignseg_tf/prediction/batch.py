@@ -8,9 +8,10 @@ import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from alignseg_tf.system.files import atomic_path, write_text
 from alignseg_tf.system.fingerprints import differences
 from alignseg_tf.system.parallel import in_parallel
 from alignseg_tf.system.printable import printable
+from alignseg_tf.system.progress import progress_bar
 
 if TYPE_CHECKING:
     from alignseg_tf.prediction.outputs import Prediction
@@ -63,7 +65,6 @@ def predict_images(
     images: Sequence[tuple[Path, Path]],
     output: Path,
     kinds: Sequence[str] = DEFAULT_KINDS,
-    progress: Callable[[int, int], None] | None = None,
     log: OutcomeLog | None = None,
 ) -> Iterator[Outcome]:
     """Segment images and write the results into a folder.
@@ -76,7 +77,6 @@ def predict_images(
         images: (path, name of the results below `output`), see `result_names`.
         output: the folder.
         kinds: which of `KINDS` to write.
-        progress: called with (done, total).
         log: of the folder, to which outcomes are added; None makes all results again.
 
     Yields:
@@ -126,10 +126,8 @@ def predict_images(
             log.add(outcome)  # here and not by the caller, who may have been interrupted
         return outcome
 
-    for done, outcome in enumerate(in_parallel(write, segmented(), ahead=1, workers=1), start=1):
-        if progress is not None:
-            progress(done, len(images))
-        yield outcome
+    written = in_parallel(write, segmented(), ahead=1, workers=1)
+    yield from progress_bar(written, "predicting", len(images))
 
 
 def _is_there(target: Path) -> bool:
@@ -156,7 +154,6 @@ def predict_video(
     kinds: Sequence[str] = DEFAULT_KINDS,
     every: int = 1,
     limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Segment the frames of a video or a camera.
 
@@ -171,7 +168,6 @@ def predict_video(
         kinds: which of `KINDS` to write.
         every: take each so-many-th frame.
         limit: stop after so many frames.
-        progress: called with (done, total), where the number of frames is known.
 
     Raises:
         ImportError: PyAV is not installed.
@@ -196,9 +192,8 @@ def predict_video(
             total = None if video.frames is None else -(-video.frames // every)
             total = min(filter(None, (total, limit)), default=None)
             try:
-                for number, frame in enumerate(video):
-                    if number % every:
-                        continue
+                frames = islice(enumerate(video), 0, None, every)
+                for number, frame in progress_bar(frames, source, total, "frame"):
                     started = time.monotonic()
                     prediction = predictor(frame)
                     seconds += time.monotonic() - started
@@ -207,8 +202,6 @@ def predict_video(
                         writer.write(image(prediction))
                     prediction.save(output / name, f"{number:06d}", still)
                     count += 1
-                    if progress is not None and total is not None:
-                        progress(min(count, total), total)
                     if count == limit:
                         break
             except KeyboardInterrupt:

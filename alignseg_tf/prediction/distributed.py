@@ -12,7 +12,7 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import groupby, islice
@@ -30,6 +30,7 @@ from alignseg_tf.system.files import atomic_path, remove_leftovers, write_text
 from alignseg_tf.system.fingerprints import fingerprint
 from alignseg_tf.system.parallel import in_parallel
 from alignseg_tf.system.printable import printable
+from alignseg_tf.system.progress import progress_bar
 from alignseg_tf.system.quiet import import_tensorflow_quietly, silent_stderr
 
 if TYPE_CHECKING:
@@ -130,7 +131,6 @@ def predict_distributed(
     threads: int = 1,
     batch_size: int = 1,
     address: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> OutcomeLog:
     """Segment the images of a folder by actors that Ray Data feeds.
 
@@ -144,7 +144,6 @@ def predict_distributed(
         threads: of TensorFlow in an actor.
         batch_size: images of one size that go through the network at a time.
         address: of a Ray cluster, or `auto`; None for this machine only.
-        progress: called with (done, total).
 
     Returns:
         The log of this run: its `counts`, and the `path` of its file.
@@ -172,21 +171,23 @@ def predict_distributed(
     run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}"
     with OutcomeLog(output / "outcomes" / f"{run}.csv") as log, _ray(actors, threads, address) as n:
         size = min(MAX_BLOCK_ROWS, max(len(paths) // (n * BLOCKS_PER_ACTOR), batch_size))
+
         # Ray drops a block with which actors died too often. Its images are tried one by one, and
         # one at an actor at a time, so that none dies with another.
-        for rows, ahead in ((size, None), (1, 1)):
-            left = table.filter(pa.array(~done))
-            blocks = [left.slice(i, rows).combine_chunks() for i in range(0, len(left), rows)]
-            arguments = (saved_model, output, model, batch_size)
-            for row, outcome in _segmented(blocks, arguments, n, threads, ahead):
-                if outcome.outcome == STOPPED:
-                    raise OSError(outcome.message)
-                done[row] = True
-                log.add(outcome)
-                if progress is not None:
-                    progress(log.counts.total(), len(paths))
-            if done.all():
-                break
+        def outcomes() -> Iterator[tuple[int, Outcome]]:
+            for rows, ahead in ((size, None), (1, 1)):
+                left = table.filter(pa.array(~done))
+                blocks = [left.slice(i, rows).combine_chunks() for i in range(0, len(left), rows)]
+                arguments = (saved_model, output, model, batch_size)
+                yield from _segmented(blocks, arguments, n, threads, ahead)
+                if done.all():
+                    break
+
+        for row, outcome in progress_bar(outcomes(), "predicting", len(paths)):
+            if outcome.outcome == STOPPED:
+                raise OSError(outcome.message)
+            done[row] = True
+            log.add(outcome)
         for path in table.filter(pa.array(~done))["path"].to_pylist():
             message = f"the process that segmented it died {MAX_DEATHS + 1} times"
             log.add(Outcome(os.fsdecode(path), "skipped", message=message))

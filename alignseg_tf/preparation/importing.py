@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -44,6 +44,7 @@ from alignseg_tf.system.files import (
 )
 from alignseg_tf.system.parallel import in_parallel
 from alignseg_tf.system.printable import printable
+from alignseg_tf.system.progress import progress_bar
 
 BACKGROUND = "background"
 SPLITS = ("train", "val", "test")
@@ -156,7 +157,6 @@ def write_import(
     output: str | Path,
     options: ImportOptions | None = None,
     source: str = "",
-    progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
 ) -> ImportReport:
     """Write annotated images as a folder, at once when all of it is done.
@@ -169,7 +169,6 @@ def write_import(
         output: the folder; it must be new, empty, or from an import.
         options: how annotations become labels.
         source: what `import.json` shall say.
-        progress: called with (done, total).
         overwrite: replace what is there even if no import wrote it, or it was changed since.
 
     Raises:
@@ -205,7 +204,7 @@ def write_import(
     with atomic_folder(output, IMPORT, overwrite, carried_over) as folder:
         _copy_kept(output, folder, kept)
         writer = _Writer(folder, output, label_space, options)
-        pixels, left_out = _write_splits(writer, split_of, invalid, progress)
+        pixels, left_out = _write_splits(writer, split_of, invalid)
         if not kept:
             classes = {**label_space.to_dict(), "void": label_space.void}
             write_text(folder / "classes.json", json.dumps(classes, indent=1))
@@ -234,7 +233,6 @@ def _write_splits(
     writer: "_Writer",
     split_of: Mapping[str, Sequence[Annotated]],
     invalid: Invalid,
-    progress: Callable[[int, int], None] | None,
 ) -> tuple[dict[str, np.ndarray], int]:
     """Write all images.
 
@@ -252,15 +250,12 @@ def _write_splits(
     jobs = [(split, image) for split, part in split_of.items() for image in part]
     counts: dict[str, list[np.ndarray]] = {split: [] for split in split_of}
     problems = []
-    for done, ((split, _), result) in enumerate(
-        zip(jobs, in_parallel(write, jobs), strict=True), start=1
-    ):
+    results = progress_bar(in_parallel(write, jobs), "importing", len(jobs))
+    for (split, _), result in zip(jobs, results, strict=True):
         if isinstance(result, str):
             problems.append(result)
         elif result is not None:
             counts[split].append(result)
-        if progress is not None:
-            progress(done, len(jobs))
     if problems and not invalid.skip:
         raise DataError(
             f"{len(problems)} of {len(jobs)} images are unfit; nothing was written:"

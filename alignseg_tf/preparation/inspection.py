@@ -8,7 +8,7 @@ A problem keeps a data set from being trained on; a note is worth a look.
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,6 @@ from alignseg_tf.system.files import (
     write_files,
 )
 from alignseg_tf.system.printable import csv_cell
-
-Counters = Callable[[str], Callable[[int, int], None]]
 
 # Kinds of problems shown.
 KINDS = 12
@@ -205,7 +203,6 @@ def inspect_data(
     data: DataSource,
     output: str | Path,
     splits: Sequence[str] = ("train", "val"),
-    counters: Counters | None = None,
     overwrite: bool = False,
 ) -> Inspection:
     """Decode every file of a data set once, and write what it holds.
@@ -214,7 +211,6 @@ def inspect_data(
         data: what to inspect.
         output: folder for `images.csv`, `inspection.json` and `contact_sheet.png`.
         splits: which parts.
-        counters: what is done -> progress function, called with (done, total).
         overwrite: replace files of these names even if no inspection wrote them.
 
     Raises:
@@ -243,8 +239,7 @@ def inspect_data(
         rows = csv.writer(file)
         rows.writerow(map(csv_cell, _columns(data.label_space)))
         for name, (samples, problems) in found.items():
-            progress = counters(f"reading {name}") if counters else None
-            for facts in report.read(name, samples, progress):
+            for facts in report.read(name, samples):
                 cells = _row(name, facts, data.label_space.num_classes + 1)
                 rows.writerow(map(csv_cell, cells))
             split = report.splits[-1]

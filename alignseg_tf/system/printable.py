@@ -1,10 +1,7 @@
 """Names of files and classes as text that is safe to print, whatever they hold."""
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any, TextIO
+from typing import Any
 
 # A spreadsheet takes a cell that starts with one of these for a formula.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -45,29 +42,3 @@ def csv_cell(value: Any) -> Any:
         return value
     text = printable(value)
     return f"'{text}" if text.startswith(FORMULA_STARTS) else text
-
-
-class _PrintableStream:
-    """A text stream that escapes what a terminal would obey; see `printable_output`."""
-
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        lines = text.split("\n")
-        self._stream.write("\n".join("\r".join(map(printable, x.split("\r"))) for x in lines))
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def printable_output() -> Iterator[None]:
-    """Escape control characters and surrogates in what is printed meanwhile, whatever its source.
-
-    New lines stay, and carriage returns, by which progress is shown.
-    """
-    out, err = (_PrintableStream(stream) for stream in (sys.stdout, sys.stderr))
-    with redirect_stdout(out), redirect_stderr(err):  # type: ignore[type-var]
-        yield

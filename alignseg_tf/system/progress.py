@@ -1,37 +1,74 @@
-"""A line on the console that says how far something is."""
+"""Progress bars on the standard error stream, which commands switch on."""
 
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TextIO, TypeVar
 
-# Seconds between two changes of the line.
-INTERVAL = 0.1
-# The same where lines stay, as in a log.
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+# Seconds between two lines where lines stay, as in a log.
 LOG_INTERVAL = 30.0
+LOG_FORMAT = "{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left"
+
+_shown: ContextVar[bool] = ContextVar("progress_shown", default=False)
 
 
-def counter(what: str) -> Callable[[int, int], None]:
-    """Return a progress function for (done, total), which prints `what` and the time left.
+@contextmanager
+def progress_shown() -> Iterator[None]:
+    """Show the progress bars of this block; a library call without it is silent."""
+    token = _shown.set(True)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
 
-    On a terminal one line is rewritten; elsewhere there is one every half minute, and at the end.
+
+def progress_bar(
+    items: Iterable[Item],
+    what: str,
+    total: int | None = None,
+    unit: str = "image",
+    done: int = 0,
+    file: TextIO | None = None,
+) -> Iterable[Item]:
+    """Return the items; iterating over them shows what is done and an estimate of the time left.
+
+    A terminal shows a bar, a log a line every `LOG_INTERVAL` seconds.
+
+    Args:
+        items: what to iterate over.
+        what: the activity, such as "reading".
+        total: number of items, with those done before; None for `len(items)`.
+        unit: name of one item.
+        done: number of items done before.
+        file: stream to write to; None for `sys.stderr`.
     """
-    started = shown = time.monotonic()
+    if not _shown.get():
+        return items
+    file = file or sys.stderr
+    options: dict[str, Any] = {"unit": unit, "initial": done, "file": file, "miniters": 1}
+    if file.isatty():
+        return tqdm(items, what, total, **options)
+    every = LOG_INTERVAL
+    options |= {"mininterval": every, "maxinterval": every, "delay": every, "leave": False}
+    return _LogLines(items, what, total, bar_format=LOG_FORMAT, **options)
 
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        now = time.monotonic()
-        if done == total:
-            line = f"{what} {done}/{total}, {duration(now - started)}\n"
-        elif now - shown >= (INTERVAL if sys.stdout.isatty() else LOG_INTERVAL):
-            left = (now - started) / done * (total - done)
-            line = f"{what} {done}/{total}, {duration(left)} left"
-            line += "" if sys.stdout.isatty() else "\n"
-        else:
-            return
-        shown = now
-        print(f"\r\x1b[K{line}" if sys.stdout.isatty() else line, end="", flush=True)
 
-    return show
+class _LogLines(tqdm):
+    """A bar whose states are lines, the last one included."""
+
+    monitor_interval = 0  # no thread
+    _written = -1  # items done in the last line
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if self.n != self._written:
+            self._written = self.n
+            self.fp.write(f"{self}\n")
+            self.fp.flush()
 
 
 def duration(seconds: float) -> str:

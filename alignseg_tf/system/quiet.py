@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 # Who asks for TensorFlow's log gets all of it.
 LOG_WANTED = "TF_CPP_MIN_LOG_LEVEL" in os.environ
@@ -17,25 +18,25 @@ PACKAGES, SCRIPTS = ("alignseg_tf", "training"), ("alignseg",)
 
 
 @contextmanager
-def silent_stderr() -> Iterator[None]:
+def silent_stderr() -> Iterator[TextIO]:
     """Drop what is written to file descriptor 2, also by libraries that are not Python.
 
     Nothing is dropped when the user has set `TF_CPP_MIN_LOG_LEVEL`.
+
+    Yields:
+        A stream to the standard error that was there before.
     """
     if LOG_WANTED:
-        yield
+        yield sys.stderr
         return
     sys.stderr.flush()
-    stderr = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
+    with os.fdopen(os.dup(2), "w") as stderr, Path(os.devnull).open("w") as nowhere:
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield stderr
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr.fileno(), 2)
 
 
 def is_own_command() -> bool:

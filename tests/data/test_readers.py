@@ -366,13 +366,11 @@ def test_the_check_finds_bad_labels_and_goes_on(folder, label, message):
     bad = folder / "labels" / "train" / "002.png"
     Image.fromarray(label).save(bad)
     (folder / "images/train/004.png").write_bytes(b"nothing")
-    seen = []
     with pytest.raises(DataError, match=message) as error:
-        check_samples(read_folder(folder, "train"), SPACE, lambda *args: seen.append(args))
+        check_samples(read_folder(folder, "train"), SPACE)
     assert str(bad) in str(error.value)
     assert "2 of 6 samples are unfit" in str(error.value)
     assert "images/train/004.png: not readable" in str(error.value)
-    assert seen[-1] == (6, 6)
 
 
 def test_the_check_counts(folder):

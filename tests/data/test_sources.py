@@ -37,13 +37,12 @@ def test_street_scenes_are_drawn_into_the_cache(monkeypatch, tmp_path):
     write = street_painter.write_folder
     monkeypatch.setattr(
         street_painter, "write_folder",
-        lambda root, progress: write(root, train=2, val=1, size=(64, 96), progress=progress),
+        lambda root: write(root, train=2, val=1, size=(64, 96)),
     )  # fmt: skip
-    seen = []
-    data = open_data("street_scenes", progress=lambda *args: seen.append(args))
+    data = open_data("street_scenes")
     assert data.root == tmp_path / "street_scenes"
     assert data.label_space == LABEL_SPACES["street_scenes"]
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert len(data.samples("train")) == 2
 
 
 def test_a_label_space_can_be_given(folder, tmp_path):

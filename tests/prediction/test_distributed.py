@@ -244,11 +244,14 @@ distributed_prediction.Segmenter = Deadly
 distributed_prediction.MAX_DEATHS = 1
 addresses = set()
 
-def look(done, total):
-    import ray
-    addresses.update(node["NodeManagerAddress"] for node in ray.nodes())
+class Log(distributed_prediction.OutcomeLog):
+    def add(self, outcome):
+        import ray
+        addresses.update(node["NodeManagerAddress"] for node in ray.nodes())
+        super().add(outcome)
 
-log = predict_distributed(saved_model, image_files, output, actors=2, progress=look)
+distributed_prediction.OutcomeLog = Log
+log = predict_distributed(saved_model, image_files, output, actors=2)
 print(json.dumps({**log.counts, "addresses": sorted(addresses)}))
 """
 

@@ -2,7 +2,8 @@ import os
 import sys
 from pathlib import Path
 
-from alignseg_tf.system.printable import csv_cell, printable, printable_output
+from alignseg_tf.system.console import command_output
+from alignseg_tf.system.printable import csv_cell, printable
 
 
 def test_what_is_shown_is_one_line_of_utf8():
@@ -31,7 +32,7 @@ def test_a_spreadsheet_sees_no_formula():
 
 
 def test_what_is_printed_drives_no_terminal(capsys):
-    @printable_output()
+    @command_output()
     def command():
         print("\x1b]0;title\x07", "Straße")
         print("\r1/2", end="\r", file=sys.stderr)

@@ -105,7 +105,7 @@ def test_a_run_leaves_its_files(unbroken):
         "data_files.json",
     }  # fmt: skip
     text = (output.parent / "stdout").read_text()
-    for expected in ("checking training images 8/8", "64 x 64 to 96 x 72", " left", "mean IoU"):
+    for expected in ("64 x 64 to 96 x 72", " left", "mean IoU"):
         assert expected in text
     assert (output.parent / "stderr").read_text() == ""
     assert [row["epoch"] for row in rows(output)] == ["0", "1", "2"]

@@ -28,6 +28,7 @@ from alignseg_tf.data.sources import DataSource
 from alignseg_tf.evaluation.bootstrap import check_block
 from alignseg_tf.evaluation.counts import ImageScores
 from alignseg_tf.evaluation.report import Report
+from alignseg_tf.system.console import command_output
 from alignseg_tf.system.environment import machine, versions
 from alignseg_tf.system.files import (
     Output,
@@ -39,8 +40,7 @@ from alignseg_tf.system.files import (
     write_files,
 )
 from alignseg_tf.system.fingerprints import names_hash
-from alignseg_tf.system.printable import printable_output
-from alignseg_tf.system.progress import counter, duration
+from alignseg_tf.system.progress import duration
 from training.ablation.report import ablation_csv, ablation_tables, draw_ablation
 from training.build import build_model, for_inference
 from training.callbacks.run_folder import CONTENT, describe_content, describe_run
@@ -346,7 +346,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@printable_output()
+@command_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
@@ -361,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "--seeds must be at least 1 and --other-seeds at least 0. "
                 f"Received: {parsed.seeds} and {parsed.other_seeds}"
             )
-        data = data_from_arguments(parsed, counter("making the data set"))
+        data = data_from_arguments(parsed)
         tables = ablate(
             recipe_from_arguments(parsed), data, parsed.output,
             parsed.results or parsed.output / "results", parsed.seeds, parsed.other_seeds,

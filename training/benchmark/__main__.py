@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from alignseg_tf.system.console import command_output
 from alignseg_tf.system.files import add_overwrite_argument, check_file, has_keys, write_text
-from alignseg_tf.system.printable import printable_output
 from alignseg_tf.system.processor import prepare_processor
 from training.benchmark.inputs import add_input
 from training.benchmark.memory import add_memory
@@ -44,7 +44,7 @@ def _is_result(path: Path) -> bool:
     return has_keys(path, "load_before", "machine", "versions")
 
 
-@printable_output()
+@command_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from alignseg_tf.system.memory import peak_resident_bytes
+from alignseg_tf.system.progress import progress_bar
 
 # Runs before the first that counts: they trace, compile and fill caches.
 WARM_UP = 2
@@ -157,14 +158,14 @@ def ratio(ours: Runs, theirs: Runs) -> Ratio:
 def hold_contest(
     contestants: Sequence[tuple[Contestant, Task]],
     rounds: int,
-    progress: Callable[[int, int], None] | None = None,
+    what: str = "measuring",
 ) -> list[Runs]:
     """Let contestants work in turn.
 
     Args:
         contestants: who takes part, and what each does.
         rounds: how often.
-        progress: called with (done, total) rounds.
+        what: name of the progress bar.
 
     Returns:
         What each took, in the order of `contestants`.
@@ -176,15 +177,13 @@ def hold_contest(
         processes = [stack.enter_context(_process(*pair)) for pair in contestants]
         results = [Runs() for _ in contestants]
         turns = list(zip(processes, results, strict=True))
-        for done in range(rounds):
+        for done in progress_bar(range(rounds), what, unit="round"):
             first = done % len(turns)  # nobody always follows the same one
             for process, runs in turns[first:] + turns[:first]:
                 answer = process.ask()
                 runs.seconds.append(answer["seconds"])
                 runs.processor_seconds.append(answer["processor_seconds"])
                 runs.peak_bytes = answer["peak_bytes"]
-            if progress:
-                progress(done + 1, rounds)
     return results
 
 

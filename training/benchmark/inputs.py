@@ -20,7 +20,7 @@ from alignseg_tf.data.pipeline import (
 )
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.precision import global_dtype_policy
-from alignseg_tf.system.progress import counter
+from alignseg_tf.system.progress import progress_bar
 from training.build import build_augmentation, build_model, compile_model
 from training.data import for_outputs
 from training.options import _positive, add_recipe_arguments, recipe_from_arguments
@@ -53,15 +53,13 @@ def measure_input(
     keras.utils.set_random_seed(recipe.seed)
     rare_classes, pixels = None, np.ones(label_space.num_classes)
     if recipe.rare_classes:
-        summary = check_samples(samples, label_space, counter("counting classes"))
+        summary = check_samples(samples, label_space)
         rare_classes = RareClassSampling(summary.counts, recipe.rare_classes)
         pixels = summary.pixels
     cache = SampleCache() if cached else SampleCache(0)
     if cached:
-        show = counter("decoding images")
-        for done, sample in enumerate(samples, start=1):
+        for sample in progress_bar(samples, "decoding"):
             cache.load(sample, label_space)
-            show(done, len(samples))
     with global_dtype_policy(recipe.dtype_policy):
         model = build_model(recipe, label_space)
         compile_model(
@@ -82,13 +80,11 @@ def measure_input(
     model.fit(one_batch, steps_per_epoch=1, epochs=1, shuffle=False, verbose=0)  # traces
     pipeline, memory = iter(batches(1)), iter(one_batch)
     times: dict[str, list[tuple[float, float]]] = {"pipeline": [], "memory": []}
-    show = counter("rounds")
-    for done in range(1, rounds + 1):
+    for _ in progress_bar(range(rounds), "measuring", unit="round"):
         time_steps(model, pipeline, ahead)
         times["pipeline"].append(time_steps(model, pipeline, steps))
         time_steps(model, memory, 1)
         times["memory"].append(time_steps(model, memory, steps))
-        show(done, rounds)
     (from_pipeline, cpu), (from_memory, own_cpu) = (
         np.median(times[kind], axis=0) for kind in ("pipeline", "memory")
     )
@@ -149,7 +145,7 @@ def describe_input(result: dict[str, Any]) -> str:
 def run_input(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Run the subcommand `input`: what is to be written as JSON, and as text."""
     recipe = recipe_from_arguments(parsed)
-    data = data_from_arguments(parsed, counter("making the data set"))
+    data = data_from_arguments(parsed)
     result = measure_input(recipe, data, parsed.steps, parsed.rounds, parsed.cached)
     settings = {
         "recipe": parsed.recipe,

@@ -10,7 +10,6 @@ import numpy as np
 
 from alignseg_tf.system.environment import cores
 from alignseg_tf.system.files import atomic_path, check_file
-from alignseg_tf.system.progress import counter
 from training.benchmark.contest import Contestant, Runs, Task, hold_contest, ratio
 
 OURS = Path(__file__).with_name("forms.py")
@@ -36,7 +35,7 @@ def measure_speed(
         worked, and peak memory; `ratios`: for each of ours, its ratio to each of theirs.
     """
     contestants = [*ours, *theirs]
-    results = hold_contest([(one, task) for one in contestants], rounds, counter("rounds"))
+    results = hold_contest([(one, task) for one in contestants], rounds)
     runs = dict(zip(map(str, contestants), results, strict=True))
     return {
         "task": dataclasses.asdict(task),
@@ -118,7 +117,7 @@ def measure_growth(task: Task, form: str, rounds: int) -> dict[str, Any]:
     one = Contestant(OURS, form)
     for what, factors in GROWTH.items():
         tasks = [_larger(task, what, factor) for factor in factors]
-        found = hold_contest([(one, each) for each in tasks], rounds, counter(what))
+        found = hold_contest([(one, each) for each in tasks], rounds, what)
         seconds = [runs.median() for runs in found]
         exponent = np.polyfit(np.log(factors), np.log(seconds), 1)[0]
         result[what] = {

@@ -52,6 +52,7 @@ from alignseg_tf.export.tflite import CALIBRATION_IMAGES, spread
 from alignseg_tf.precision import with_dtype_policy
 from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.prediction.saved_networks import load_model
+from alignseg_tf.system.console import command_output
 from alignseg_tf.system.files import (
     Output,
     add_overwrite_argument,
@@ -64,8 +65,6 @@ from alignseg_tf.system.files import (
     temporary_folder,
     write_text,
 )
-from alignseg_tf.system.printable import printable_output
-from alignseg_tf.system.progress import counter
 from training.evaluate import evaluate_and_write
 from training.report import ROOT
 
@@ -218,7 +217,7 @@ def _write_exports(
     export_saved_model(model, folder / "1", check, quantization="float16", **facts)
     export_tflite(
         model, folder / f"{folder.name}.tflite", size, "int8", calibration_images=calibration,
-        check_images=check, progress=counter("measuring ranges"),
+        check_images=check,
     )  # fmt: skip
 
 
@@ -248,13 +247,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@printable_output()
+@command_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
     try:
         about = parsed.about.read_text(encoding="utf-8")
-        data = data_from_arguments(parsed, counter("making the data set"))
+        data = data_from_arguments(parsed)
         size = None if parsed.size is None else tuple(parsed.size)
         protocol = protocol_from_arguments(parsed)
         written = release(

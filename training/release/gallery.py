@@ -30,9 +30,8 @@ from alignseg_tf.evaluation.provenance import warn_if_trained_on
 from alignseg_tf.evaluation.report import percent
 from alignseg_tf.prediction.predictor import predictors_on_all_gpus
 from alignseg_tf.pretrained import model_path
+from alignseg_tf.system.console import command_output
 from alignseg_tf.system.files import add_overwrite_argument, atomic_path, check_file
-from alignseg_tf.system.printable import printable_output
-from alignseg_tf.system.progress import counter
 
 CHOICES = ("worst", "spread")
 PANELS = ("image", "truth", "prediction", "mistakes")
@@ -191,20 +190,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-@printable_output()
+@command_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
     try:
         check_arguments(parsed)
         protocol = protocol_from_arguments(parsed)
-        data = data_from_arguments(parsed, counter("making the data set"))
+        data = data_from_arguments(parsed)
         samples = data.samples(parsed.split)
         warn_if_trained_on(parsed.model, data, parsed.split)
         predictors = predictors_on_all_gpus(parsed.model, protocol)
-        report = evaluate_model(
-            parsed.model, predictors, samples, data.label_space, progress=counter("evaluating")
-        )
+        report = evaluate_model(parsed.model, predictors, samples, data.label_space)
         shown = [
             (samples[i], f"{samples[i].image.name}: {percent(report.image_iou[i])} %")
             for i in chosen(report.image_iou, parsed.images, parsed.choose)

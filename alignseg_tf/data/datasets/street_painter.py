@@ -10,7 +10,7 @@ import io
 import json
 import math
 from collections import namedtuple
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from alignseg_tf.data.datasets.street_scenes import CLASSES, PALETTE, VOID
 from alignseg_tf.system.files import has_keys, write_bytes
 from alignseg_tf.system.fingerprints import listed, named_fingerprints
+from alignseg_tf.system.progress import progress_bar
 
 SKY, BUILDING, TREE, ROAD, SIDEWALK, POLE, SIGN, CAR, PEDESTRIAN = range(len(CLASSES))
 VAL_START = 1_000_000  # index of the first validation scene
@@ -463,7 +464,6 @@ def write_folder(
     val: int = 40,
     seed: int = 0,
     size: tuple[int, int] = (192, 256),
-    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write scenes as a folder of PNG files, or keep the folder that is already there.
 
@@ -471,7 +471,6 @@ def write_folder(
     (class ids) and `classes.json`. `street_scenes.json` records the arguments and the fingerprints
     of the files: a complete folder with the same arguments is kept, one with others is drawn anew,
     one with changed files is refused. A file appears under its name when it is whole.
-    `progress` is called with (scenes written, scenes in all) after each scene.
     """
     if not (0 <= train <= VAL_START and val >= 0):
         raise ValueError(f"expected train 0 to {VAL_START} and val >= 0. Received: {train}, {val}")
@@ -502,13 +501,11 @@ def write_folder(
         folder.mkdir(parents=True, exist_ok=True)
     for path in there - files:
         path.unlink()
-    for count, (name, index) in enumerate(scenes.items(), 1):
+    for name, index in progress_bar(scenes.items(), "drawing", unit="scene"):
         for kind, pixels in zip(("images", "labels"), draw_scene(index, seed, size), strict=True):
             png = io.BytesIO()
             Image.fromarray(pixels).save(png, "PNG")
             write_bytes(root / kind / name, png.getvalue())
-        if progress is not None:
-            progress(count, len(scenes))
     names = {"classes": CLASSES, "palette": PALETTE, "void": VOID}
     write_bytes(classes, json.dumps(names, indent=1).encode())
     whole = named_fingerprints(files, root)

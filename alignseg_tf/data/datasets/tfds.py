@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import DataError
 from alignseg_tf.system.files import remove_leftovers, write_bytes, write_text
 from alignseg_tf.system.fingerprints import FileFingerprints, changed_names
+from alignseg_tf.system.progress import progress_bar
 
 # What the labels of known data sets mean, by name and label feature: a key of LABEL_SPACES.
 KNOWN_LABELS = {
@@ -56,7 +57,6 @@ def write_folder(
     cache: str | Path,
     options: TfdsOptions | None = None,
     label_space: LabelSpace | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, LabelSpace]:
     """Write a prepared TFDS data set as a folder, or keep the folder that is already there.
 
@@ -70,7 +70,6 @@ def write_folder(
         cache: the folder under which to make it, as `NAME-CONFIG-VERSION-HASH`.
         options: features and splits.
         label_space: what the labels mean; None for known data sets and where TFDS has names.
-        progress: called with (images written, images in all).
 
     Returns:
         The folder and the label space.
@@ -112,28 +111,29 @@ def write_folder(
         root.mkdir(parents=True, exist_ok=True)
         write_text(root / "tfds.json", json.dumps({**record, "complete": False}, indent=1))
         features = {"images": image_key, "labels": label_key}
-        done = 0
-        for part, (expression, _) in splits.items():
-            for kind in features:
-                (root / kind / part).mkdir(parents=True, exist_ok=True)
-                remove_leftovers(root / kind / part)
-            records = _read(name, builder, expression, features, tfds)
-            for index, stored in enumerate(records):
-                for kind, key in features.items():
-                    where = f"tfds:{name}, split {expression!r}, record {index}, feature {key!r}"
-                    feature = builder.info.features[key]
-                    content, suffix = _as_file(stored[key], feature, kind == "labels", where)
-                    path = root / kind / part / f"{index:06d}{suffix}"
-                    if not path.exists():
-                        write_bytes(path, content)
-                    elif path.read_bytes() != content:
-                        raise DataError(
-                            f"{path}: another file than {where} holds. Remove it to write it "
-                            "again, or move the folder to keep it"
-                        )
-                done += 1
-                if progress is not None:
-                    progress(done, sum(counts.values()))
+
+        def records() -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+            for part, (expression, _) in splits.items():
+                for kind in features:
+                    (root / kind / part).mkdir(parents=True, exist_ok=True)
+                    remove_leftovers(root / kind / part)
+                for index, stored in enumerate(_read(name, builder, expression, features, tfds)):
+                    yield part, expression, index, stored
+
+        bar = progress_bar(records(), f"unpacking {name}", sum(counts.values()))
+        for part, expression, index, stored in bar:
+            for kind, key in features.items():
+                where = f"tfds:{name}, split {expression!r}, record {index}, feature {key!r}"
+                feature = builder.info.features[key]
+                content, suffix = _as_file(stored[key], feature, kind == "labels", where)
+                path = root / kind / part / f"{index:06d}{suffix}"
+                if not path.exists():
+                    write_bytes(path, content)
+                elif path.read_bytes() != content:
+                    raise DataError(
+                        f"{path}: another file than {where} holds. Remove it to write it "
+                        "again, or move the folder to keep it"
+                    )
         files = dict(zip(*_fingerprints(root, counts), strict=True))
         complete = {**record, "complete": True, "files": files}
         write_text(root / "tfds.json", json.dumps(complete, indent=1))
