@@ -183,6 +183,19 @@ def compile_model(
     )
 
 
+def build_variables(model: AlignSeg, batch: Any) -> None:
+    """Create the variables of the optimizer and the metrics before the first step.
+
+    Otherwise the first step creates them, and TensorFlow traces it twice. Under a distribution
+    strategy Keras does this itself.
+
+    Args:
+        model: from `compile_model`.
+        batch: inputs and labels, or their specifications.
+    """
+    model._symbolic_build(data_batch=batch)
+
+
 def build_augmentation(recipe: Recipe, model: AlignSeg, crop_size: tuple[int, int]) -> Augmentation:
     """Return what a recipe draws for each sample."""
     return Augmentation(

@@ -33,7 +33,13 @@ from alignseg_tf.precision import global_dtype_policy
 from alignseg_tf.system.console import command_output
 from alignseg_tf.system.files import DiskFullError, write_text
 from alignseg_tf.system.processor import prepare_processor
-from training.build import build_model, check_batch_size, compile_model, set_synchronized_batch_norm
+from training.build import (
+    build_model,
+    build_variables,
+    check_batch_size,
+    compile_model,
+    set_synchronized_batch_norm,
+)
 from training.callbacks.averaging import ValidateAveraged
 from training.callbacks.progress import Progress
 from training.callbacks.run_folder import (
@@ -278,6 +284,7 @@ def fit(run: Run, run_folder: RunFolder) -> None:
                     validation_epochs(recipe),
                 )  # fmt: skip
                 continue
+            build_variables(run.model, batches.element_spec)
             run.model.fit(
                 batches,
                 validation_data=run.validation,
