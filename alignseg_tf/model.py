@@ -196,9 +196,9 @@ class AlignSeg(keras.Model):
             "sampling": self.sampling,
             "auxiliary_head": self.auxiliary_head,
             "upsample_logits": self.upsample_logits,
-            "normalization": self.normalization,
-            "pyramid": dict(self.pyramid),
-            "label_space": self.label_space,
+            "normalization": _untracked(self.normalization),
+            "pyramid": _untracked(self.pyramid),
+            "label_space": _untracked(self.label_space),
             "name": self.name,
             "dtype": dtype,
             "trainable": self.trainable,
@@ -246,6 +246,13 @@ class AlignSeg(keras.Model):
             if layer.path in frozen_layers:
                 layer.trainable = False
         return model
+
+
+def _untracked(value: Any) -> Any:
+    """Return plain dicts and lists. A deep copy of those that Keras tracks copies the model."""
+    if isinstance(value, Mapping):
+        return {key: _untracked(item) for key, item in value.items()}
+    return [_untracked(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def freeze_batch_norm(model: keras.Model) -> None:

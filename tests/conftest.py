@@ -14,6 +14,7 @@ from PIL import Image
 
 from alignseg_tf import AlignSeg, backbones
 from alignseg_tf.data.datasets import street_painter
+from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.system import files
 from training.benchmark.forms import calibrate_batch_norms
 
@@ -80,21 +81,47 @@ def golden() -> Golden:
     return Golden(folder)
 
 
-def tiny_model(**kwargs) -> AlignSeg:
-    """A model with small random weights, also in the offset branches, which start at zero.
+CALIBRATED: dict[tuple[str, str], list[np.ndarray]] = {}
+SHARED: dict[tuple[str, str], AlignSeg] = {}
 
-    Its batch norms know the statistics of images, as those of a trained model do: else
-    activations of some hundreds move every sample out of its map, and all logits are zero.
+
+def tiny_model(**kwargs) -> AlignSeg:
+    """A new model with small random weights, in the offset branches too.
+
+    Its batch norms hold the statistics of images. Otherwise activations of several hundred would
+    move every sample outside the map and all logits would be zero. They are calibrated once per
+    process for the same arguments.
     """
     keras.utils.set_random_seed(0)
     kwargs = {"num_classes": len(CLASSES), "channels": 8, **kwargs}
     model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=8), **kwargs)
+    key = keras.config.dtype_policy().name, repr(sorted({**kwargs, "label_space": None}.items()))
+    if key in CALIBRATED:
+        model.set_weights(CALIBRATED[key])
+        return model
     rng = np.random.default_rng(0)
     for weight in model.trainable_weights:
         if "field_" in weight.path:
             weight.assign(rng.normal(0, 0.3, weight.shape).astype("float32"))
     calibrate_batch_norms(model, random_images(2, 64, 96))
+    CALIBRATED[key] = model.get_weights()
     return model
+
+
+def shared_tiny_model(**kwargs) -> AlignSeg:
+    """The `tiny_model` that all tests of the process share: do not compile or change it."""
+    key = keras.config.dtype_policy().name, repr(sorted(kwargs.items()))
+    if key not in SHARED:
+        SHARED[key] = tiny_model(**kwargs)
+    return SHARED[key]
+
+
+@pytest.fixture(scope="session")
+def keras_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved `tiny_model` that names its classes. Do not change it."""
+    path = tmp_path_factory.mktemp("tiny_model") / "m.keras"
+    shared_tiny_model(label_space=LabelSpace(CLASSES).to_dict()).save(path)
+    return path
 
 
 def random_images(*shape: int, seed: int = 0) -> np.ndarray:
