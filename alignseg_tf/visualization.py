@@ -149,6 +149,25 @@ def side_by_side(*images: np.ndarray, gap: int = 4) -> np.ndarray:
     return np.concatenate(parts, 1)
 
 
+def grid(images: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarray:
+    """Lay out images of one size row by row, with white gaps between columns.
+
+    Args:
+        images: uint8 [H, W, 3].
+        columns: images in a row.
+        gap: pixels between two columns.
+
+    Returns:
+        uint8 [rows * H, any, 3]; free places in the last row are white.
+    """
+    images = [*images, *[np.full_like(images[0], 255)] * (-len(images) % columns)]
+    rows = [
+        side_by_side(*images[first : first + columns], gap=gap)
+        for first in range(0, len(images), columns)
+    ]
+    return np.concatenate(rows)
+
+
 def titled(image: np.ndarray, text: str, height: int = 18) -> np.ndarray:
     """Put a line of text above an image.
 

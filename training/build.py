@@ -19,7 +19,7 @@ from training.recipe import Recipe, RecipeError
 
 
 def build_backbone(recipe: Recipe) -> keras.Model:
-    """Return the backbone that a recipe names, with its weights."""
+    """Return the backbone of a recipe with its weights."""
     weights = None if recipe.backbone_weights == "none" else recipe.backbone_weights
     if recipe.backbone == "efficientnet_lite0":
         return backbones.efficientnet_lite0(weights)
@@ -42,8 +42,8 @@ def build_backbone(recipe: Recipe) -> keras.Model:
 def build_model(recipe: Recipe, label_space: LabelSpace) -> AlignSeg:
     """Return the model that a recipe describes.
 
-    Its logits stay at stride 4: losses and metrics resize them band by band, which takes less
-    memory than logits of all pixels. `callbacks.for_inference` makes the model that is kept.
+    Its logits stay at stride 4: losses and metrics resize them in bands, which saves memory.
+    `for_inference` makes the model to keep.
 
     Raises:
         RecipeError: weights to start from are missing, unreadable or do not fit.
@@ -70,13 +70,13 @@ def _decoder(
 
 
 def _fine_tuned(recipe: Recipe, label_space: LabelSpace) -> AlignSeg:
-    """Return a model with what fits of a trained one; say what that is."""
+    """Return a model with the matching weights of a trained one, and print which match."""
     try:
         source = load_model(recipe.start_from)
     except ValueError as error:
         raise RecipeError(f"start_from: {error}") from error
     backbone = build_backbone(dataclasses.replace(recipe, backbone_weights="none"))
-    # The unit of the offsets and the scale of the pixels are what the weights were trained for.
+    # Weights depend on the unit of the offsets and the scale of the pixels.
     model = _decoder(
         recipe, label_space, backbone,
         sampling=source.sampling, normalization=source.normalization,
@@ -93,7 +93,7 @@ def _fine_tuned(recipe: Recipe, label_space: LabelSpace) -> AlignSeg:
 
 
 def class_weights(recipe: Recipe, pixels: np.ndarray) -> list[float] | None:
-    """Return the weight of each class, or None: 1 / sqrt(frequency), with a mean pixel at 1."""
+    """Return class weights of 1 / sqrt(frequency) with a mean of 1 over pixels, or None."""
     if recipe.class_weights == "none":
         return None
     frequency = np.maximum(pixels, 1) / pixels.sum()
@@ -103,7 +103,7 @@ def class_weights(recipe: Recipe, pixels: np.ndarray) -> list[float] | None:
 
 
 def learning_rate_schedule(recipe: Recipe, epoch_steps: int) -> Any:
-    """Return the learning rate of each step of a run with so many steps an epoch."""
+    """Return the learning rate of each step of a run with `epoch_steps` steps an epoch."""
     warmup = round(recipe.warmup_epochs * epoch_steps)
     decay = epoch_steps * recipe.epochs - warmup
     schedules = keras.optimizers.schedules
@@ -136,34 +136,33 @@ def build_optimizer(
 
 
 def build_loss(recipe: Recipe, weights: list[float] | None) -> keras.losses.Loss:
-    """Return the loss of the segmentation head that a recipe names."""
+    """Return the loss of the segmentation head."""
     main, _, extra = recipe.loss.partition("+")
+    options: dict[str, Any] = {"ignore_class": IGNORE}
+    if main != "ohem":
+        options |= {"class_weights": weights, "label_smoothing": recipe.label_smoothing}
     loss: keras.losses.Loss = {
-        "cross_entropy": lambda: losses.CrossEntropy(IGNORE, weights, recipe.label_smoothing),
-        "boundary": lambda: losses.BoundaryCrossEntropy(
-            ignore_class=IGNORE, class_weights=weights, label_smoothing=recipe.label_smoothing
-        ),
-        "ohem": lambda: losses.OhemCrossEntropy(ignore_class=IGNORE),
-    }[main]()
-    if not extra:
-        return loss
-    second, weight = {
-        "lovasz": (losses.LovaszSoftmax(IGNORE), 0.8),  # the official code's weight
-        "dice": (losses.DiceLoss(IGNORE), 1.0),
-    }[extra]
-    return losses.CombinedLoss([loss, second], [1.0, weight])
+        "cross_entropy": losses.CrossEntropy,
+        "boundary": losses.BoundaryCrossEntropy,
+        "ohem": losses.OhemCrossEntropy,
+    }[main](**options)
+    if extra == "lovasz":
+        return losses.CombinedLoss([loss, losses.LovaszSoftmax(IGNORE)], [1.0, 0.8])  # as official
+    if extra == "dice":
+        return losses.CombinedLoss([loss, losses.DiceLoss(IGNORE)], [1.0, 1.0])
+    return loss
 
 
 def compile_model(
     model: AlignSeg, recipe: Recipe, label_space: LabelSpace, pixels: np.ndarray, epoch_steps: int
 ) -> None:
-    """Give a model its optimizer, losses and metric.
+    """Compile a model of `build_model`.
 
     Args:
-        model: from `build_model`.
-        recipe: what it was built from.
+        model: the model.
+        recipe: of the run.
         label_space: its classes.
-        pixels: pixels of each class in the training images, [classes].
+        pixels: number of training pixels of each class, [classes].
         epoch_steps: steps of an epoch.
     """
     if recipe.freeze_batch_norm:
@@ -197,7 +196,7 @@ def build_variables(model: AlignSeg, batch: Any) -> None:
 
 
 def build_augmentation(recipe: Recipe, model: AlignSeg, crop_size: tuple[int, int]) -> Augmentation:
-    """Return what a recipe draws for each sample."""
+    """Return the augmentation of a recipe."""
     return Augmentation(
         crop_size,
         recipe.scale,
@@ -211,7 +210,7 @@ def build_augmentation(recipe: Recipe, model: AlignSeg, crop_size: tuple[int, in
 
 
 def mean_color(model: AlignSeg) -> tuple[float, float, float]:
-    """Return the RGB colour that the model's normalization turns into zero, or the usual one."""
+    """Return the RGB colour that the model's normalization maps to zero, or the default fill."""
     if model.normalization is None:
         return Augmentation.fill
     mean = tuple(model.normalization["mean"])
@@ -219,19 +218,14 @@ def mean_color(model: AlignSeg) -> tuple[float, float, float]:
 
 
 def set_synchronized_batch_norm(model: keras.Model, synchronized: bool) -> None:
-    """Say whether batch norms average over all replicas; before the first step."""
+    """Set whether batch norms average over all replicas; call it before the first step."""
     for layer in nested_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.synchronized = synchronized
 
 
 def for_inference(model: AlignSeg) -> AlignSeg:
-    """Return a float32 copy without optimizer and without traces of how it was trained.
-
-    Its logits have the size of the image. It has the averaged weights where the optimizer keeps
-    an average. Processors that cannot compute in the precision that it was trained in run it all
-    the same.
-    """
+    """Return a float32 copy for use: logits at image size, averaged weights if there are any."""
     copy = with_dtype_policy(model, "float32", upsample_logits=True)
     for layer in (copy, *nested_layers(copy)):
         layer.trainable = True
@@ -243,7 +237,11 @@ def for_inference(model: AlignSeg) -> AlignSeg:
 
 
 def check_batch_size(recipe: Recipe, replicas: int) -> None:
-    """Refuse a batch that cannot be shared among the devices."""
+    """Refuse a batch that the devices cannot share.
+
+    Raises:
+        RecipeError: it says why.
+    """
     if recipe.batch_size % replicas:
         raise RecipeError(
             f"batch_size {recipe.batch_size} must be a multiple of the {replicas} replicas"

@@ -1,11 +1,11 @@
-"""From images to a served class map, in one go.
+"""Train, export and try AlignSeg in one go.
 
     python -m training.demo                  # on drawn street scenes
-    python -m training.demo --data FOLDER    # on one's own images
+    python -m training.demo --data FOLDER    # on your own images
 
-Segments a street with the trained model that comes with the package. Then trains, prints the IoU of
-each class on images that were held out, exports a SavedModel, loads it with
-`tf.saved_model.load` alone, and writes overlays of images that training has not seen.
+The demo segments a street with a trained model of the package. Then it trains, evaluates each class
+on held-out images, exports a SavedModel, and loads it with `tf.saved_model.load` to segment new
+images.
 """
 
 import argparse
@@ -36,25 +36,24 @@ from training.options import load_recipe
 from training.recipe import Recipe, RecipeError
 from training.train import train
 
-# The trained model, and how it looks at a street: at its card's height and at lower ones, whose
-# average is cleaner on streets unlike those that it has seen.
+# A trained model, and a protocol that averages several heights: cleaner on unfamiliar streets.
 TRAINED, TRAINED_PROTOCOL = (
     "camvid_lite0",
     Protocol(height=540, scales=(2 / 3, 5 / 6, 1), flip=True),
 )
-# Crops are at most this large; on 2 cores a batch of 4 takes about 2 seconds.
+# Largest crop; a batch of 4 takes about 2 seconds on 2 cores.
 LARGEST_CROP = (352, 480)
-# What a run on one's own data may cost: pixels in crops, 20 to 30 minutes on 2 cores.
+# Pixels in the crops of a run on own data: 20 to 30 minutes on 2 cores.
 PIXEL_BUDGET = 480e6
 IMAGES = 8
-# Another seed than that of the data set.
+# Differs from the seed of the data set.
 UNSEEN_SEED = 1
-# The drawn street for the trained model, which has seen photographs alone.
+# Number and size of the drawn street for the trained model.
 STREET, STREET_SIZE = 0, (360, 480)
 
 
 def own_data_recipe(data: DataSource) -> Recipe:
-    """Fit the recipe for one's own data to the size and number of the images."""
+    """Fit the recipe `own_data` to the size and number of the images."""
     samples = data.samples("train")
     height, width = np.median(read_image_sizes([sample.image for sample in samples]), 0)
 
@@ -76,13 +75,13 @@ def own_data_recipe(data: DataSource) -> Recipe:
 
 
 def unseen_scenes() -> list[np.ndarray]:
-    """Draw street scenes that neither training nor validation has seen."""
+    """Draw street scenes that are in neither split."""
     size = (288, 384)
     return [street_painter.draw_scene(i, UNSEEN_SEED, size)[0] for i in range(IMAGES)]
 
 
 def validation_images(data: DataSource) -> list[np.ndarray]:
-    """Return images of one's own that training has not seen."""
+    """Return images that training has not seen."""
     samples = data.samples("val")
     step = max(1, len(samples) // IMAGES)
     return [load_image(sample.image) for sample in samples[::step][:IMAGES]]
@@ -95,13 +94,13 @@ DEMO = Output(
 
 
 def show_trained(image: np.ndarray, path: Path) -> None:
-    """Segment a street with the trained model of the package and paint the classes over it."""
+    """Write the overlay of a street by the trained model of the package."""
     check_replaceable(path.parent, DEMO, [path.name])
     write_image(path, Predictor(TRAINED, TRAINED_PROTOCOL)(image))
 
 
 def write_image(path: Path, prediction: Prediction) -> None:
-    """Write an image, its classes painted over it, and what the colours mean."""
+    """Write an image beside its overlay and legend."""
     with atomic_result(path.parent, DEMO, path.name) as temporary:
         Image.fromarray(prediction.side_by_side()).save(temporary)
 
@@ -109,7 +108,7 @@ def write_image(path: Path, prediction: Prediction) -> None:
 def write_overlays(
     saved_model: Path, images: Sequence[np.ndarray], label_space: LabelSpace, folder: Path
 ) -> None:
-    """Segment images with nothing but `tf.saved_model.load` and paint the classes over them."""
+    """Write the overlays of images by a SavedModel, loaded with `tf.saved_model.load`."""
     names = [f"{number}.png" for number in range(len(images))]
     check_replaceable(folder, DEMO, names)
     segment = tf.saved_model.load(str(saved_model)).signatures["serving_default"]

@@ -1,4 +1,4 @@
-"""Two steps of a run, to learn what the whole of it takes before it starts."""
+"""A few steps of a run, to estimate the time and memory of the whole."""
 
 import time
 from typing import Any
@@ -11,12 +11,12 @@ from alignseg_tf.system.memory import peak_resident_bytes
 from alignseg_tf.system.progress import duration
 from training.recipe import Recipe
 
-# The first of them builds the graph and is not timed.
+# The first step builds the graph and is not timed.
 STEPS = 3
 
 
 class StepTimes(keras.callbacks.Callback):
-    """Keeps when each batch of training or of validation ended."""
+    """Keep when each batch of training or validation ended."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,17 +26,15 @@ class StepTimes(keras.callbacks.Callback):
         """Note the time."""
         self.ends.append(time.monotonic())
 
-    def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Note the time."""
-        self.ends.append(time.monotonic())
+    on_test_batch_end = on_train_batch_end
 
     def seconds(self) -> float:
-        """Return the median time of a batch, the first one left out."""
+        """Return the median time of a batch without the first one."""
         return float(np.median(np.diff(self.ends)))
 
 
 def peak_memory() -> str:
-    """Return the largest memory that this process has had, and that of each GPU."""
+    """Return the peak memory of this process and of each GPU."""
     parts = [f"{peak_resident_bytes() / 2**30:.1f} GiB"]
     for number, _ in enumerate(tf.config.list_physical_devices("GPU")):
         used = tf.config.experimental.get_memory_info(f"GPU:{number}")["peak"]
@@ -52,22 +50,21 @@ def dry_run(
     steps: int,
     validations: int,
 ) -> None:
-    """Train two steps, validate on a few images, and print what the run would take.
+    """Train a few steps, validate on a few images, and print what the run would take.
 
     Args:
         model: compiled; its weights change.
         recipe: of the run.
-        batches: training batches at the full crop size, 3 of which are taken.
+        batches: training batches at the full crop size.
         validation: validation batches.
         steps: of an epoch.
-        validations: how often the run validates.
+        validations: of the run.
     """
     print("Dry run: two steps and two validation images; nothing is written.", flush=True)
     training_times, validation_times = StepTimes(), StepTimes()
     logs = model.fit(
-        batches.repeat(),  # a small data set has fewer in all its epochs
+        batches.repeat(),  # a small data set has fewer than STEPS
         steps_per_epoch=STEPS,
-        epochs=1,
         shuffle=False,
         verbose=0,
         callbacks=[training_times],

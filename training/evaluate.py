@@ -40,7 +40,7 @@ from alignseg_tf.system.files import (
 )
 from alignseg_tf.system.processor import prepare_processor
 
-# In the folder of an evaluation: what an interrupted one goes on from.
+# In the folder of an evaluation: an interrupted one resumes from it.
 RECORD_FILE = "images.jsonl"
 
 
@@ -62,9 +62,9 @@ def evaluate_and_write(
         label_space: what the labels mean.
         json_file: file for the numbers, or None.
         protocol: how images go through the model; whole by default.
-        output: folder for all that `write_report` writes, and for what an interrupted evaluation
-            goes on from; or None.
-        block: neighbouring images that intervals draw together, see `Report`.
+        output: folder of the page, JSON and CSV, and of what an interrupted evaluation resumes
+            from; or None.
+        block: number of neighbouring images that intervals draw together, see `Report`.
         overwrite: replace files even if no evaluation wrote them.
 
     Raises:
@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path,
         help="folder for the report: a page with images, JSON, CSV; an interrupted evaluation "
-        "goes on from there",
+        "resumes from it",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     add_overwrite_argument(parser)
@@ -122,20 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         samples = data.samples(parsed.split)
         warn_if_trained_on(parsed.model, data, parsed.split)
         report = evaluate_and_write(
-            parsed.model,
-            samples,
-            data.label_space,
-            parsed.json,
-            protocol,
-            parsed.output,
-            parsed.block,
-            parsed.overwrite,
-        )
+            parsed.model, samples, data.label_space, parsed.json, protocol, parsed.output,
+            parsed.block, parsed.overwrite,
+        )  # fmt: skip
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; with --output the same command goes on", file=sys.stderr)
+        print("\ninterrupted; with --output the same command resumes", file=sys.stderr)
         return 130
     print(report.table())
     if parsed.output is not None:

@@ -10,7 +10,8 @@ from training import recipes
 from training.recipe import Recipe, RecipeError
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Parse a number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected 1 or more. Received: {value}")
@@ -39,8 +40,8 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipe", default="own_data", help=f"one of {', '.join(recipe_names())} (%(default)s)"
     )
     group = parser.add_argument_group(
-        "values of the recipe that are to be overridden",
-        "What stands in brackets holds unless the recipe says otherwise.",
+        "values of the recipe to override",
+        "The value in brackets holds unless the recipe has another one.",
     )
     for option in dataclasses.fields(Recipe):
         default: Any = option.default

@@ -1,8 +1,9 @@
-"""What a training run is made of, as plain values that the command line can override."""
+"""A training run as plain values, which the command line can override."""
 
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +63,7 @@ class Recipe:
     accumulate: int = _option(1, "batches whose gradients are averaged for one update")
     epochs: int = _option(24, "passes over the training images")
     small_crop_epochs: int = _option(
-        0, "so many of the first epochs use crops of half the area, which is faster"
+        0, "number of first epochs with crops of half the area, which are faster"
     )
 
     optimizer: str = _option("adamw", "optimizer", ("adamw", "sgd"))
@@ -102,45 +103,46 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
-            value = getattr(self, option.name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
-                raise RecipeError(f"{option.name} must be finite. Received: {value}")
-        positive = ("channels", "batch_size", "accumulate", "epochs", "learning_rate")
-        for name in (*positive, "poly_power", "validate_every", "head_rate"):
-            if getattr(self, name) <= 0:
-                raise RecipeError(f"{name} must be positive. Received: {getattr(self, name)}")
-        not_negative = ("weight_decay", "auxiliary_weight", "small_crop_epochs", "backbone_rate")
-        for name in (*not_negative, "clip_norm", "rare_classes"):
-            if getattr(self, name) < 0:
-                raise RecipeError(f"{name} must not be negative. Received: {getattr(self, name)}")
-        for option in dataclasses.fields(self):
             value, choices = getattr(self, option.name), option.metadata["choices"]
             if choices and value not in choices:
                 raise RecipeError(f"{option.name} must be one of {choices}. Received: {value!r}")
-        if self.channels % 4:
-            raise RecipeError(f"channels must be a multiple of 4. Received: {self.channels}")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise RecipeError(f"scale must be 0 < low <= high. Received: {self.scale}")
-        for name in ("color", "momentum", "ema", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be in [0, 1). Received: {getattr(self, name)}")
-        if not 0 < self.max_class_share <= 1:
-            raise RecipeError(f"max_class_share must be in (0, 1]. Received: "
-                              f"{self.max_class_share}")  # fmt: skip
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(math.isfinite(x) for x in numbers if isinstance(x, float)):
+                raise RecipeError(f"{option.name} must be finite. Received: {value}")
+        for expected, (holds, names) in RANGES.items():
+            for name in names.split():
+                value = getattr(self, name)
+                if not holds(value):
+                    raise RecipeError(f"{name} must be {expected}. Received: {value}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise RecipeError(
                 f"warmup_epochs must be less than the {self.epochs} epochs. "
                 f"Received: {self.warmup_epochs}"
             )
-        if min(self.crop_size) < 64:
-            raise RecipeError(f"crop_size must be at least 64 x 64. Received: {self.crop_size}")
+
+
+# What values must be: the condition, and the options that it holds for.
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "positive": (
+        lambda x: x > 0,
+        "channels batch_size accumulate epochs learning_rate poly_power validate_every head_rate",
+    ),
+    "at least 0": (
+        lambda x: x >= 0,
+        "weight_decay auxiliary_weight small_crop_epochs backbone_rate clip_norm rare_classes",
+    ),
+    "in [0, 1)": (lambda x: 0 <= x < 1, "color momentum ema label_smoothing"),
+    "in (0, 1]": (lambda x: 0 < x <= 1, "max_class_share"),
+    "a multiple of 4": (lambda x: x % 4 == 0, "channels"),
+    "0 < low <= high": (lambda x: 0 < x[0] <= x[1], "scale"),
+    "at least 64 x 64": (lambda x: min(x) >= 64, "crop_size"),
+}
 
 
 def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a recorded run, and the defaults of options that came after it.
+    """Return the values of a recorded run with the defaults of options that it lacks.
 
-    An option's default is to be what was done before there was the option.
+    The default of an option must be what was done before the option existed.
     """
     defaults: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(Recipe())))
     return defaults | recorded

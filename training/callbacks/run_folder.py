@@ -1,17 +1,15 @@
-"""What keeps a training run whole: records and checkpoints, and the ways in which it may end."""
+"""The folder of a run: which run it is, its records and its checkpoints."""
 
 import contextlib
 import csv
 import dataclasses
 import fcntl
-import io
 import json
-import math
 import os
 import platform
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +29,18 @@ from alignseg_tf.system.files import (
     write_text,
 )
 from alignseg_tf.system.fingerprints import differences, fingerprint, named_fingerprints, names_hash
-from alignseg_tf.system.printable import csv_cell
+from alignseg_tf.system.tables import csv_text
 from training.build import for_inference
 from training.callbacks.logs import VALIDATION_METRIC, Logs, class_iou, learning_rate, short_names
 from training.callbacks.stopping import RunStoppedError, non_finite_variables
 from training.recipe import Recipe, RecipeError, with_defaults
 from training.report import REPORT, REPORT_FILES
 
-# The member of `last.keras` that holds a number of epochs.
+# The member of `last.keras` that holds the number of finished epochs.
 EPOCHS_DONE = "epochs_done.txt"
-# In the folder of a run, for as long as it trains: which process does.
+# Names the process that trains in a folder.
 LOCK_FILE = "training.lock"
-# What a run replaces in its folder, besides its report.
+# Files that a run replaces in its folder, besides its report.
 RUN_FILES = (
     "metrics.csv",
     "iou.csv",
@@ -51,9 +49,9 @@ RUN_FILES = (
     "evaluation.json",
     "nan_batch.npz",
 )
-# In a run's folder: the fingerprint of each file of its data, to say which ones differ.
+# The fingerprint of each file of the data, to name those that differ.
 FILES_FILE = "data_files.json"
-# Values of a run that are read from files' bytes; runs from before they were recorded lack them.
+# Values of `run.json` that tell the content of files; older runs lack them.
 CONTENT = {
     "label_encoding", "training_images", "training_labels", "validation_images",
     "validation_labels", "initial_weights",
@@ -62,7 +60,7 @@ CONTENT = {
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for one training; the kernel lets go of it when the process ends, or is killed.
+    """Reserve a folder for one training; the kernel releases it when the process ends.
 
     Raises:
         RecipeError: another training has it.
@@ -83,7 +81,7 @@ def locked(folder: Path) -> Iterator[None]:
                 print(
                     f"{folder} cannot be locked ({error.strerror}): start no other training in it"
                 )
-            # The holder before may have removed the file after it was opened here.
+            # The previous holder may have removed the file since it was opened here.
             if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 continue
             file.truncate(0)
@@ -95,16 +93,16 @@ def locked(folder: Path) -> Iterator[None]:
                 path.unlink(missing_ok=True)
                 if is_new:
                     with contextlib.suppress(OSError):
-                        folder.rmdir()  # where nothing was written
+                        folder.rmdir()  # if nothing was written
             return
 
 
 class RunFolder(keras.callbacks.Callback):
-    """Keeps a run's `metrics.csv`, `iou.csv`, `best.keras` and `last.keras`, in this order.
+    """Write `metrics.csv`, `iou.csv`, `best.keras` and `last.keras`, in this order.
 
-    `last.keras` holds the optimizer too, and beside it in the same file how many epochs are done;
-    what the others say of later epochs is written again. So a run that is killed at any moment
-    goes on from its last whole epoch.
+    `last.keras` holds the optimizer and the number of finished epochs; the other files replace what
+    they say of later epochs. So a run that is killed at any moment resumes from its last whole
+    epoch.
     """
 
     def __init__(self, folder: Path):
@@ -117,17 +115,7 @@ class RunFolder(keras.callbacks.Callback):
         remove_leftovers(folder)
         self.started = time.monotonic()
 
-    def rows_before(self, epoch: int) -> list[dict[str, str]]:
-        """Return the records of the epochs before `epoch`."""
-        return read_rows(self.metrics_file, epoch)
-
-    def best_before(self, epoch: int) -> float:
-        """Return the best validation result of the epochs before `epoch`."""
-        rows = self.rows_before(epoch)
-        return max((float(row[VALIDATION_METRIC] or -1) for row in rows), default=-1.0)
-
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
-        """Start the clock."""
         self.started = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
@@ -142,43 +130,57 @@ class RunFolder(keras.callbacks.Callback):
                 f"epoch {epoch + 1}: {len(spoilt)} weights are not finite ({spoilt[0]}); "
                 "the checkpoints are from before"
             )
-        best = self.best_before(epoch)
+        earlier = read_rows(self.metrics_file, epoch)
+        best = max((float(row[VALIDATION_METRIC] or -1) for row in earlier), default=-1.0)
         row = {
             "epoch": epoch,
             "seconds": round(time.monotonic() - self.started, 1),
             "learning_rate": f"{learning_rate(self.model):.4g}",
             VALIDATION_METRIC: "",
-        }
-        row |= {name: f"{float(logs[name]):.6g}" for name in sorted(logs)}
-        write_rows(self.metrics_file, [*self.rows_before(epoch), row])
+        } | {name: _digits(logs[name]) for name in sorted(logs)}
+        write_rows(self.metrics_file, [*earlier, row])
         if VALIDATION_METRIC in logs:
             iou = class_iou(self.model)
-            shown = ["" if math.isnan(x) else f"{x:.6g}" for x in iou.values()]
-            by_column = dict(zip(class_columns(list(iou), ["epoch"]), shown, strict=True))
-            earlier = read_rows(self.iou_file, epoch)
-            write_rows(self.iou_file, [*earlier, {"epoch": epoch} | by_column])
+            columns = class_columns(list(iou), ["epoch"])
+            row = {"epoch": epoch} | dict(zip(columns, map(_digits, iou.values()), strict=True))
+            write_rows(self.iou_file, [*read_rows(self.iou_file, epoch), row])
         if logs.get(VALIDATION_METRIC, -1.0) > best:
             with atomic_path(self.best_file) as temporary:
                 for_inference(self.model).save(temporary)
         save_resumable(self.model, self.last_file, epoch + 1)
 
     def epochs_done(self) -> int:
-        """Return the number of epochs after which `last.keras` was written."""
+        """Return the number of finished epochs in `last.keras`."""
         with zipfile.ZipFile(self.last_file) as archive:
             return int(archive.read(EPOCHS_DONE))
 
 
+def _digits(value: float) -> str:
+    """Return a number with six digits, nothing for NaN."""
+    return "" if value != value else f"{float(value):.6g}"
+
+
 def save_resumable(model: keras.Model, path: Path, epochs_done: int) -> None:
-    """Replace a `.keras` file by a model with its optimizer and the number of epochs done."""
+    """Replace a `.keras` file by a model with its optimizer and the number of finished epochs."""
     with atomic_path(path) as temporary:
         model.save(temporary)
-        # Not the optimizer's step count: under float16 it leaves out steps that overflow.
+        # The optimizer's count would not do: it omits steps that overflow in float16.
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(EPOCHS_DONE, str(epochs_done))
 
 
+def load_last(run_folder: RunFolder) -> tuple[AlignSeg, int]:
+    """Return the model of an interrupted run and its number of finished epochs."""
+    try:
+        return keras.saving.load_model(run_folder.last_file), run_folder.epochs_done()
+    except Exception as error:
+        raise RecipeError(
+            f"{run_folder.last_file}: not readable ({error}); remove it to start anew"
+        ) from error
+
+
 def read_rows(path: Path, epoch: int) -> list[dict[str, str]]:
-    """Return the rows of a table by epochs that are before `epoch`; none without a file."""
+    """Return the rows of a table that are before `epoch`; none without a file."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -191,18 +193,14 @@ def read_rows(path: Path, epoch: int) -> list[dict[str, str]]:
         ) from error
 
 
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a table whose columns are all keys of its rows, in the order of first sight."""
-    rows = [{csv_cell(name): value for name, value in row.items()} for row in rows]
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table whose columns are all keys of its rows, in order of first appearance."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    write_text(path, csv_text([columns, *([row.get(key) for key in columns] for row in rows)]))
 
 
 def describe_run(recipe: Recipe, label_space: LabelSpace, samples: Sequence[Sample]) -> dict:
-    """Return what makes a run this one, without a look into files: recipe, classes and names."""
+    """Return the identity of a run that needs no look into files: recipe, classes and names."""
     run = dataclasses.asdict(recipe) | {
         "classes": label_space.classes,
         "training_samples": len(samples),
@@ -212,7 +210,7 @@ def describe_run(recipe: Recipe, label_space: LabelSpace, samples: Sequence[Samp
 
 
 def describe_content(recipe: Recipe, data: DataSource, training: Sequence[Sample]) -> dict:
-    """Return what the files of a run hold: the values of `CONTENT`.
+    """Return the values of `CONTENT`.
 
     Raises:
         DataError: a file cannot be read.
@@ -222,7 +220,7 @@ def describe_content(recipe: Recipe, data: DataSource, training: Sequence[Sample
         images, labels = samples_fingerprints(samples)
         content |= {f"{part}_images": images, f"{part}_labels": labels}
     start = Path(recipe.start_from or recipe.backbone_weights)
-    if start.is_file():  # not a folder that is called imagenet
+    if start.is_file():  # not a folder called imagenet
         content["initial_weights"] = fingerprint(start)
     return json.loads(json.dumps(content))
 
@@ -235,15 +233,22 @@ def data_files(data: DataSource, training: Sequence[Sample]) -> dict[str, str]:
     return {name: sha[:16] for name, sha in named_fingerprints(paths, root).items()}
 
 
+def run_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Say in which values two runs differ; skip values of `CONTENT` that one of them lacks."""
+    skipped = CONTENT - (there.keys() & here.keys())
+    one, other = (
+        {key: value for key, value in run.items() if key not in skipped} for run in (there, here)
+    )
+    return differences(one, other)
+
+
 def check_run_folder(output: Path, run: dict, files: dict[str, str] | None = None) -> None:
     """Refuse to mix two runs in one folder.
-
-    Values of `CONTENT` are compared where both runs have them.
 
     Args:
         output: the folder.
         run: from `describe_run`, and `describe_content`.
-        files: the fingerprints of the files of the data, by name, to say which ones differ.
+        files: from `data_files`.
 
     Raises:
         RecipeError: the folder has another run.
@@ -265,25 +270,13 @@ def check_run_folder(output: Path, run: dict, files: dict[str, str] | None = Non
         before = with_defaults(read_run(output / RUN_FILE))
     except ValueError as error:
         raise RecipeError(f"{error}; give another --output") from error
-    here = {name: value for name, value in run.items() if name not in CONTENT or name in before}
-    there = {name: value for name, value in before.items() if name not in CONTENT or name in run}
-    if different := differences(there, here):
+    if different := run_differences(before, run):
         if files is not None and (output / FILES_FILE).is_file():
             former = json.loads((output / FILES_FILE).read_text(encoding="utf-8"))
             different += differences({"files": former}, {"files": files})
         raise RecipeError(f"{output} holds another run:{different}\ngive another --output")
     if files is not None and not before.keys() & CONTENT:
         print(
-            f"{output}: a run from before the content of the data was recorded. Its images are "
-            "known by their names only, and taken for those of now"
+            f"{output}: an older run that did not record the content of the data. Images with the "
+            "same names are taken for the same images"
         )
-
-
-def load_last(run_folder: RunFolder) -> tuple[AlignSeg, int]:
-    """Return the model of an interrupted run and the number of epochs that it has done."""
-    try:
-        return keras.saving.load_model(run_folder.last_file), run_folder.epochs_done()
-    except Exception as error:
-        raise RecipeError(
-            f"{run_folder.last_file}: not readable ({error}); remove it to start anew"
-        ) from error

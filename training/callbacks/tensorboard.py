@@ -25,23 +25,23 @@ from training.callbacks.logs import (
     weight_norm,
 )
 
-# Images are shown at every second, third, ... pixel, so that they are no longer than this.
+# Longest side of an image, in pixels; larger ones are shown at every second, third, ... pixel.
 LONGEST_SIDE = 512
-# Offset fields are shown at least this wide, so that their names can be read.
+# Least width of an offset field, in pixels, so that its name can be read.
 SHORTEST_WIDTH = 256
 
 
 class TensorBoard(keras.callbacks.Callback):
-    """Writes all that TensorBoard shows of a run; steps are epochs, from 0.
+    """Write scalars and images for TensorBoard; its steps are epochs, from 0.
 
-    `folder/train` has the loss and its terms, mean IoU on the crops, learning rate and weight
-    norm. `folder/validation` has the same of validation and the IoU of each class, and for a few
-    images: image, truth and prediction, and the offset fields with their longest vector.
+    `folder/train` has the loss and its terms, mean IoU on the crops, learning rate and weight norm.
+    `folder/validation` has the same of validation, the IoU of each class, and for some images:
+    image, truth and prediction, and the offset fields with their longest vector.
 
     Args:
-        folder: where the event files go; a resumed run adds to them.
+        folder: of the event files; a resumed run adds to them.
         samples: the images to show.
-        label_space: what their labels mean.
+        label_space: of their labels.
     """
 
     def __init__(self, folder: Path, samples: Sequence[Sample], label_space: LabelSpace):
@@ -53,27 +53,22 @@ class TensorBoard(keras.callbacks.Callback):
         self.predictor: Predictor | None = None
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Write the epoch's numbers and, after a validation, its images."""
         logs = short_names(logs)
-        of_validation = {
-            name.removeprefix("val_"): logs[name] for name in logs if name.startswith("val_")
-        }
-        of_training = {name: logs[name] for name in logs if not name.startswith("val_")}
         with self.train_writer.as_default(epoch):
-            self._write_scalars(of_training)
+            self._write_scalars({k: v for k, v in logs.items() if not k.startswith("val_")})
             tf.summary.scalar("learning_rate", learning_rate(self.model))
             tf.summary.scalar("weight_norm", weight_norm(self.model))
         self.train_writer.flush()
         if VALIDATION_METRIC not in logs:
             return
         with self.validation_writer.as_default(epoch), averaged(self.model):
-            self._write_scalars(of_validation)
+            self._write_scalars({k[4:]: v for k, v in logs.items() if k.startswith("val_")})
             for name, iou in class_iou(self.model).items():
                 if not np.isnan(iou):
                     tf.summary.scalar(f"iou/{name}", iou)
             try:
                 self._write_images()
-            except ValueError as error:  # NaN of a precision that overflows, for instance
+            except ValueError as error:  # such as NaN of a precision that overflows
                 print(f"Warning: no images for TensorBoard: {error}")
         self.validation_writer.flush()
 
@@ -92,25 +87,21 @@ class TensorBoard(keras.callbacks.Callback):
         for number, (image, label) in enumerate(self.images):
             predicted = self.predictor.class_map(image)
             predicted[label == IGNORE] = IGNORE
-            row = visualization.side_by_side(
-                shrunk(image),
-                shrunk(visualization.colorize(label, palette)),
-                shrunk(visualization.colorize(predicted, palette)),
-            )
+            painted = [visualization.colorize(ids, palette) for ids in (label, predicted)]
+            row = visualization.side_by_side(*map(shrunk, (image, *painted)))
             tf.summary.image(f"image, truth, prediction/{number}", row[None])
             part = middle(image)
             fields = alignment.offset_fields(self.model, part)
             if fields:
                 tf.summary.image(f"offset fields/{number}", offset_panel(part, fields)[None])
             for name, field in fields.items():
-                length = float(np.hypot(field[..., 0], field[..., 1]).mean())
-                lengths.setdefault(name, []).append(length)
+                lengths.setdefault(name, []).append(np.linalg.norm(field, axis=-1).mean())
         for name, values in lengths.items():
             tf.summary.scalar(f"mean offset in pixels/{name}", np.mean(values))
 
 
 def middle(image: np.ndarray) -> np.ndarray:
-    """Return the middle tile of an image that is too large for the network, or all of others."""
+    """Return the middle tile of an image that is too large for the network, or the whole image."""
     tile = Protocol().for_image(*image.shape[:2]).tile
     if tile is None:
         return image
@@ -119,23 +110,20 @@ def middle(image: np.ndarray) -> np.ndarray:
 
 
 def shrunk(image: np.ndarray) -> np.ndarray:
-    """Return every n-th pixel of an image, so that no side is longer than `LONGEST_SIDE`."""
+    """Return every n-th pixel of an image, so that no side exceeds `LONGEST_SIDE`."""
     step = -(-max(image.shape[:2]) // LONGEST_SIDE)
     return image[::step, ::step]
 
 
-def offset_panel(
-    image: np.ndarray, fields: Mapping[str, np.ndarray], columns: int = 3
-) -> np.ndarray:
-    """Lay out an image and its painted offset fields, each with its name and longest vector.
+def offset_panel(image: np.ndarray, fields: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Lay out an image and its painted offset fields in three columns, each with its own scale.
 
     Args:
         image: uint8 [H, W, 3].
-        fields: [any, any, 2], in pixels of the panel; each is painted at a scale of its own.
-        columns: images in a row.
+        fields: [any, any, 2], in pixels of the panel, by their names.
 
     Returns:
-        uint8 [any, any, 3]; the last place has the wheel of directions.
+        uint8 [any, any, 3]; the last panel is the wheel of directions.
     """
     image = shrunk(image)
     enlarge = -(-SHORTEST_WIDTH // image.shape[1])
@@ -143,21 +131,16 @@ def offset_panel(
 
     def cell(panel: np.ndarray, text: str) -> np.ndarray:
         rows = np.arange(height) * panel.shape[0] // height
-        places = np.arange(width) * panel.shape[1] // width
-        return visualization.titled(panel[rows][:, places], text)
+        columns = np.arange(width) * panel.shape[1] // width
+        return visualization.titled(panel[rows][:, columns], text)
 
     cells = [cell(image, "image")]
     for name, field in fields.items():
-        longest = float(np.hypot(field[..., 0], field[..., 1]).max())
+        longest = float(np.linalg.norm(field, axis=-1).max())
         painted = visualization.offset_field(field, longest or None)
         cells.append(cell(painted, f"{name}: up to {longest:.3g} px"))
     side = min(height, width)
     wheel = np.full((height, width, 3), 255, np.uint8)
     wheel[:side, :side] = visualization.offset_legend(1.0, side)[:side]
     cells.append(visualization.titled(wheel, "direction; black is none, full colour the longest"))
-    cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
-    rows = [
-        visualization.side_by_side(*cells[first : first + columns])
-        for first in range(0, len(cells), columns)
-    ]
-    return np.concatenate(rows)
+    return visualization.grid(cells, columns=3)

@@ -1,8 +1,6 @@
-"""Training on several machines: one process each, found by the environment variable `TF_CONFIG`.
+"""Workers of a run on several machines: who they are, how they meet, how they restart.
 
-`keras.Model.fit` cannot run under `tf.distribute.MultiWorkerMirroredStrategy` (Keras 3.15), so
-`fit` here runs the model's own `train_step` and `test_step` under it, with the callbacks and the
-logs of Keras' `fit`. docs/distribution.md tells how to use it.
+The environment variable `TF_CONFIG` names them; docs/distribution.md explains it.
 """
 
 import contextlib
@@ -11,7 +9,6 @@ import os
 import socket
 import sys
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +18,18 @@ import tensorflow as tf
 
 from training.recipe import RecipeError
 
-# How long workers wait for each other at the start, which is also the time to restart a lost one.
+# Seconds that workers wait for each other, at the start and after a worker was lost.
 WAIT_SECONDS = 3600.0
-# How often a process starts itself again without a finished epoch in between.
+# Restarts of a process without a finished epoch in between; seconds before each.
 MAX_RESTARTS = 5
 RESTART_DELAY = 5.0
+# Environment variable: the number of restarts, and the state of `last.keras` at the last one.
 RESTARTS = "ALIGNSEG_RESTARTS"
+# Every message of workers to each other starts with it.
+_GREETING = b"alignseg_tf "
 
-# What TensorFlow raises where another worker is gone: its connection broke, or its heartbeat
-# stopped for 10 seconds, or it was started again.
+# TensorFlow's errors when another worker's connection breaks, its heartbeat stops for 10 seconds,
+# or it was restarted.
 LOST_WORKER = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
@@ -41,7 +41,7 @@ LOST_WORKER = (
 
 @dataclass(frozen=True)
 class Worker:
-    """The place of this process among those that train together."""
+    """The place of this process among the workers of a run."""
 
     index: int = 0
     addresses: tuple[str, ...] = ("",)
@@ -53,15 +53,15 @@ class Worker:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this worker writes the run's folder and the progress."""
+        """Whether this worker writes the run folder and prints progress."""
         return self.index == 0
 
 
 def this_worker() -> Worker:
-    """Return what `TF_CONFIG` says of this process; without it, the only worker.
+    """Return this process as `TF_CONFIG` describes it, or the only worker without it.
 
     Raises:
-        RecipeError: `TF_CONFIG` cannot be understood.
+        RecipeError: `TF_CONFIG` is not valid.
     """
     text = os.environ.get("TF_CONFIG")
     if not text:
@@ -93,40 +93,25 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def meet(worker: Worker, facts: Mapping[str, Any], wait_seconds: float = WAIT_SECONDS) -> None:
-    """Wait until all workers are here, and see that they are about to do the same.
+    """Wait for all workers and check that they are about to do the same.
 
-    TensorFlow waits too, but for an hour, deaf to Ctrl-C, and workers that do different things
-    would hang or train nonsense. The workers meet at the chief's address, before TensorFlow
-    listens there.
+    TensorFlow would wait for an hour, deaf to Ctrl-C, and workers that differ would hang or train
+    nonsense. The workers meet at the chief's address before TensorFlow listens there.
 
     Args:
         worker: this process.
-        facts: name and value, as JSON has them, of what must be the same everywhere.
+        facts: names and JSON values that must be equal everywhere.
         wait_seconds: how long to wait.
 
     Raises:
-        RecipeError: a worker did not come, or the workers differ; then all of them raise.
+        RecipeError: a worker did not come, or workers differ; all of them raise it.
     """
     facts = {"the cluster in TF_CONFIG": ", ".join(worker.addresses), **facts}
     deadline = time.monotonic() + wait_seconds
     print(f"worker {worker.index} of {worker.count}: waiting for the others ...", flush=True)
-    if worker.is_chief:
-        problem = _receive_workers(worker, facts, deadline)
-    else:
-        problem = _report_to_chief(worker, facts, deadline)
-    if problem:
+    act = _receive_workers if worker.is_chief else _report_to_chief
+    if problem := act(worker, facts, deadline):
         raise RecipeError(problem)
-
-
-def checksum(path: Path) -> str:
-    """Return a checksum of a file, to be compared by `meet`; "none" where there is no file."""
-    if not path.is_file():
-        return "none"
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            value = zlib.crc32(block, value)
-    return f"{value:08x}"
 
 
 def _listen(address: str) -> socket.socket:
@@ -134,12 +119,12 @@ def _listen(address: str) -> socket.socket:
     try:
         return socket.create_server((host, port))
     except OSError:
-        # The host's name may belong to a gateway; TensorFlow listens on all interfaces anyway.
+        # The name may belong to a gateway. TensorFlow listens on all interfaces too.
         return socket.create_server(("", port))
 
 
 def _receive_workers(worker: Worker, facts: Mapping[str, Any], deadline: float) -> str:
-    """Be the chief: collect the others, answer all of them at once, return the answer."""
+    """Wait for all workers, check that they agree, and reply to each with the problem, if any."""
     problem = ""
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_listen(worker.addresses[0]))
@@ -156,7 +141,7 @@ def _receive_workers(worker: Worker, facts: Mapping[str, Any], deadline: float) 
                 stack.enter_context(connection)
                 hello = _receive(connection)
                 if hello is None:
-                    continue  # not one of us
+                    continue  # a stranger
                 index = hello["worker"]
                 if index in present and not _is_closed(present[index]):
                     _send(connection, {"problem": f"worker {index} is here already"})
@@ -168,18 +153,20 @@ def _receive_workers(worker: Worker, facts: Mapping[str, Any], deadline: float) 
         for connection in present.values():
             _send(connection, {"problem": problem})
         for connection in present.values():
-            _is_closed(connection, wait_seconds=5.0)  # the port is free at once if they close first
+            _is_closed(
+                connection, wait_seconds=5.0
+            )  # if they close first, the port is free at once
     return problem
 
 
 def _report_to_chief(worker: Worker, facts: Mapping[str, Any], deadline: float) -> str:
-    """Be one of the others: tell the chief, again if need be, and return its answer."""
+    """Report to the chief until it replies; return the problem, if any."""
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
             with socket.create_connection(_host_and_port(worker.addresses[0]), 5.0) as connection:
                 _send(connection, {"worker": worker.index, "facts": dict(facts)})
                 answer = _receive(connection, deadline - time.monotonic())
-            # No answer: the chief has gone, or is still TensorFlow's server of a broken run.
+            # Without a reply the chief has gone, or TensorFlow's server of a broken run answers.
             if answer is not None:
                 return answer["problem"]
         time.sleep(0.5)
@@ -195,16 +182,13 @@ def _difference(index: int, theirs: Mapping[str, Any], ours: Mapping[str, Any]) 
     return f"the workers differ in {'; '.join(differences)}" if differences else ""
 
 
-_GREETING = b"alignseg_tf "
-
-
 def _send(connection: socket.socket, message: Mapping[str, Any]) -> None:
     with contextlib.suppress(OSError):
         connection.sendall(_GREETING + json.dumps(message).encode() + b"\n")
 
 
 def _receive(connection: socket.socket, wait_seconds: float = 5.0) -> dict[str, Any] | None:
-    """Return the one message of a connection; None if it has none of ours."""
+    """Return the message of a connection, or None from a stranger."""
     connection.settimeout(max(wait_seconds, 0.1))
     line = b""
     with contextlib.suppress(OSError):
@@ -230,18 +214,17 @@ def _is_closed(connection: socket.socket, wait_seconds: float = 0.0) -> bool:
 
 @contextlib.contextmanager
 def restart_when_a_worker_is_lost(worker: Worker, progress: Path) -> Iterator[None]:
-    """Start this process again, with the command it was started with, if another worker is gone.
+    """Restart this process with its own command if another worker is lost.
 
-    TensorFlow cannot take a worker back into a running cluster. The new process waits for the
-    lost worker (`meet`) and goes on with the run's last epoch.
+    TensorFlow cannot take a worker back into a running cluster. The new process waits for the lost
+    worker in `meet` and resumes.
 
     Args:
         worker: this process.
-        progress: a file that changes when training has got on, `last.keras`. It is given up
-            after `MAX_RESTARTS` restarts without that.
+        progress: a file that each finished epoch changes, `last.keras`.
 
     Raises:
-        RecipeError: given up.
+        RecipeError: after `MAX_RESTARTS` restarts without a finished epoch.
     """
     try:
         yield
@@ -259,21 +242,25 @@ def restart_when_a_worker_is_lost(worker: Worker, progress: Path) -> Iterator[No
             ) from error
         print(
             f"{name}: another worker is gone ({type(error).__name__}). Start it again with its "
-            f"command; {name} starts itself again, waits up to "
-            f"{WAIT_SECONDS / 60:.0f} minutes for it, and goes on with {progress}.",
+            f"command; {name} restarts itself, waits up to {WAIT_SECONDS / 60:.0f} minutes for it, "
+            f"and resumes from {progress}.",
             file=sys.stderr,
         )
         time.sleep(RESTART_DELAY)
         os.environ[RESTARTS] = f"{restarts} {stamp}"
-        if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "3":
-            del os.environ[
-                "TF_CPP_MIN_LOG_LEVEL"
-            ]  # `alignseg_tf.system.quiet` sets it, where it is not
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # Ports and devices must be free again, whatever the libraries asked for.
-        for descriptor in Path("/proc/self/fd").glob("*"):
-            if int(descriptor.name) > 2:
-                with contextlib.suppress(OSError):
-                    os.set_inheritable(int(descriptor.name), False)
-        os.execv(sys.executable, sys.orig_argv)
+        _restart()
+
+
+def _restart() -> None:
+    """Replace this process by a new one with the same command."""
+    # `alignseg_tf.system.quiet` sets it again, where the user has not.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "3":
+        del os.environ["TF_CPP_MIN_LOG_LEVEL"]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Release ports and devices, whatever the libraries asked for.
+    for descriptor in Path("/proc/self/fd").glob("*"):
+        if int(descriptor.name) > 2:
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(descriptor.name), False)
+    os.execv(sys.executable, sys.orig_argv)

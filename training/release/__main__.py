@@ -1,4 +1,4 @@
-"""Put a trained model where users find it: in the package, and in `savedmodels/`.
+"""Put a trained model into the package and into `savedmodels/`.
 
     python -m training.release runs/release/best.keras --name camvid_lite0 --data FOLDER \
         --scales 1.5 --block 10 --size 540 720 --about about.md
@@ -11,17 +11,11 @@ writes
     alignseg_tf/weights/NAME.about.md           from --about
     savedmodels/NAME/NAME.keras                 a link to the first
     savedmodels/NAME/MODEL_CARD.md              made of the three after it
+    savedmodels/NAME/1/                         with --size: a SavedModel with float16 weights
+    savedmodels/NAME/NAME.tflite                with --size: int8, for images of that size
 
-and with --size also
-
-    savedmodels/NAME/1/                         a SavedModel with float16 weights
-    savedmodels/NAME/NAME.tflite                int8, for images of --size
-
-With --unpackaged the first four are in savedmodels/NAME/ too, and the package stays as it is: for a
-model that stands behind a figure and is not what people should use.
-
-All of it is made of the packed `.keras` file, and replaces an older release at the end, when
-everything is there.
+With --unpackaged the first four are in savedmodels/NAME/ too: for a model behind a figure that
+people should not use. An older release is replaced at the end, when everything is there.
 """
 
 import argparse
@@ -72,24 +66,22 @@ from training.report import ROOT
 # camvid_lite0_train went from 79.02 to 79.03 % and at three scales from 79.19 to 79.14; a bit is
 # half a megabyte.
 BITS = 9
-# Kernels with fewer values, biases and statistics are left as they are.
+# Kernels with fewer values are not rounded.
 LEAST_ROUNDED = 1024
-# Exports are compared with the model on at most so many images of the validation split.
+# Validation images on which exports are compared with the model.
 CHECKED = 16
 
 
 def rounded(values: np.ndarray, bits: int = BITS) -> np.ndarray:
-    """Return float32 values with so many significant bits, rounded to the nearest."""
+    """Return float32 values rounded to `bits` significant bits."""
     mantissa, exponent = np.frexp(values)
     return np.ldexp(np.round(np.ldexp(mantissa, bits)), exponent - bits).astype(np.float32)
 
 
 def save_packed(model: AlignSeg, path: Path) -> None:
-    """Write a `.keras` file of a third of the size: kernels of 9 bits, compressed by LZMA.
+    """Round a model's kernels to 9 bits and write a `.keras` file compressed by LZMA.
 
-    Args:
-        model: its kernels are rounded.
-        path: the file, which `keras.saving.load_model` reads as any other.
+    It has a third of the size and loads as any other.
     """
     for weight in model.weights:
         values = keras.ops.convert_to_numpy(weight)
@@ -125,14 +117,14 @@ def release(
 
     Args:
         source: the `.keras` file of a training run, with `run.json` beside it.
-        name: of the model, from then on.
-        data: what it was trained for; training images calibrate int8, validation images
-            evaluate the model and check the exports.
+        name: of the released model.
+        data: training images calibrate int8; validation images evaluate the model and check the
+            exports.
         about: Markdown for the model card.
         size: height and width of the images that the `.tflite` file takes; None for no exports.
         protocol: how validation images go through the model.
-        block: neighbouring images that intervals draw together.
-        packaged: whether the package is to have the model, or `savedmodels/` alone.
+        block: number of neighbouring images that intervals draw together.
+        packaged: whether to put the model into the package, or only into `savedmodels/`.
         root: the clone to write into.
         overwrite: replace files of that name even if no release wrote them.
 
@@ -140,9 +132,8 @@ def release(
         The paths.
 
     Raises:
-        ValueError: the model, what lies beside it, or the data cannot be read, or an export does
-            not agree, or the package has another model of the name, or there are files that no
-            release wrote; what was released before stays.
+        ValueError: a file cannot be read, an export does not agree with the model, the package has
+            a model of the name, or files exist that no release wrote. An older release stays.
     """
     weights, folder = root / "alignseg_tf" / pretrained.FOLDER.name, root / "savedmodels" / name
     if not packaged and (weights / f"{name}.keras").exists():
@@ -153,10 +144,10 @@ def release(
     check_folder(folder, in_folder, overwrite)
     remove_leftovers(root)
     run = known_facts(source)["run"]
-    # A file may say that it was trained in half precision.
+    # It may have been trained in half precision.
     model = with_dtype_policy(load_model(source), "float32")
     validation = data.samples("val")
-    # On the disk of the clone, so that renaming is all that is left at the end.
+    # On the disk of the clone, so that the last step only renames.
     with temporary_folder(root) as stage:
         exports = stage / name
         made = stage / "weights" if packaged else exports
@@ -228,7 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Put a trained model into the package and into savedmodels/.",
     )
     parser.add_argument("model", type=Path, help="best.keras of a run")
-    parser.add_argument("--name", required=True, help="what it is called from then on")
+    parser.add_argument("--name", required=True, help="of the released model")
     parser.add_argument(
         "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
         help="of the images that a .tflite file takes, in pixels (no SavedModel and no .tflite)",
@@ -238,7 +229,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--unpackaged", action="store_true",
-        help="put it into savedmodels/ alone, not into the package",
+        help="put it only into savedmodels/",
     )  # fmt: skip
     add_overwrite_argument(parser)
     add_data_arguments(parser)

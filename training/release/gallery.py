@@ -1,9 +1,9 @@
-"""Draw what a model sees in labelled images, many in one file, for a page or a paper.
+"""Draw the predictions of a model for labelled images, many in one file.
 
     python -m training.release.gallery MODEL --data FOLDER --output gallery.png --choose worst
 
-evaluates the model on every image, chooses some by their mean IoU, and draws each beside its
-truth, its prediction or its mistakes, with its name and its mean IoU above and the classes below.
+evaluates the model on every image, chooses some by their mean IoU, and draws each with its truth,
+prediction and mistakes under its name and mean IoU.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from alignseg_tf.prediction.predictor import predictors_on_all_gpus
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.system.console import command_output
 from alignseg_tf.system.files import add_overwrite_argument, atomic_path, check_file
+from training.options import positive
 
 CHOICES = ("worst", "spread")
 PANELS = ("image", "truth", "prediction", "mistakes")
@@ -42,17 +43,13 @@ GAP = 4
 
 
 def chosen(scores: np.ndarray, count: int, how: str) -> list[int]:
-    """Choose images by their scores.
+    """Return the places of chosen images, the lowest score first.
 
     Args:
-        scores: of each image, in their order, [n]; NaN where an image has no label.
-        count: how many, at most.
-        how: `worst`: those with the lowest scores that are at least n / (2 count) places from
-            each other, for neighbours may be frames of one video; `spread`: at even distances from
-            the lowest score to the highest.
-
-    Returns:
-        Their places, the lowest score first.
+        scores: of each image, [n]; NaN where an image has no label.
+        count: largest number to choose.
+        how: `worst`: the lowest scores at least n / (2 count) places apart, since neighbours may be
+            frames of one video; `spread`: even steps from the lowest score to the highest.
     """
     ranked = [int(i) for i in np.argsort(scores, kind="stable") if not np.isnan(scores[i])]
     if how == "spread":
@@ -88,14 +85,14 @@ def draw_gallery(
     columns: int = 1,
     width: int = 240,
 ) -> np.ndarray:
-    """Draw images below each other, each as a row of panels under a line of text.
+    """Draw a tile for each image: a line of text over a row of panels.
 
     Args:
-        samples: images with labels, each with its text; panels have the shape of the first one.
+        samples: images with labels and texts; panels have the shape of the first image.
         class_map: uint8 RGB image [H, W, 3] -> class ids [H, W].
-        label_space: what the labels mean.
-        panels: what is shown of each, of `PANELS`.
-        columns: how many such rows are beside each other.
+        label_space: of the labels.
+        panels: of `PANELS`.
+        columns: tiles in a row.
         width: of a panel, in pixels.
 
     Returns:
@@ -115,23 +112,19 @@ def draw_gallery(
             for panel in panels
         ]
         tiles.append(visualization.titled(visualization.side_by_side(*drawn, gap=GAP), text))
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
-    rows = [
-        visualization.side_by_side(*tiles[start : start + columns], gap=3 * GAP)
-        for start in range(0, len(tiles), columns)
-    ]
-    rows.append(visualization.legend(label_space, rows[0].shape[1]))
-    return np.concatenate(rows)
+    drawn_tiles = visualization.grid(tiles, columns, gap=3 * GAP)
+    legend = visualization.legend(label_space, drawn_tiles.shape[1])
+    return np.concatenate([drawn_tiles, legend])
 
 
 def _fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return an image in a box of (width, height) pixels, white beside it."""
+    """Return an image scaled into a white box of (width, height) pixels."""
     padded = ImageOps.pad(Image.fromarray(image), size, Image.Resampling.LANCZOS, color="white")
     return np.asarray(padded)
 
 
 def write_gallery(drawn: np.ndarray, path: Path) -> None:
-    """Write a gallery with a comment that says so."""
+    """Write a gallery with a comment by which `is_gallery` knows it."""
     information = PngInfo()
     information.add_text("comment", COMMENT)
     with atomic_path(path) as temporary:
@@ -145,21 +138,6 @@ def is_gallery(path: Path) -> bool:
             return image.info.get("comment") in (COMMENT, COMMENT.encode())
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
         return False
-
-
-def check_arguments(parsed: argparse.Namespace) -> None:
-    """Refuse what could not be drawn, before anything is evaluated.
-
-    Raises:
-        ValueError: a number is not positive, the file's name has another ending, or the file is
-            there and is no gallery.
-    """
-    for name in ("images", "columns", "width"):
-        if getattr(parsed, name) < 1:
-            raise ValueError(f"--{name} must be at least 1. Received: {getattr(parsed, name)}")
-    if parsed.output.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"--output must end in {', '.join(SUFFIXES)}. Received: {parsed.output}")
-    check_file(parsed.output, "training.release.gallery", is_gallery, parsed.overwrite)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -176,15 +154,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--choose", choices=CHOICES, default="spread",
         help="the worst images, or some from the worst to the best (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--images", type=int, default=6, help="how many (%(default)s)")
+    parser.add_argument("--images", type=positive, default=6, help="how many (%(default)s)")
     parser.add_argument(
-        "--panels", nargs="+", choices=PANELS, default=list(PANELS), help="what is shown of each"
+        "--panels", nargs="+", choices=PANELS, default=list(PANELS), help="drawn for each image"
     )
     parser.add_argument(
-        "--columns", type=int, default=1, help="images beside each other (%(default)s)"
+        "--columns", type=positive, default=1, help="images beside each other (%(default)s)"
     )
     parser.add_argument(
-        "--width", type=int, default=240, help="of a panel, in pixels (%(default)s)"
+        "--width", type=positive, default=240, help="of a panel, in pixels (%(default)s)"
     )
     add_protocol_arguments(parser)
     return parser
@@ -195,7 +173,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
     try:
-        check_arguments(parsed)
+        if parsed.output.suffix.lower() not in SUFFIXES:
+            raise ValueError(
+                f"--output must end in {', '.join(SUFFIXES)}. Received: {parsed.output}"
+            )
+        check_file(parsed.output, "training.release.gallery", is_gallery, parsed.overwrite)
         protocol = protocol_from_arguments(parsed)
         data = data_from_arguments(parsed)
         samples = data.samples(parsed.split)

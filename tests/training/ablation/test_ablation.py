@@ -13,21 +13,15 @@ from alignseg_tf.evaluation.counts import score_image
 from alignseg_tf.evaluation.report import Report
 from alignseg_tf.system.files import RECORD_FILE
 from training.ablation import __main__ as ablation
-from training.ablation.__main__ import (
+from training.ablation.__main__ import planned
+from training.ablation.report import GridScores, ablation_csv, ablation_tables, draw_ablation
+from training.ablation.results import (
     CELLS,
     Cell,
-    planned,
     read_result,
     read_results,
     result_file,
     write_result,
-)
-from training.ablation.report import (
-    GridScores,
-    ablation_csv,
-    ablation_tables,
-    draw_ablation,
-    t_quantile,
 )
 from training.callbacks.run_folder import describe_run
 from training.recipe import Recipe, RecipeError
@@ -87,22 +81,23 @@ def test_the_plan_is_the_grid_and_goes_seed_by_seed():
 
 def test_what_is_done_is_not_done_again(folder, tmp_path, monkeypatch, capsys):
     trained = []
-
     data = open_data(folder)
     run = describe_run(Recipe(), data.label_space, data.samples("train"))
     described = {key: run[key] for key in run.keys() - dataclasses.asdict(Recipe()).keys()}
+    names = [sample.image.name for sample in data.samples("val")]
 
     def run_cell(recipe, data, folder):
         trained.append((folder.name, recipe.aggregation, recipe.context, recipe.seed))
         if len(trained) == 3:
             raise KeyboardInterrupt
         result = result_of(recipe, 0.2) | {"data": described}
-        for score, sample in zip(result["scores"], data.samples("val"), strict=False):
-            score["name"] = sample.image.name
-        return result | {"scores": result["scores"][: len(data.samples("val"))]}
+        scores = [
+            score | {"name": name} for score, name in zip(result["scores"], names, strict=False)
+        ]
+        return result | {"scores": scores}
 
     monkeypatch.setattr(ablation, "run_cell", run_cell)
-    arguments = (Recipe(epochs=3), data, tmp_path, tmp_path / "results", 1, 0)
+    arguments = (Recipe(epochs=3), data, tmp_path, tmp_path / "results", list(planned(1, 0)))
     with pytest.raises(KeyboardInterrupt):
         ablation.ablate(*arguments)
     assert len(list((tmp_path / "results").iterdir())) == 2
@@ -115,30 +110,31 @@ def test_what_is_done_is_not_done_again(folder, tmp_path, monkeypatch, capsys):
         ("align-align-0", "align", "align", 0),
     ]
     assert "[2/4] align-none, seed 0: done before" in capsys.readouterr().out
-    with pytest.raises(RecipeError, match=r"none-0.json.gz has epochs 3, .* has 4: give"):
+    with pytest.raises(RecipeError, match="(?s)none-0.json.gz .*epochs: 4 there, 3 here"):
         ablation.ablate(Recipe(epochs=4), *arguments[1:])
     (tmp_path / "results" / "align-none-0.json.gz").write_bytes(b"half")
     with pytest.raises(RecipeError, match="align-none-0.json.gz: not a result of an ablation"):
         read_results(tmp_path / "results")
 
 
-def test_results_of_other_data_are_refused(results):
-    other = result_of(Recipe(aggregation="align_fine"), 0.2) | {"data": {"training_samples": 7}}
+@pytest.mark.parametrize(
+    ("data", "scores", "message"),
+    [
+        ({"training_samples": 7}, 1, "training_samples: 6 there, 7 here"),
+        ({"training_samples": 6}, -1, "validation_image_names: "),
+        # Older results do not tell the content of files, and go with all others.
+        ({"training_samples": 6, "training_labels": "two"}, 1, "training_labels: 'one' there"),
+    ],
+)
+def test_results_of_other_data_are_refused(results, data, scores, message):
+    one = result_of(Recipe(aggregation="align_coarse"), 0.2)
+    one["data"] = {"training_samples": 6, "training_labels": "one"}
+    write_result(result_file(results, Cell("align_coarse", "align"), 0), one)
+    assert "align_coarse-align" in read_results(results)
+    other = result_of(Recipe(aggregation="align_fine"), 0.2) | {"data": data}
+    other["scores"] = other["scores"][::scores]
     write_result(result_file(results, Cell("align_fine", "align"), 0), other)
-    with pytest.raises(RecipeError, match="align_fine.* has training_samples 7, .* has 6: give"):
-        read_results(results)
-
-
-def test_results_of_data_with_another_content_are_refused(results):
-    """Old results do not say what the content was, and go with all others."""
-    data = {"training_samples": 6}
-    for cell, labels in (("align_coarse", "one"), ("align_fine", "two")):
-        with_content = data | {"training_labels": labels}
-        other = result_of(Recipe(aggregation=cell), 0.2) | {"data": with_content}
-        if labels == "two":
-            assert "align_coarse-align" in read_results(results)
-        write_result(result_file(results, Cell(cell, "align"), 0), other)
-    with pytest.raises(RecipeError, match="align_fine.* has training_labels 'two', .* has 'one'"):
+    with pytest.raises(RecipeError, match=f"(?s)align_fine.*{message}"):
         read_results(results)
 
 
@@ -151,22 +147,15 @@ def test_a_class_may_be_called_as_another_column(results, tmp_path):
     assert head[-3:] == ["seed (class)", *CLASSES[1:]]
 
 
-def test_results_of_other_images_are_refused(results):
-    path = result_file(results, Cell("align", "align"), 1)
-    other = read_result(path)
-    scores = [score.to_dict() for score in other.pop("report").scores]
-    write_result(path, other | {"scores": scores[::-1]})
-    with pytest.raises(RecipeError, match="align-align-1.* has validation_image_names '"):
-        read_results(results)
-
-
 def test_other_data_are_refused_before_anything_is_trained(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "run_cell", lambda *arguments: pytest.fail("it trains"))
     kept = tmp_path / "kept"
     recipe = Recipe(aggregation="bilinear", context="none", epochs=3)
     write_result(result_file(kept, CELLS[0], 0), result_of(recipe, 0.2))
-    with pytest.raises(RecipeError, match="bilinear-none-0.* has .*this ablation has"):
-        ablation.ablate(Recipe(epochs=3), open_data(folder), tmp_path / "out", kept, 1, 0)
+    with pytest.raises(RecipeError, match="bilinear-none-0.* and this ablation"):
+        ablation.ablate(
+            Recipe(epochs=3), open_data(folder), tmp_path / "out", kept, list(planned(1, 0))
+        )
     assert [path.name for path in kept.iterdir()] == ["bilinear-none-0.json.gz"]
 
 
@@ -213,7 +202,7 @@ def test_intervals_cover_what_seeds_do(counts):
     """
     rng = np.random.default_rng(0)
     of_difference, of_cell = [], []
-    for _ in range(400):
+    for _ in range(300):
         shared = rng.normal(size=3)
         results = {
             name: [
@@ -227,8 +216,8 @@ def test_intervals_cover_what_seeds_do(counts):
         # A seed's part that all cells share makes cells alike, and the variance less well known.
         found = GridScores({"a": results["a"]}).of_cell("a", "mean_iou")
         of_cell.append(found.low < 0 < found.high)
-    assert 0.93 < np.mean(of_difference) < 0.97
-    assert 0.93 < np.mean(of_cell) < 0.97
+    assert 0.92 < np.mean(of_difference) < 0.98
+    assert 0.92 < np.mean(of_cell) < 0.98
 
 
 def test_what_a_seed_adds_to_all_cells_is_no_part_of_a_difference():
@@ -252,18 +241,8 @@ class AlikeReport:
     """A report on images that all have the same mean IoU."""
 
     def __init__(self, mean_iou):
-        self.mean_iou = np.float64(mean_iou)
         self.resampled = self
         self.mean_iou = np.full((), mean_iou)
-
-
-@pytest.mark.parametrize(
-    ("share", "freedom", "value"),
-    [(0.975, 1, 12.706), (0.975, 2, 4.303), (0.975, 8, 2.306), (0.95, 30, 1.697), (0.5, 3, 0)],
-)
-def test_quantiles_of_student(share, freedom, value):
-    """Against the printed table."""
-    assert t_quantile(share, freedom) == pytest.approx(value, rel=1e-3, abs=1e-3)
 
 
 def test_seconds_of_different_machines_are_not_mixed(results):
