@@ -22,7 +22,7 @@ from sphinx.util.nodes import make_refnode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 # By their paths: importing the package would import TensorFlow, with its greetings.
-runpy.run_path(str(ROOT / "alignseg_tf" / "quiet.py"))["import_tensorflow_quietly"]()
+runpy.run_path(str(ROOT / "alignseg_tf" / "system" / "quiet.py"))["import_tensorflow_quietly"]()
 release = version = runpy.run_path(str(ROOT / "alignseg_tf" / "version.py"))["__version__"]
 project = "alignseg_tf"
 author = project_copyright = "The alignseg_tf authors"
