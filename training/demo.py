@@ -124,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m training.demo", description="Train, export and try AlignSeg in one go."
     )
     parser.add_argument(
-        "--data", default="street_scenes", help="a folder or CSV of one's own (%(default)s)"
+        "--data", default="street_scenes", help="your own folder or CSV (%(default)s)"
     )
     parser.add_argument(
         "--image", type=Path, help="a street to segment first (a drawn one, without --data)"

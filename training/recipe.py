@@ -33,9 +33,9 @@ class Recipe:
     )
     channels: int = _option(64, "width of the decoder")
     aggregation: str = _option(
-        "align", "how maps are fused", ("align", "align_coarse", "align_fine", "bilinear")
+        "align", "fusion of feature maps", ("align", "align_coarse", "align_fine", "bilinear")
     )
-    context: str = _option("align", "how context enters", ("align", "global", "none"))
+    context: str = _option("align", "pooled context", ("align", "global", "none"))
 
     train_on: str = _option(
         "train", "splits to train on; 'train+val' for a model to be given out, whose validation "
@@ -44,10 +44,10 @@ class Recipe:
     crop_size: tuple[int, int] = _option((352, 480), "height and width of a crop, in pixels")
     scale: tuple[float, float] = _option((0.5, 2.0), "range of the random resizing")
     scale_distribution: str = _option(
-        "log_uniform", "how the factor is drawn from it", ("log_uniform", "uniform", "tenths")
+        "log_uniform", "distribution of the factor in it", ("log_uniform", "uniform", "tenths")
     )
     placement: str = _option(
-        "random", "where an image smaller than the crop lies in it", ("random", "top_left")
+        "random", "position of an image smaller than the crop", ("random", "top_left")
     )
     max_class_share: float = _option(
         1.0, "share of a crop that one class may fill; others are drawn again, ten times at most"
@@ -68,7 +68,7 @@ class Recipe:
 
     optimizer: str = _option("adamw", "optimizer", ("adamw", "sgd"))
     learning_rate: float = _option(1e-3, "the largest; decays to 0")
-    schedule: str = _option("poly", "how it decays", ("poly", "cosine"))
+    schedule: str = _option("poly", "decay of the learning rate", ("poly", "cosine"))
     warmup_epochs: float = _option(0.0, "epochs in which it rises from 0")
     poly_power: float = _option(0.9, "power of the decay (1 - step / steps) ** power")
     backbone_rate: float = _option(1.0, "factor of the learning rate in the backbone")
@@ -80,7 +80,7 @@ class Recipe:
     ema: float = _option(
         0.0, "momentum of the averaged weights that are validated and kept; 0 for none"
     )
-    freeze_batch_norm: bool = _option(False, "leave the backbone's batch norms as they are")
+    freeze_batch_norm: bool = _option(False, "freeze the backbone's batch norms")
 
     loss: str = _option(
         "cross_entropy",
@@ -121,7 +121,7 @@ class Recipe:
             )
 
 
-# What values must be: the condition, and the options that it holds for.
+# Ranges of options: what to expect, the condition, the names.
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "positive": (
         lambda x: x > 0,

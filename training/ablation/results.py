@@ -1,4 +1,4 @@
-"""What an ablation keeps of each run: one compressed JSON file for a cell and a seed."""
+"""Results of an ablation: one compressed JSON file for a cell and a seed."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ from training.recipe import RecipeError, with_defaults
 
 # Values of a recipe that a cell or a seed decides, or that are the same in every ablation.
 DECIDED = ("aggregation", "context", "seed", "validate_every", "train_on")
-# CamVid's validation images are 15 frames a second: neighbours within so many are alike.
+# Neighbouring images that are alike: CamVid's validation images are 15 frames a second.
 BLOCK = 10
 
 

@@ -1,4 +1,4 @@
-"""A folder of one's own images, on a laptop.
+"""A folder of your own images, on a laptop.
 
 Command:
     python -m training.train --data FOLDER --output runs/mine
