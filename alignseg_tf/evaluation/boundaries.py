@@ -1,4 +1,4 @@
-"""How well the borders between classes are found, counted exactly, in NumPy.
+"""Boundary pixels of class maps, counted exactly, in NumPy.
 
 Shape legend
     H, W   height and width of an image, in pixels
@@ -6,9 +6,8 @@ Shape legend
     D      distances
 
 A boundary pixel is a labelled pixel that has a labelled pixel of another class to its left, right,
-top or bottom; each border so has two rows of them, one a class. Where a label is ignored there is
-no border: neither against it, nor inside. Distances are Euclidean, from pixel centre to pixel
-centre.
+top or bottom; so a border between two classes has two rows of them, one a class. Ignored pixels
+have no borders. Distances are Euclidean, from pixel centre to pixel centre.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,9 +16,9 @@ import numpy as np
 
 from alignseg_tf.data.label_space import IGNORE
 
-# Images are counted in bands of rows of so many pixels, since the arrays in between are larger.
+# Pixels in a band of rows: counting needs arrays several times larger than the band.
 BAND_PIXELS = 2**22
-# What is farther than the largest distance asked for.
+# Squared distance of pixels beyond the largest distance.
 _FAR = np.iinfo(np.int32).max
 
 
@@ -29,7 +28,7 @@ def row_bands(height: int, width: int, margin: int = 0) -> Iterator[tuple[slice,
     Args:
         height: of the image.
         width: of the image.
-        margin: rows that are needed above and below a band.
+        margin: rows needed above and below a band.
 
     Yields:
         The rows with their margins, in the image; and the band itself, within them.
@@ -42,23 +41,17 @@ def row_bands(height: int, width: int, margin: int = 0) -> Iterator[tuple[slice,
 
 
 def boundary_classes(class_map: np.ndarray) -> np.ndarray:
-    """Return the class of each boundary pixel, and `IGNORE` elsewhere.
+    """Return the class of each boundary pixel, and `IGNORE` elsewhere, uint8 [H, W].
 
     Args:
         class_map: uint8 [H, W], `IGNORE` where there is no class.
-
-    Returns:
-        uint8 [H, W].
 
     Example:
         >>> boundary_classes(np.array([[0, 0, 1, 1, 255, 2]], np.uint8)).tolist()
         [[255, 0, 1, 255, 255, 255]]
     """
     at_boundary = np.zeros(class_map.shape, bool)
-    for first, second in (
-        (np.s_[:, :-1], np.s_[:, 1:]),
-        (np.s_[:-1], np.s_[1:]),
-    ):
+    for first, second in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
         a, b = class_map[first], class_map[second]
         differs = (a != b) & (a != IGNORE) & (b != IGNORE)
         at_boundary[first] |= differs
@@ -66,36 +59,29 @@ def boundary_classes(class_map: np.ndarray) -> np.ndarray:
     return np.where(at_boundary, class_map, np.uint8(IGNORE))
 
 
-def _disc(radius: int) -> list[tuple[int, int, int]]:
-    """Return (squared distance, dy, dx) of the pixels of a disc, the farthest first."""
-    steps = range(-radius, radius + 1)
-    disc = [(dy * dy + dx * dx, dy, dx) for dy in steps for dx in steps]
-    return sorted((cell for cell in disc if cell[0] <= radius**2), reverse=True)
-
-
-def _nearest_match(
-    boundary: np.ndarray, other: np.ndarray, radius: int, band: slice
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the squared distance of each pixel of one boundary to its class in the other.
+def _around(
+    class_map: np.ndarray, boundary: np.ndarray, radius: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Walk over the discs around boundary pixels, the farthest pixels first.
 
     Args:
-        boundary: from `boundary_classes`, [H, W].
-        other: likewise.
-        radius: what is farther is `_FAR`.
-        band: rows of the boundary's pixels.
+        class_map: uint8 [H, W].
+        boundary: uint8 [H, W], `IGNORE` but at boundary pixels.
+        radius: of the discs.
 
-    Returns:
-        Their classes, uint8 [number of pixels], and distances, int32.
+    Yields:
+        For each offset in the disc: its squared length, where it leads from each boundary pixel
+        (an index into the flattened map with a margin of `radius`), and the class there.
     """
-    y, x = np.nonzero(boundary[band] != IGNORE)
-    classes = boundary[band][y, x]
-    y += band.start
-    padded = np.pad(other, radius, constant_values=IGNORE)
-    place = (y + radius) * padded.shape[1] + x + radius
-    flat, nearest = padded.ravel(), np.full(len(y), _FAR, np.int32)
-    for squared, dy, dx in _disc(radius):  # nearer ones overwrite
-        nearest[flat[place + (dy * padded.shape[1] + dx)] == classes] = squared
-    return classes, nearest
+    padded = np.pad(class_map, radius, constant_values=IGNORE)
+    y, x = np.nonzero(boundary != IGNORE)
+    place, flat = (y + radius) * padded.shape[1] + x + radius, padded.ravel()
+    steps = range(-radius, radius + 1)
+    disc = sorted(((dy * dy + dx * dx, dy, dx) for dy in steps for dx in steps), reverse=True)
+    for squared, dy, dx in disc:
+        if squared <= radius**2:
+            target = place + (dy * padded.shape[1] + dx)
+            yield squared, target, flat[target]
 
 
 def boundary_counts(
@@ -121,38 +107,37 @@ def boundary_counts(
     for rows, band in row_bands(len(truth), truth.shape[1], radius + 1):
         labelled = np.where(truth[rows] == IGNORE, np.uint8(IGNORE), predicted[rows])
         found, true = boundary_classes(labelled), boundary_classes(truth[rows])
-        for place, (own, other) in enumerate(((found, true), (true, found))):
-            classes, nearest = _nearest_match(own, other, radius, band)
-            counts[:, :, 2 * place] += np.bincount(classes, minlength=num_classes)
+        for column, own, other in ((0, found, true), (2, true, found)):
+            inside = np.full_like(own, IGNORE)
+            inside[band] = own[band]
+            classes = inside[inside != IGNORE]
+            nearest = np.full(len(classes), _FAR, np.int32)
+            for squared, _, there in _around(other, inside, radius):  # nearer ones overwrite
+                nearest[there == classes] = squared
+            counts[:, :, column] += np.bincount(classes, minlength=num_classes)
             for index, distance in enumerate(distances):
                 confirmed = classes[nearest <= distance**2]
-                counts[index, :, 2 * place + 1] += np.bincount(confirmed, minlength=num_classes)
+                counts[index, :, column + 1] += np.bincount(confirmed, minlength=num_classes)
     return counts
 
 
 def squared_distance_to_border(truth: np.ndarray, radius: int) -> np.ndarray:
-    """Return how far each pixel is from the nearest boundary pixel of another class, squared.
+    """Return the squared distance of each pixel to the nearest boundary pixel of another class.
 
     Args:
         truth: uint8 [H, W], `IGNORE` where there is no label.
-        radius: in whole pixels.
+        radius: largest distance, in whole pixels.
 
     Returns:
         int32 [H, W]; a very large number beyond the radius and where there is no label.
     """
     boundary = boundary_classes(truth)
-    y, x = np.nonzero(boundary != IGNORE)
-    classes = boundary[y, x]
-    padded = np.pad(truth, radius, constant_values=IGNORE)
-    width = padded.shape[1]
-    place = (y + radius) * width + x + radius
-    flat, distance = padded.ravel(), np.full(padded.size, _FAR, np.int32)
-    for squared, dy, dx in _disc(radius):
-        target = place + (dy * width + dx)
-        there = flat[target]
-        distance[target[(there != classes) & (there != IGNORE)]] = squared
+    classes = boundary[boundary != IGNORE]
     height, width = truth.shape
-    return distance.reshape(padded.shape)[radius : radius + height, radius : radius + width]
+    distance = np.full((height + 2 * radius, width + 2 * radius), _FAR, np.int32)
+    for squared, target, there in _around(truth, boundary, radius):
+        distance.ravel()[target[(there != classes) & (there != IGNORE)]] = squared
+    return distance[radius : radius + height, radius : radius + width]
 
 
 def trimap_counts(
@@ -161,28 +146,18 @@ def trimap_counts(
     """Count the pixels in bands along the true borders.
 
     The band of a distance holds the labelled pixels that have a boundary pixel of another class
-    at most so many pixels away; that of 1 is the boundary pixels themselves.
-
-    Args:
-        truth: class ids, uint8 [H, W], `IGNORE` where there is no label.
-        predicted: class ids, uint8 [H, W].
-        num_classes: n.
-        distances: whole pixels, at least 1.
+    at most that many pixels away. Arguments as in `boundary_counts`.
 
     Returns:
-        int64 [D, n, 3]: pixels that are right, that truth gives the class, that the prediction
-        gives it.
+        int64 [D, n, 3]: pixels of each class that are right, that are true, that are predicted.
     """
     radius = max(distances)
     counts = np.zeros((len(distances), num_classes, 3), np.int64)
     for rows, band in row_bands(len(truth), truth.shape[1], radius + 1):
         squared = squared_distance_to_border(truth[rows], radius)[band]
-        near = squared <= radius**2
-        squared = squared[near]
-        true_classes, found_classes = (x[rows][band][near] for x in (truth, predicted))
         for index, distance in enumerate(distances):
             inside = squared <= distance**2
-            true, found = true_classes[inside], found_classes[inside]
-            for place, classes in enumerate((true[true == found], true, found)):
-                counts[index, :, place] += np.bincount(classes, minlength=num_classes)
+            true, found = (x[rows][band][inside] for x in (truth, predicted))
+            for column, classes in enumerate((true[true == found], true, found)):
+                counts[index, :, column] += np.bincount(classes, minlength=num_classes)
     return counts

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from alignseg_tf.data.label_space import IGNORE
-from alignseg_tf.evaluation import boundaries
+from alignseg_tf.evaluation.boundaries import boundary_counts, row_bands, trimap_counts
 
-# In pixels: of boundary F-score and trimap IoU.
+# Distances in pixels of boundary F-scores and trimap IoU.
 BOUNDARY_DISTANCES = (1, 2, 3, 5)
 CALIBRATION_BINS = 15
 
@@ -20,13 +20,12 @@ class ImageScores:
 
     Attributes:
         name: of the image.
-        cells: which cells of the confusion matrix, flattened row by row (rows are the truth), are
-            not zero, int64 [k].
+        cells: nonzero cells of the flattened confusion matrix (rows are the truth), int64 [k].
         pixels: their pixels, int64 [k].
         boundary: int64 [D, n, 4], see `boundaries.boundary_counts`.
         trimap: int64 [D, n, 3], see `boundaries.trimap_counts`.
-        calibration: float64 [bins, 3]: labelled pixels whose confidence is in the bin, those of
-            them that are right, the sum of their confidences; None where the model gives none.
+        calibration: float64 [bins, 3], see `count_calibration`; None where the model gives no
+            confidence.
         in_windows: whether the image was too large to go through whole.
     """
 
@@ -58,7 +57,7 @@ class ImageScores:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "ImageScores":
-        """Read what `to_dict` gave."""
+        """Read what `to_dict` returned."""
         calibration = content["calibration"]
         return cls(
             content["name"],
@@ -72,13 +71,10 @@ class ImageScores:
 
 
 def _sparse(counts: np.ndarray) -> dict[str, Any]:
-    """Most classes do not occur in most images."""
+    """Return the nonzero counts: most classes do not occur in most images."""
     cells = np.flatnonzero(counts)
-    return {
-        "shape": list(counts.shape),
-        "cells": cells.tolist(),
-        "counts": counts.ravel()[cells].tolist(),
-    }
+    values = counts.ravel()[cells].tolist()
+    return {"shape": list(counts.shape), "cells": cells.tolist(), "counts": values}
 
 
 def _dense(content: Mapping[str, Any]) -> np.ndarray:
@@ -88,15 +84,12 @@ def _dense(content: Mapping[str, Any]) -> np.ndarray:
 
 
 def count_confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count the pixels of each (true class, predicted class).
+    """Count the pixels of each (true class, predicted class), int64 [n, n].
 
     Args:
-        truth: class ids [H, W]; ids of `num_classes` and more are left out.
+        truth: class ids [H, W]; ids of `num_classes` and more are not counted.
         predicted: class ids [H, W], all below `num_classes`.
         num_classes: n.
-
-    Returns:
-        int64 [n, n].
 
     Raises:
         ValueError: the maps differ in size, or the prediction has other ids.
@@ -110,7 +103,7 @@ def count_confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int) 
             f"The model predicts class {int(predicted.max())}, but there are {num_classes} classes"
         )
     counts = np.zeros(num_classes**2, np.int64)
-    for rows, _ in boundaries.row_bands(*truth.shape):
+    for rows, _ in row_bands(*truth.shape):
         valid = truth[rows] < num_classes
         cells = truth[rows][valid].astype(np.int64) * num_classes + predicted[rows][valid]
         counts += np.bincount(cells, minlength=num_classes**2)
@@ -120,18 +113,12 @@ def count_confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int) 
 def count_calibration(
     truth: np.ndarray, predicted: np.ndarray, confidence: np.ndarray
 ) -> np.ndarray:
-    """Count the labelled pixels of each bin of confidence.
+    """Count labelled pixels, right ones and the sum of confidences in each bin of confidence.
 
-    Args:
-        truth: class ids, uint8 [H, W], `IGNORE` where there is no label.
-        predicted: class ids, uint8 [H, W].
-        confidence: float32 [H, W] in 0..1.
-
-    Returns:
-        float64 [bins, 3]: pixels, those that are right, the sum of their confidences.
+    Arguments as in `score_image`; the result is float64 [bins, 3].
     """
     table = np.zeros((CALIBRATION_BINS, 3))
-    for rows, _ in boundaries.row_bands(*truth.shape):
+    for rows, _ in row_bands(*truth.shape):
         labelled = truth[rows] != IGNORE
         sure = confidence[rows][labelled].astype(np.float64)
         right = (truth[rows] == predicted[rows])[labelled]
@@ -164,13 +151,12 @@ def score_image(
     """
     confusion = count_confusion(truth, predicted, num_classes).ravel()
     cells = np.flatnonzero(confusion)
-    distances = BOUNDARY_DISTANCES
     return ImageScores(
         name,
         cells,
         confusion[cells],
-        boundaries.boundary_counts(truth, predicted, num_classes, distances),
-        boundaries.trimap_counts(truth, predicted, num_classes, distances),
+        boundary_counts(truth, predicted, num_classes, BOUNDARY_DISTANCES),
+        trimap_counts(truth, predicted, num_classes, BOUNDARY_DISTANCES),
         None if confidence is None else count_calibration(truth, predicted, confidence),
         in_windows,
     )

@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,18 @@ from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import Sample
 from alignseg_tf.data.readers import load_sample
 from alignseg_tf.evaluation.counts import BOUNDARY_DISTANCES, CALIBRATION_BINS
-from alignseg_tf.evaluation.report import Report, percent
+from alignseg_tf.evaluation.report import Report, percent, points, span
 from alignseg_tf.system.files import Output, check_file, check_replaceable, has_keys, write_files
 from alignseg_tf.system.fonts import names_in_figures
 
 Segmenter = Callable[[np.ndarray], np.ndarray]
 
-# So many of the best images, and of the worst, are shown, each part of them at most so wide.
+# Number of images shown of each kind, and the largest width of one in pixels.
 SHOWN, SHOWN_WIDTH = 4, 420
-# Up to so many classes the cells of a confusion matrix have their share written into them.
+# Largest number of classes for which the cells of a confusion matrix show their shares.
 LABELLED_CLASSES = 24
-
-
 # In the folder of a report.
-REPORT_FILES = (
-    "evaluation.json", "classes.csv", "images.csv", "confusion.png", "report.html"
-)  # fmt: skip
+REPORT_FILES = ("evaluation.json", "classes.csv", "images.csv", "confusion.png", "report.html")
 
 
 def is_evaluation(path: Path) -> bool:
@@ -89,116 +85,69 @@ def write_report(
     Raises:
         ForeignFileError: there is such a file.
     """
-    contents = {
-        "evaluation.json": json.dumps(report.to_dict(), indent=1).encode(),
-        "classes.csv": report.classes_csv().encode(),
-        "images.csv": report.images_csv().encode(),
+    check_replaceable(folder, EVALUATION, REPORT_FILES, overwrite)
+    numbers = {
+        "evaluation.json": json.dumps(report.to_dict(), indent=1),
+        "classes.csv": report.classes_csv(),
+        "images.csv": report.images_csv(),
     }
-    check_replaceable(folder, EVALUATION, (*contents, "confusion.png", "report.html"), overwrite)
-    written = write_files(folder, EVALUATION, contents, True)  # before anything is drawn
+    written = write_files(folder, EVALUATION, numbers, True)  # before anything is drawn
     confusion = _png(confusion_figure, report.confusion, report.classes)
-    page = report_page(report, label_space, samples, class_map, title, confusion)
-    drawn = {"confusion.png": confusion, "report.html": page.encode()}
+    calibration = None
+    if report.calibration is not None:
+        calibration = _png(calibration_figure, report.calibration)
+    page = render(
+        "report.html",
+        title=title,
+        report=report,
+        intervals=report.intervals(),
+        label_space=label_space,
+        distances=BOUNDARY_DISTANCES,
+        confusion=confusion and data_url(confusion, "png"),
+        calibration=calibration and data_url(calibration, "png"),
+        groups=_worst_and_best(report, label_space, samples, class_map),
+        legend=legend_url(label_space),
+    )
+    drawn = {"confusion.png": confusion, "report.html": page}
     shown = {name: content for name, content in drawn.items() if content is not None}
     return written + write_files(folder, EVALUATION, shown, True)
 
 
-def report_page(
-    report: Report,
-    label_space: LabelSpace,
-    samples: Sequence[Sample],
-    class_map: Segmenter,
-    title: str,
-    confusion: bytes | None,
-) -> str:
-    """Return the page of a report, HTML that needs no other file; see `write_report`."""
-    intervals = report.intervals()
-    share = report.confusion.sum(1) / max(1, report.confusion.sum())
-    classes = []
-    for i, name in enumerate(report.classes):
-        low, high = intervals["iou"].low[i], intervals["iou"].high[i]
-        values = [report.iou[i], report.precision[i], report.recall[i], *report.boundary_f[:, i]]
-        cells = [percent(value) for value in values]
-        cells.insert(1, span(low, high))
-        classes.append(
-            {
-                "name": name,
-                "color": label_space.palette[i],
-                "bar": _bar(report.iou[i]),
-                "low": _bar(low),
-                "high": _bar(high),
-                "cells": [*cells, percent(share[i])],
-            }
-        )
-    mean = intervals["mean_iou"]
-    error = report.expected_calibration_error
-    tiles = [
-        _tile("mean IoU", report.mean_iou, f"95 %: {span(mean.low, mean.high)}"),
-        _tile("pixel accuracy", report.pixel_accuracy, "of the labelled pixels"),
-        _tile("fw. IoU", report.frequency_weighted_iou, "weighted by frequency"),
-        *(
-            _tile(f"boundary F, {d} px", report.mean_boundary_f[i], "mean over classes")
-            for i, d in enumerate(BOUNDARY_DISTANCES)
-            if d in (1, 3)
-        ),
-    ]
-    if error is not None:
-        tiles.append(_tile("ECE", error, "distance of confidence and accuracy"))
+def _worst_and_best(
+    report: Report, label_space: LabelSpace, samples: Sequence[Sample], class_map: Segmenter
+) -> dict[str, list[dict[str, str]]]:
+    """Return the images to show under each heading, see `image_row`."""
     order = np.argsort(report.image_iou, kind="stable")
     ranked = [int(i) for i in order if not np.isnan(report.image_iou[i])]
     count = min(SHOWN, -(-len(ranked) // 2))
-
-    def shown(indices: Iterable[int]) -> list[dict[str, str]]:
-        return [_image_row(report, label_space, samples[i], i, class_map) for i in indices]
-
-    groups = [
-        {
-            "title": heading,
-            "note": "Image; truth; prediction; mistakes in red, unlabelled pixels dark.",
-            "images": shown(indices),
-        }
-        for heading, indices in (
-            ("The worst images", ranked[:count]),
-            ("The best images", ranked[::-1][: len(ranked) - count][:count]),
-        )
-        if indices
-    ]
-    return render(
-        "report.html",
-        title=title,
-        report=report,
-        tiles=tiles,
-        classes=classes,
-        distances=BOUNDARY_DISTANCES,
-        borders=[
-            {"name": "boundary F %", "cells": [percent(x) for x in report.mean_boundary_f]},
-            {"name": "trimap IoU %", "cells": [percent(x) for x in report.mean_trimap_iou]},
-        ],
-        confusion=_png_url(confusion),
-        calibration=None
-        if report.calibration is None
-        else _png_url(_png(calibration_figure, report.calibration)),
-        groups=groups,
-        legend=legend_url(label_space),
-    )
-
-
-def _image_row(
-    report: Report, label_space: LabelSpace, sample: Sample, index: int, class_map: Segmenter
-) -> dict[str, str]:
-    image, truth = load_sample(sample, label_space)
-    predicted = class_map(image)
-    palette = label_space.palette
-    return {
-        "data": row_url(
-            image,
-            visualization.overlay(image, truth, palette),
-            visualization.overlay(image, predicted, palette),
-            visualization.mistakes(image, truth, predicted),
-        ),
-        "alt": f"{sample.image.name} with truth, prediction and mistakes",
-        "caption": f"{sample.image.name}: mean IoU {percent(report.image_iou[index])} %",
+    shown = {
+        "The worst images": ranked[:count],
+        "The best images": ranked[::-1][: len(ranked) - count][:count],
     }
+    return {
+        title: [
+            image_row(
+                samples[i], label_space, [class_map], f"mean IoU {percent(report.image_iou[i])} %"
+            )
+            for i in places
+        ]
+        for title, places in shown.items()
+    }
+
+
+def image_row(
+    sample: Sample, label_space: LabelSpace, class_maps: Sequence[Segmenter], caption: str
+) -> dict[str, str]:
+    """Return `data`, a URL, and `caption` of an image beside its truth and its predictions.
+
+    The last part marks the mistakes of one model, or the disagreements of two.
+    """
+    image, truth = load_sample(sample, label_space)
+    found = [class_map(image) for class_map in class_maps]
+    painted = [visualization.overlay(image, x, label_space.palette) for x in (truth, *found)]
+    mark = visualization.mistakes if len(found) == 1 else visualization.disagreements
+    data = _row_url(image, *painted, mark(image, truth, *found))
+    return {"data": data, "caption": f"{sample.image.name}: {caption}"}
 
 
 def render(template: str, **values: Any) -> str:
@@ -208,20 +157,20 @@ def render(template: str, **values: Any) -> str:
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template(template).render(**values)
+    environment.filters |= {"percent": percent, "points": points}
+    environment.tests["known"] = lambda value: not np.isnan(value)
+    return environment.get_template(template).render(span=span, **values)
 
 
-def row_url(*images: np.ndarray) -> str:
+def _row_url(*images: np.ndarray) -> str:
     """Put images of one size beside each other, no wider than they are shown, as a data URL."""
     height, width = images[0].shape[:2]
     scale = min(1.0, SHOWN_WIDTH / width)
     size = max(1, round(scale * width)), max(1, round(scale * height))
-    small = [
-        np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-        for image in images
-    ]
+    small = [Image.fromarray(image).resize(size, Image.Resampling.LANCZOS) for image in images]
     content = io.BytesIO()
-    Image.fromarray(visualization.side_by_side(*small)).save(content, "JPEG", quality=88)
+    row = visualization.side_by_side(*map(np.asarray, small))
+    Image.fromarray(row).save(content, "JPEG", quality=88)
     return data_url(content.getvalue(), "jpeg")
 
 
@@ -302,20 +251,3 @@ def _png(
         warnings.warn(f"{draw.__name__} failed: {error}", stacklevel=2)
         return None
     return content.getvalue()
-
-
-def _png_url(content: bytes | None) -> str | None:
-    return None if content is None else data_url(content, "png")
-
-
-def span(low: float, high: float) -> str:
-    """Return an interval of shares in %; a dash where there is none."""
-    return "-" if np.isnan(low) else f"{percent(low)} to {percent(high)}"
-
-
-def _bar(share: float) -> float | None:
-    return None if np.isnan(share) else round(100 * float(share), 2)
-
-
-def _tile(name: str, share: float, note: str) -> dict[str, str]:
-    return {"name": name, "value": f"{percent(share)} %", "note": note}

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from alignseg_tf.data.sources import DataSource
 from alignseg_tf.evaluation.evaluator import samples_fingerprints
 from alignseg_tf.system.fingerprints import names_hash
 
-# What files beside a model say of it: in a training run's folder by these names, elsewhere with the
-# model's own name before them, as camvid_lite0.run.json.
+# Files beside a model: in a training run's folder by these names, elsewhere with the model's own
+# name before them, as camvid_lite0.run.json.
 QUALITY_FILE, RUN_FILE, ABOUT_FILE = "evaluation.json", "run.json", "about.md"
 
 
@@ -49,43 +49,26 @@ def _beside(model: Path, name: str) -> Path | None:
 
 
 def read_quality(path: Path) -> dict[str, Any]:
-    """Read the numbers that an evaluation wrote as JSON.
-
-    Raises:
-        ValueError: the file is missing or holds something else.
-    """
-    try:
-        quality = _read_record(path)
-        quality["mean_iou"], quality["images"], quality["protocol"], quality["iou"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path}: expected the JSON of an evaluation (python -m training.evaluate --json). "
-            f"Received: {error!r}"
-        ) from error
-    return quality
+    """Read the numbers that an evaluation wrote as JSON; raise a `ValueError` if it is none."""
+    expected = "the JSON of an evaluation (python -m training.evaluate --json)"
+    return _read_record(path, expected, ("mean_iou", "images", "protocol", "iou"))
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Read the values of a training run.
-
-    Raises:
-        ValueError: the file is missing or holds something else.
-    """
-    try:
-        return _read_record(path)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path}: expected the values of a training run, as training writes them. "
-            f"Received: {error!r}"
-        ) from error
+    """Read the values of a training run; raise a `ValueError` if it is none."""
+    return _read_record(path, "the values of a training run, as training writes them")
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_record(path: Path, expected: str, keys: Sequence[str] = ()) -> dict[str, Any]:
     """Read a JSON object; keys of older versions, which said picture, get their present names."""
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(record, dict):
-        raise TypeError(type(record).__name__)
-    return {key.replace("picture", "image"): value for key, value in record.items()}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        record = {key.replace("picture", "image"): value for key, value in content.items()}
+        if missing := [key for key in keys if key not in record]:
+            raise ValueError(f"no {', '.join(missing)}")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: expected {expected}. Received: {error!r}") from error
+    return record
 
 
 def trained_on_validation(run: Mapping[str, Any]) -> bool:
@@ -94,17 +77,17 @@ def trained_on_validation(run: Mapping[str, Any]) -> bool:
 
 
 def warn_if_trained_on(model: Path, data: DataSource, split: str) -> None:
-    """Say on the standard error stream if a model is known to be trained on a split's images.
+    """Warn on the standard error stream if a model is known to be trained on a split's images.
 
-    They are known by the content of the files, in runs from before it was recorded by their names.
+    Images are compared by the content of their files, or by name if the run is older.
 
     Args:
         model: as in `known_facts`.
         data: images with labels.
-        split: the part of them on which the model is to be judged.
+        split: the split on which the model is judged.
 
     Raises:
-        ValueError: what is known of the model's run is not readable.
+        ValueError: the record of the model's run is not readable.
     """
     path = _beside(model, RUN_FILE)
     run = {} if path is None else read_run(path)
@@ -122,7 +105,6 @@ def warn_if_trained_on(model: Path, data: DataSource, split: str) -> None:
         return
     if same:
         print(
-            f"Warning: {model} was trained on these images: what is measured on them says "
-            "nothing of new ones",
+            f"Warning: {model} was trained on these images: results say nothing of new images",
             file=sys.stderr,
         )

@@ -17,14 +17,12 @@ from alignseg_tf.prediction.tiling import resized, segment_in_bands
 
 
 class Predictor:
-    """Segments images with a Keras model, a `.keras` or `.tflite` file, or a SavedModel folder.
+    """Segment images with a model in any saved form.
 
     Args:
-        model_or_path: an `AlignSeg`, the path of a `.keras` or `.tflite` file, or the folder of a
-            SavedModel that `alignseg_tf.export` wrote.
-        protocol: how images go through the model: whole, in sliding windows, at several scales,
-            mirrored. By default whole and once; very large ones in windows, see
-            `Protocol.largest_whole`.
+        model_or_path: an `AlignSeg`, a path or a name, see `load_network`.
+        protocol: how images go through the model: by default whole and once, and very large ones
+            in windows, see `Protocol.largest_whole`.
         device: TensorFlow device for a Keras model, such as `GPU:1`; None leaves that to
             TensorFlow.
 
@@ -52,9 +50,9 @@ class Predictor:
         """Segment an image.
 
         Args:
-            image: uint8 RGB [H, W, 3], or a Pillow image of any mode, which is turned as its EXIF
-                orientation says. H and W are at least 32, unless the model's input has a fixed
-                size, to which the image is resized.
+            image: uint8 RGB [H, W, 3], or a Pillow image of any mode, which is turned by its EXIF
+                orientation. H and W are at least 32, or the image is resized to the model's fixed
+                input size.
 
         Raises:
             ValueError: `image` is no such image.
@@ -85,7 +83,7 @@ class Predictor:
         return class_map, confidence, protocol
 
     def _protocol_for(self, image: np.ndarray) -> Protocol:
-        if self.network.input_size is not None:  # it gets large images made smaller
+        if self.network.input_size is not None:  # large images are resized to it
             return self.protocol
         return self.protocol.for_image(*image.shape[:2])
 
@@ -120,7 +118,7 @@ class Predictor:
         """Return the probabilities of the classes, float32 [H, W, classes].
 
         Raises:
-            ValueError: `image` is no image, or the model gives class maps alone.
+            ValueError: `image` is no image, or the model gives only class maps.
         """
         image = image_array(image)
         check_gives_logits(self.network)
@@ -130,14 +128,7 @@ class Predictor:
 
 
 def image_array(image: Any) -> np.ndarray:
-    """Return an image as uint8 RGB [H, W, 3].
-
-    Args:
-        image: such an array, or a Pillow image.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Return such an array, or a Pillow image, as uint8 RGB [H, W, 3]; else raise `ValueError`."""
     if isinstance(image, Image.Image):
         return rgb_pixels(image)
     image = np.asarray(image)

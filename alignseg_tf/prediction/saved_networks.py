@@ -17,9 +17,9 @@ from alignseg_tf.pretrained import model_path, pretrained_names
 from alignseg_tf.system.environment import cores
 from alignseg_tf.system.quiet import silent_stderr
 
-# Where an exported SavedModel keeps its label space: beside the assets, as model servers want.
+# Label space of an exported SavedModel: beside the assets, as model servers want.
 LABEL_SPACE_FILE = Path("assets.extra") / "classes.json"
-# The same in the archive that ends a TFLite file; `LABELS_FILE` has names alone, a line each.
+# The same in the archive that ends a TFLite file; the latter has only names, a line each.
 TFLITE_LABEL_SPACE_FILE, TFLITE_LABELS_FILE = "classes.json", "labels.txt"
 # The same in the metadata of an ONNX file.
 ONNX_LABEL_SPACE_KEY = "classes"
@@ -30,13 +30,13 @@ class NonFiniteLogitsError(ValueError):
 
 
 class Network:
-    """What prediction needs to know of a model.
+    """A trained model in any saved form.
 
     Attributes:
         source: the model's path, or what stands for it in messages.
         label_space: names and colours of the classes.
         input_size: height and width of the images it takes, or None for any from 32 on.
-        gives_logits: whether `logits` works; some files hold class maps as their only output.
+        gives_logits: whether `logits` works; the only output of some files is class maps.
         gives_class_maps: whether `class_map` works.
     """
 
@@ -72,24 +72,17 @@ class Network:
         raise NotImplementedError
 
     def class_map(self, image: np.ndarray) -> np.ndarray:
-        """Return the class ids, uint8 [H, W], of a uint8 RGB image of the network's input size.
-
-        By the network itself; from logits, `Predictor` makes them.
-        """
+        """Return the network's own class ids, uint8 [H, W], of a uint8 RGB image of input size."""
         raise NotImplementedError
 
 
 def logits_model(model: keras.Model) -> keras.Model:
-    """Return the part of a model that gives logits at stride 4, with the same variables.
-
-    Args:
-        model: an `AlignSeg` or what `inference_model` made of one.
-    """
+    """Return the part of an `AlignSeg`, or its `inference_model`, that gives stride-4 logits."""
     return keras.Model(model.inputs[0], model.get_layer("segmentation_head").output)
 
 
 class KerasNetwork(Network):
-    """A Keras model in memory. It may be trained on: the graph reads its variables at each call.
+    """A Keras model in memory; later training of its variables shows.
 
     Args:
         model: an `AlignSeg`, or an `inference_model` of one; it is not changed.
@@ -110,7 +103,6 @@ class KerasNetwork(Network):
         self._device = device
 
     def _compute_logits(self, images: np.ndarray) -> Any:
-        """Return the head's logits, which have stride 4."""
         with tf.device(self._device):
             return self._run(tf.convert_to_tensor(images))
 
@@ -118,10 +110,9 @@ class KerasNetwork(Network):
 def inference_network(
     model: AlignSeg, device: str | None = None, source: str = Network.source
 ) -> KerasNetwork:
-    """Return a trained model as it runs in prediction: as `inference_model` rewrites it.
+    """Return a trained model as `inference_model` rewrites it.
 
-    Results equal those of the model except for rounding. Later changes of the model do not reach
-    the network.
+    Results equal those of the model except for rounding. Later training of the model does not show.
     """
     from alignseg_tf.inference.graph import inference_model
 
@@ -161,7 +152,6 @@ class SavedModelNetwork(Network):
         self.label_space = parse_label_space(content, str(path / LABEL_SPACE_FILE))
 
     def _compute_logits(self, images: np.ndarray) -> Any:
-        """Return what the signature `logits` gives."""
         logits: Any = self._logits
         return logits(images=tf.convert_to_tensor(images.astype(np.float32)))["logits"]
 
@@ -178,8 +168,8 @@ def check_gives_logits(network: Network) -> None:
     """Raise a `ValueError` if a network has class maps as its only output."""
     if not network.gives_logits:
         raise ValueError(
-            f"{network.source} gives class maps alone, so an image can go through whole, once, "
-            "and there are no probabilities; expected a model with logits, such as the .keras file"
+            f"{network.source} gives only class maps, so images go through whole and once, and "
+            "there are no probabilities; expected a model with logits, such as the .keras file"
         )
 
 
@@ -188,8 +178,8 @@ class TfliteNetwork(Network):
 
     The input is RGB 0..255 [1, h, w, 3], uint8 or float32, of one size or of any; the output is
     logits [1, l, l, C] or class ids [1, h, w]. Quantised tensors are converted by their scale and
-    zero point. Names of classes come from `classes.json` or `labels.txt` in the archive at the end
-    of the file, where TFLite keeps associated files; without them the classes are numbered.
+    zero point. `classes.json` or `labels.txt`, in the archive at the end of the file, names the
+    classes; else they are numbered.
 
     Raises:
         ImportError: LiteRT is not installed.
@@ -204,47 +194,46 @@ class TfliteNetwork(Network):
                 self._interpreter = interpreter(model_path=str(path), num_threads=cores())
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: not readable as a TFLite model ({error})") from error
-        inputs = self._interpreter.get_input_details()
-        outputs = self._interpreter.get_output_details()
-        shape = [int(n) for n in inputs[0]["shape_signature"]] if inputs else []
-        if len(inputs) != 1 or len(outputs) != 1 or len(shape) != 4 or shape[-1] != 3:
+        inputs, outputs = (
+            [(detail, detail["shape_signature"].tolist()) for detail in details]
+            for details in (
+                self._interpreter.get_input_details(),
+                self._interpreter.get_output_details(),
+            )
+        )
+        shapes = [[shape for _, shape in tensors] for tensors in (inputs, outputs)]
+        if list(map(len, shapes)) != [1, 1] or len(shapes[0][0]) != 4 or shapes[0][0][-1] != 3:
             raise ValueError(
                 f"{path}: expected one input [1, h, w, 3] and one output. Received: inputs "
-                f"{[d['shape_signature'].tolist() for d in inputs]}, outputs "
-                f"{[d['shape_signature'].tolist() for d in outputs]}"
+                f"{shapes[0]}, outputs {shapes[1]}"
             )
-        self._input = inputs[0]
-        self._allocated: tuple[int, ...] | None = None
-        self._lock = threading.Lock()  # an interpreter runs one image at a time
-        self.input_size = None if -1 in shape[1:3] else (shape[1], shape[2])
-        out_shape = outputs[0]["shape_signature"].tolist()
-        self.gives_logits = len(out_shape) == 4
-        self.gives_class_maps = not self.gives_logits
+        ((self._input, shape),), ((_, out_shape),) = inputs, outputs
         if len(out_shape) not in (3, 4):
             raise ValueError(
                 f"{path}: expected logits [1, l, l, classes] or class ids [1, h, w]. Received: an "
                 f"output {out_shape}"
             )
+        self._allocated: tuple[int, ...] | None = None
+        self._lock = threading.Lock()  # an interpreter runs one image at a time
+        self.input_size = None if -1 in shape[1:3] else (shape[1], shape[2])
+        self.gives_logits = len(out_shape) == 4
+        self.gives_class_maps = not self.gives_logits
         self.label_space = _tflite_label_space(path, out_shape[3] if self.gives_logits else None)
 
     def _run(self, image: np.ndarray) -> np.ndarray:
-        with self._lock:
-            return self._invoke(image)
-
-    def _invoke(self, image: np.ndarray) -> np.ndarray:
         shape = (1, *image.shape)
-        if shape != self._allocated:
-            if self.input_size is None:
-                self._interpreter.resize_tensor_input(self._input["index"], shape)
-            self._interpreter.allocate_tensors()
-            self._allocated = shape
-        self._interpreter.set_tensor(self._input["index"], _quantized(image[None], self._input))
-        self._interpreter.invoke()
-        output = self._interpreter.get_output_details()[0]
-        return _dequantized(self._interpreter.get_tensor(output["index"]), output)
+        with self._lock:
+            if shape != self._allocated:
+                if self.input_size is None:
+                    self._interpreter.resize_tensor_input(self._input["index"], shape)
+                self._interpreter.allocate_tensors()
+                self._allocated = shape
+            self._interpreter.set_tensor(self._input["index"], _quantized(image[None], self._input))
+            self._interpreter.invoke()
+            output = self._interpreter.get_output_details()[0]
+            return _dequantized(self._interpreter.get_tensor(output["index"]), output)
 
     def _compute_logits(self, images: np.ndarray) -> Any:
-        """Run the images one after another."""
         return tf.convert_to_tensor(np.concatenate([self._run(image) for image in images]))
 
     def class_map(self, image: np.ndarray) -> np.ndarray:
@@ -253,11 +242,7 @@ class TfliteNetwork(Network):
 
 
 def import_litert(path: Path) -> Any:
-    """Return LiteRT's module `interpreter`.
-
-    Raises:
-        ImportError: it is not installed; the message names `path`, which needs it.
-    """
+    """Return LiteRT's module `interpreter`, or raise an `ImportError` for the file at `path`."""
     try:
         return importlib.import_module("ai_edge_litert.interpreter")
     except ImportError as error:
@@ -287,24 +272,25 @@ def _dequantized(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
 
 def _tflite_label_space(path: Path, num_classes: int | None) -> LabelSpace:
     """Read the names in the archive at the end of a file, or number the classes."""
-    space = None
+    files: dict[str, bytes] = {}
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if TFLITE_LABEL_SPACE_FILE in names:
-                content = archive.read(TFLITE_LABEL_SPACE_FILE)
-                space = parse_label_space(content, f"{path}, {TFLITE_LABEL_SPACE_FILE}")
-            elif TFLITE_LABELS_FILE in names:
-                lines = archive.read(TFLITE_LABELS_FILE).decode(errors="replace").splitlines()
-                classes = {"classes": [line for line in lines if line]}
-                space = LabelSpace.from_dict(classes, f"{path}, {TFLITE_LABELS_FILE}")
-    if space is None and num_classes is None:
+            names = {TFLITE_LABEL_SPACE_FILE, TFLITE_LABELS_FILE} & {*archive.namelist()}
+            files = {name: archive.read(name) for name in names}
+    if TFLITE_LABEL_SPACE_FILE in files:
+        source = f"{path}, {TFLITE_LABEL_SPACE_FILE}"
+        space = parse_label_space(files[TFLITE_LABEL_SPACE_FILE], source)
+    elif TFLITE_LABELS_FILE in files:
+        lines = files[TFLITE_LABELS_FILE].decode(errors="replace").splitlines()
+        classes = {"classes": [line for line in lines if line]}
+        space = LabelSpace.from_dict(classes, f"{path}, {TFLITE_LABELS_FILE}")
+    elif num_classes is not None:
+        return numbered_classes(num_classes)
+    else:
         raise ValueError(
             f"{path}: the names of the classes are missing; expected {TFLITE_LABEL_SPACE_FILE} or "
             f"{TFLITE_LABELS_FILE} in the archive at the end of a file that gives class maps"
         )
-    if space is None:
-        return numbered_classes(num_classes or 0)
     if num_classes not in (None, space.num_classes):
         raise ValueError(
             f"{path}: {space.num_classes} classes are named and the output has {num_classes}"
@@ -332,7 +318,7 @@ class OnnxNetwork(Network):
             self._session = onnxruntime.InferenceSession(
                 str(path), providers=onnxruntime.get_available_providers()
             )
-        except Exception as error:  # its exceptions have no class of their own in common
+        except Exception as error:  # its exceptions share no base class
             raise ValueError(f"{path}: not readable as an ONNX model ({error})") from error
         inputs = [(x.name, x.type, len(x.shape)) for x in self._session.get_inputs()]
         outputs = [x.name for x in self._session.get_outputs()]
@@ -348,16 +334,11 @@ class OnnxNetwork(Network):
         self.label_space = parse_label_space(classes, f"{path}, {ONNX_LABEL_SPACE_KEY}")
 
     def _compute_logits(self, images: np.ndarray) -> Any:
-        """Return what the file gives."""
         return tf.convert_to_tensor(self._session.run(None, {"images": images})[0])
 
 
 def parse_label_space(content: str | bytes, source: str) -> LabelSpace:
-    """Read a label space that is stored with a model as JSON.
-
-    Raises:
-        ValueError: it is no JSON, or no label space; the message names `source`.
-    """
+    """Read a label space stored as JSON; raise a `ValueError` that names `source` if it is none."""
     try:
         value = json.loads(content)
     except ValueError as error:
@@ -420,9 +401,9 @@ def load_network(model_or_path: Any, device: str | None = None) -> Network:
 
     Args:
         model_or_path: an `AlignSeg`, the path of a `.keras`, `.tflite` or `.onnx` file, the folder
-            of a SavedModel, or the name of a trained model of the package; a `Network` is returned
-            as it is.
-        device: TensorFlow device that holds and runs the model; Keras models only.
+            of a SavedModel, or the name of a trained model of the package. A `Network` is returned
+            unchanged.
+        device: TensorFlow device that holds and runs the model; only for Keras models.
 
     Raises:
         ValueError: there is no such model at that path, or it cannot be put on a device.

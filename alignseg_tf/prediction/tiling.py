@@ -1,4 +1,4 @@
-"""Segment an image of any size without ever holding scores of its size.
+"""Segment an image of any size without holding scores of its size.
 
 Shape legend
     H, W   height and width of the image, in pixels
@@ -6,11 +6,11 @@ Shape legend
     l      height or width of a tile's logits, in cells
     C      classes
 
-What a tile says about a pixel of the image is read from the tile's stride-4 logits by one
-bilinear interpolation, at the place where the pixel falls: half-pixel centres between scales,
-aligned corners between a tile and its logits, as in the network. Tiles are computed row by row and
-a finished band of rows is handed out, so memory grows with the width of the image and the height
-of a tile, not with the image.
+The scores of a pixel of the image are read from a tile's stride-4 logits by one bilinear
+interpolation at the place where the pixel falls: half-pixel centres between scales, aligned
+corners between a tile and its logits, as in the network. Tiles are computed row by row, and each
+finished band of rows is returned, so memory grows with the width of the image and the height of a
+tile.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from PIL import Image
 
 from alignseg_tf.prediction.protocol import Protocol, Window, axis_windows, scaled_sizes
 
-# Scores of so many bytes are held for a band of rows.
+# Size of the scores of a band of rows, in bytes.
 BAND_BYTES = 2**26
 
 
@@ -45,14 +45,14 @@ class Band:
 
 
 class _Scale:
-    """An image at one scale, mirrored or not: its tiles, computed row by row as they are needed.
+    """The tiles of an image at one scale, computed row by row as they are needed.
 
     Args:
         logits: uint8 [B, t, t, 3] -> float32 [B, l, l, C].
         scaled: the scaled image, uint8 [any, any, 3].
-        size: H and W of the image itself.
+        size: H and W of the image.
         protocol: tile, overlap, blending, batch size.
-        flip: whether the image is mirrored.
+        flip: whether to mirror the image.
     """
 
     def __init__(
@@ -94,15 +94,13 @@ class _Scale:
         return computed
 
     def parts(self, first: int, end: int) -> Iterator[tuple[Any, slice, Window, Window]]:
-        """Yield the tiles that cover rows of the image.
+        """Yield the tiles that cover the rows `first` to `end` of the image.
 
-        Args:
-            first: first row.
-            end: one past the last row. Both must not decrease from call to call.
+        Rows must not decrease from call to call.
 
         Yields:
-            Logits [l, l, C], which of the window's rows are asked for, and the windows of the tile
-            on the two axes.
+            Logits [l, l, C], the rows of the window within `first` to `end`, and the windows of
+            the tile on the two axes.
         """
         for number, row in enumerate(self.rows):
             if row.end <= first:
@@ -135,15 +133,7 @@ def _interpolate(x: Any, position: np.ndarray, axis: int) -> Any:
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize an image bilinearly, with half-pixel centres, averaging where it gets smaller.
-
-    Args:
-        image: uint8 [H, W, 3].
-        size: height and width.
-
-    Returns:
-        uint8 [height, width, 3].
-    """
+    """Resize an image, uint8 [H, W, 3], to (height, width): bilinear, averaging when reducing."""
     if image.shape[:2] == tuple(size):
         return image
     return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
@@ -166,12 +156,12 @@ def segment_in_bands(
         image: uint8 RGB [H, W, 3].
         num_classes: C.
         protocol: how it goes through the network; see also `Protocol.for_image`.
-        input_size: the one size that the network takes, or None if it takes any.
+        input_size: the only size that the network takes, or None for any.
         with_confidence: whether to compute the probability of the chosen class.
         with_probabilities: whether to compute those of all classes.
 
     Yields:
-        Bands that follow each other without a gap.
+        Consecutive bands.
 
     Raises:
         ValueError: the image is too small, or does not fit the protocol.

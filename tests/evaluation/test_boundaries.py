@@ -45,7 +45,7 @@ def test_boundary_pixels_have_a_labelled_neighbour_of_another_class():
     np.testing.assert_array_equal(boundary_classes(class_map), expected)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_counts_are_those_of_all_pairs(seed):
     truth, predicted = blobs(seed), blobs(seed + 100)
     predicted[predicted == IGNORE] = 0
@@ -66,7 +66,7 @@ def test_counts_are_those_of_all_pairs(seed):
     assert (counts[3] != counts[0]).any()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_trimaps_are_those_of_all_pairs(seed):
     truth, predicted = blobs(seed), blobs(seed + 100)
     predicted[predicted == IGNORE] = 2

@@ -3,14 +3,14 @@ import re
 
 import numpy as np
 import pytest
-from conftest import CLASSES, tiny_model, write_folder
+from conftest import CLASSES, write_folder
 from evaluation_fixtures import SPACE, by_color, images
 
 from alignseg_tf.__main__ import main
 from alignseg_tf.data.listing import read_folder
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.evaluation.bootstrap import sample_weights
-from alignseg_tf.evaluation.comparison import Comparison, points, write_comparison
+from alignseg_tf.evaluation.comparison import Comparison, write_comparison
 from alignseg_tf.evaluation.evaluator import evaluate
 from alignseg_tf.evaluation.report import Report
 from alignseg_tf.system.fingerprints import names_hash
@@ -74,7 +74,7 @@ def test_files(compared, tmp_path):
     assert "Where B is ahead" in page
     assert "Where A is ahead" not in page
     names = re.findall(r"<figcaption>(\d+\.png)", page)
-    change = comparison.image_differences
+    change = comparison.second.image_iou - comparison.first.image_iou
     shown = [change[int(name.removesuffix(".png"))] for name in names]
     assert shown == sorted(change, reverse=True)[:4]
     row = images(page)[0].astype(int)
@@ -105,26 +105,27 @@ def test_reports_on_other_images_or_classes_are_refused(compared):
         Comparison(first, Report(("ground", "box", "ring"), first.scores))
 
 
-def test_points():
-    assert points(0.01234) == "+1.23"
-    assert points(-0.5) == "-50.00"
-    assert points(float("nan")) == "-"
-
-
-def test_the_command_compares_and_goes_on(tmp_path, capsys):
+def test_the_command_compares_and_goes_on(tmp_path, capsys, monkeypatch):
     data = write_folder(tmp_path / "data", 1, 3)
-    for name, context in (("a", "align"), ("b", None)):
-        model = tiny_model(label_space=SPACE.to_dict(), context=context)
-        model.save(tmp_path / f"{name}.keras")
-    arguments = ["compare", *(str(tmp_path / f"{name}.keras") for name in "ab")]
-    arguments += ["--data", str(data), "--output", str(tmp_path / "out")]
+    models = {}
+    for name, segment in (("a", blind), ("b", by_color)):
+        path = tmp_path / f"{name}.keras"
+        path.write_text(name)
+        models[path] = segment
+
+    def predictors(path, protocol):
+        return [StandIn(models[path], protocol)]
+
+    monkeypatch.setattr("alignseg_tf.commands.compare.predictors_on_all_gpus", predictors)
+    arguments = ["compare", *map(str, models), "--data", str(data)]
+    arguments += ["--output", str(tmp_path / "out")]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "mean IoU" in out
     assert out.rstrip().endswith("comparison.html")
-    times = [(tmp_path / "out" / f"{name}.jsonl").stat().st_size for name in "ab"]
+    sizes = [(tmp_path / "out" / f"{name}.jsonl").stat().st_size for name in "ab"]
     assert main(arguments) == 0
-    assert [(tmp_path / "out" / f"{name}.jsonl").stat().st_size for name in "ab"] == times
+    assert [(tmp_path / "out" / f"{name}.jsonl").stat().st_size for name in "ab"] == sizes
     names = [s.image.name for part in ("train", "val") for s in open_data(data).samples(part)]
     run = {"train_on": "train+val", "training_image_names": names_hash(names)}
     (tmp_path / "b.run.json").write_text(json.dumps(run))
@@ -136,3 +137,15 @@ def test_the_command_compares_and_goes_on(tmp_path, capsys):
     (tmp_path / "data" / "classes.json").write_text('{"classes": ["x", "y", "z"]}')
     assert main(arguments) == 2
     assert "must have the same classes" in capsys.readouterr().err
+
+
+class StandIn:
+    """A predictor by a function."""
+
+    label_space = SPACE
+
+    def __init__(self, segment, protocol):
+        self.class_map, self.protocol = segment, protocol
+
+    def __call__(self, image):
+        return self.class_map(image)

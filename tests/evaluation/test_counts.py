@@ -19,18 +19,6 @@ def test_counts_beyond_float32_are_exact():
     assert count_confusion(truth, truth, 2)[0, 0] == 4100**2
 
 
-@pytest.mark.parametrize(
-    ("predicted", "message"),
-    [
-        (np.zeros((2, 2), np.uint8), r"size \(3, 3\). Received: \(2, 2\)"),
-        (np.full((3, 3), 2, np.uint8), "class 2, but there are 2 classes"),
-    ],
-)
-def test_predictions_that_do_not_fit(predicted, message):
-    with pytest.raises(ValueError, match=message):
-        count_confusion(np.zeros((3, 3), np.uint8), predicted, 2)
-
-
 def test_confidence_is_binned_over_labelled_pixels():
     truth = np.array([[0, 1, 255, 1]], np.uint8)
     predicted = np.array([[0, 0, 0, 1]], np.uint8)

@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import CLASSES, SHARED, absent, tiny_model, write_folder
+from conftest import CLASSES, absent, tiny_model, write_folder
 from PIL import Image
 
 from alignseg_tf import Predictor
@@ -273,7 +273,7 @@ def test_cityscapes_numbers_agree_with_its_scripts(tmp_path):
     from alignseg_tf.data.datasets.cityscapes import CITYSCAPES
     from alignseg_tf.evaluation.counts import score_image
     from alignseg_tf.evaluation.report import Report
-    from alignseg_tf.prediction.outputs import Prediction, paths, save
+    from alignseg_tf.prediction.outputs import Prediction
 
     rng = np.random.default_rng(0)
     predictions, truths, scores = [], [], []
@@ -288,8 +288,7 @@ def test_cityscapes_numbers_agree_with_its_scripts(tmp_path):
         truths.append(str(tmp_path / f"{name}_gtFine_labelIds.png"))
         image = np.zeros((*label.shape, 3), np.uint8)
         prediction = Prediction(image, found, CITYSCAPES)
-        save(prediction, tmp_path, f"{name}_leftImg8bit", ["cityscapes"])
-        predictions.append(str(*paths(tmp_path, f"{name}_leftImg8bit", ["cityscapes"])))
+        predictions += map(str, prediction.save(tmp_path, f"{name}_leftImg8bit", ["cityscapes"]))
         scores.append(score_image(name, truth, found, 19))
     report = Report(CITYSCAPES.classes, scores)
 
@@ -321,7 +320,7 @@ def test_two_logical_devices_give_the_same_counts(tmp_path):
         "cpu, [tf.config.LogicalDeviceConfiguration()] * 2)\n"
         "from alignseg_tf import Predictor\n"
         "from alignseg_tf.data.label_space import LabelSpace\n"
-        "from alignseg_tf.data.readers import read_folder\n"
+        "from alignseg_tf.data.listing import read_folder\n"
         "from alignseg_tf.evaluation import evaluate\n"
         "folder = Path(sys.argv[1])\n"
         "predictors = [Predictor(folder / 'm.keras', device=f'CPU:{i}') for i in range(2)]\n"
@@ -336,19 +335,3 @@ def test_two_logical_devices_give_the_same_counts(tmp_path):
     assert result.returncode == 0, result.stderr
     one = evaluate(Predictor(tmp_path / "m.keras"), read_folder(data, "val"), SPACE)
     assert json.loads((tmp_path / "two.json").read_text()) == json.loads(json.dumps(one.to_dict()))
-
-
-def test_shared_images_have_the_classes_of_their_labels():
-    """The counts of CamVid's labels against themselves, where the images are here."""
-    folder = SHARED / "data" / "camvid"
-    if not folder.is_dir():
-        absent("the CamVid images, ../shared/data, are not here")
-    from alignseg_tf.data.sources import open_data
-    from alignseg_tf.evaluation.counts import score_image
-
-    data = open_data(folder)
-    sample = data.samples("val")[0]
-    truth = load_label(sample.label, data.label_space)
-    scores = score_image(sample.image.name, truth, np.where(truth == 255, 0, truth), 11)
-    assert scores.pixels.sum() == (truth != 255).sum()
-    assert (scores.boundary[..., 0] == scores.boundary[..., 1]).all()

@@ -12,7 +12,6 @@ from alignseg_tf.data.listing import read_folder
 from alignseg_tf.data.readers import load_label
 from alignseg_tf.evaluation.evaluator import evaluate
 from alignseg_tf.evaluation.page import check_record, confusion_figure, render, write_report
-from alignseg_tf.evaluation.report import Report
 from alignseg_tf.system.files import RECORD_FILE
 
 
@@ -123,10 +122,6 @@ def test_a_confusion_matrix_of_many_classes_has_no_numbers():
 def test_a_template_with_a_hole_is_an_error():
     with pytest.raises(Exception, match="undefined"):
         render("report.html", title="x")
-
-
-def test_a_report_without_confidence_has_no_calibration():
-    assert Report("ab", []).calibration is None
 
 
 def test_names_are_data_and_numbers_come_before_drawings(tmp_path, monkeypatch):
