@@ -116,8 +116,7 @@ PARSERS = {
 }
 TEXTS = [
     ROOT / "README.md", ROOT / "savedmodels" / "README.md",
-    *DOCS,
-    *sorted((ROOT / "training").glob("*.py")), *sorted((ROOT / "training").glob("recipes/*.py")),
+    *DOCS, *sorted((ROOT / "training").rglob("*.py")),
 ]  # fmt: skip
 
 
