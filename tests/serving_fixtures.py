@@ -3,11 +3,14 @@
 import asyncio
 import io
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +82,8 @@ class Quarters(tf.Module):
         return {"coarse": field[:, ::8, ::8], "fine": field}
 
 
-def write_model(path: Path, shift: int = 0, offsets: bool = True) -> Path:
-    """Write a version's folder, whole at once."""
+@cache
+def saved_model(shift: int, offsets: bool) -> tempfile.TemporaryDirectory:
     module = Quarters(shift)
     signatures = {
         "serving_default": module.serve,
@@ -89,12 +92,20 @@ def write_model(path: Path, shift: int = 0, offsets: bool = True) -> Path:
     }
     if offsets:
         signatures["offsets"] = module.offsets
+    folder = tempfile.TemporaryDirectory()
+    tf.saved_model.save(module, folder.name, signatures)
+    classes = Path(folder.name, LABEL_SPACE_FILE)
+    classes.parent.mkdir()
+    classes.write_text(json.dumps(SPACE.to_dict()))
+    return folder
+
+
+def write_model(path: Path, shift: int = 0, offsets: bool = True) -> Path:
+    """Write a version's folder, whole at once."""
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    tf.saved_model.save(module, str(temporary), signatures)
-    (temporary / LABEL_SPACE_FILE).parent.mkdir()
-    (temporary / LABEL_SPACE_FILE).write_text(json.dumps(SPACE.to_dict()))
-    temporary.rename(path)
-    return path
+    shutil.copytree(saved_model(shift, offsets).name, temporary)
+    return temporary.rename(path)
 
 
 def expected(image: np.ndarray, shift: int = 0) -> np.ndarray:
@@ -143,14 +154,19 @@ class Client:
         return self.together(("POST", url, {"content": content, **options}))[0]
 
 
+@cache
+def loaded(folder: Path) -> Models:
+    models = Models(folder)
+    models.update()
+    return models
+
+
 @contextmanager
 def running(
     folder: Path, settings: Settings | None = None, hosts: Sequence[str] = ("*",), **kwargs
 ) -> Iterator[tuple[Client, Service]]:
     """A server's application on a folder, without connections."""
-    models = Models(folder)
-    models.update()
-    service = Service(models, settings or Settings(), **kwargs)
+    service = Service(loaded(folder), settings or Settings(), **kwargs)
     service.decoders.start()
     try:
         with asyncio.Runner() as runner:

@@ -12,6 +12,7 @@ from pathlib import Path
 from alignseg_tf.commands.options import (
     add_block_argument,
     add_data_arguments,
+    add_overwrite_argument,
     add_protocol_arguments,
     data_from_arguments,
     protocol_from_arguments,
@@ -33,7 +34,6 @@ from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.system.console import command_output
 from alignseg_tf.system.files import (
-    add_overwrite_argument,
     check_file,
     check_replaceable,
     write_text,

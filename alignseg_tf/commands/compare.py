@@ -1,8 +1,16 @@
 """`alignseg compare`: compare two models on the same images."""
 
 import argparse
+from pathlib import Path
 
-from alignseg_tf.commands.options import data_from_arguments, protocol_from_arguments
+from alignseg_tf.commands.options import (
+    add_block_argument,
+    add_data_arguments,
+    add_overwrite_argument,
+    add_protocol_arguments,
+    data_from_arguments,
+    protocol_from_arguments,
+)
 from alignseg_tf.evaluation.comparison import (
     COMPARISON,
     COMPARISON_FILES,
@@ -13,29 +21,30 @@ from alignseg_tf.evaluation.evaluator import check_classes, evaluate_model
 from alignseg_tf.evaluation.page import check_record
 from alignseg_tf.evaluation.provenance import warn_if_trained_on
 from alignseg_tf.prediction.predictor import predictors_on_all_gpus
+from alignseg_tf.pretrained import model_path
 from alignseg_tf.system.files import check_replaceable, remove_leftovers
 
 
-def compare(arguments: argparse.Namespace) -> int:
-    """Evaluate two models on the same images and say what differs."""
-    pass
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `compare`."""
+    parser.add_argument("first", type=model_path, metavar="A", help="a model, as for predict")
+    parser.add_argument("second", type=model_path, metavar="B", help="another one")
+    add_data_arguments(parser)
+    parser.add_argument("--split", default="val", help="part of the data (%(default)s)")
+    add_block_argument(parser)
+    parser.add_argument(
+        "--output", type=Path, required=True,
+        help="folder for the comparison: a page with images, JSON, CSV",
+    )  # fmt: skip
+    add_overwrite_argument(parser)
+    add_protocol_arguments(parser)
 
-    print(compare_from_arguments(arguments))
-    return 0
 
-
-def compare_from_arguments(arguments: argparse.Namespace) -> str:
-    """Evaluate two models as the command line says; an interrupted comparison goes on.
-
-    Returns:
-        The table, and where the page is.
-
-    Raises:
-        ValueError: a model or the data cannot be read, or their classes differ.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Compare two models on the same images; resume an interrupted comparison."""
     protocol = protocol_from_arguments(arguments)
     data = data_from_arguments(arguments)
-    samples = data.samples(arguments.split)
+    space, samples = data.label_space, data.samples(arguments.split)
     models = (arguments.first, arguments.second)
     output, overwrite = arguments.output, arguments.overwrite
     remove_leftovers(output)
@@ -47,17 +56,13 @@ def compare_from_arguments(arguments: argparse.Namespace) -> str:
         warn_if_trained_on(model, data, arguments.split)
     predictors = [predictors_on_all_gpus(model, protocol) for model in models]
     for copies, model in zip(predictors, models, strict=True):
-        check_classes(copies[0], data.label_space, model)
-    reports = [
-        evaluate_model(
-            model, copies, samples, data.label_space, record,
-            arguments.block,
-        )
+        check_classes(copies[0], space, model)
+    first, second = (
+        evaluate_model(model, copies, samples, space, record, arguments.block)
         for record, model, copies in zip(records, models, predictors, strict=True)
-    ]  # fmt: skip
-    comparison = Comparison(reports[0], reports[1], (str(models[0]), str(models[1])))
-    class_maps = (predictors[0][0].class_map, predictors[1][0].class_map)
-    *_, page = write_comparison(
-        comparison, output, data.label_space, samples, class_maps, overwrite
     )
-    return f"{comparison.table()}\n\nWith images: {page}"
+    comparison = Comparison(first, second, (str(models[0]), str(models[1])))
+    class_maps = (predictors[0][0].class_map, predictors[1][0].class_map)
+    *_, page = write_comparison(comparison, output, space, samples, class_maps, overwrite)
+    print(f"{comparison.table()}\n\nWith images: {page}")
+    return 0

@@ -13,7 +13,7 @@ from alignseg_tf.prediction.protocol import AVERAGES, BLENDINGS, LARGE_IMAGE_TIL
 def add_data_arguments(
     parser: argparse.ArgumentParser, positional: bool = False, required: bool = True
 ) -> None:
-    """Add `--data`, or `data` where it is the first word of a command, and what belongs to it."""
+    """Add `--data`, or `data` where it is positional, and the options that describe the data."""
     help = "a folder, a CSV list, tfds:NAME or street_scenes; docs/datasets has all forms"
     if positional:
         parser.add_argument("data", help=help)
@@ -38,7 +38,7 @@ def add_data_arguments(
 
 
 def data_from_arguments(arguments: argparse.Namespace) -> DataSource:
-    """Open what the command line names.
+    """Open the data set of a command line.
 
     Raises:
         DataError: as `open_data`.
@@ -70,7 +70,7 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--height", type=int,
-        help="resize images to so many rows before, for a model that sees best at one size",
+        help="resize images to this number of rows first, for a model that sees best at one size",
     )  # fmt: skip
     group.add_argument("--flip", action="store_true", help="average with the mirrored image too")
     group.add_argument(
@@ -88,17 +88,25 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--overwrite`."""
+    parser.add_argument(
+        "--overwrite", action="store_true",
+        help="replace files that are there, also those that this command did not write",
+    )  # fmt: skip
+
+
 def add_block_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--block`, which is for intervals of images that are not independent."""
+    """Add `--block`, for confidence intervals over images that are not independent."""
     parser.add_argument(
         "--block", type=int, default=1,
-        help="neighbouring images that intervals draw together: frames of a video are alike, and "
-        "drawn one by one they make intervals too narrow (%(default)s)",
+        help="number of neighbouring images that confidence intervals draw together: frames of a "
+        "video are alike, and drawn one by one they make intervals too narrow (%(default)s)",
     )  # fmt: skip
 
 
 def protocol_from_arguments(arguments: argparse.Namespace) -> Protocol:
-    """Return what the options say.
+    """Return the protocol of a command line.
 
     Raises:
         ValueError: as `Protocol`.

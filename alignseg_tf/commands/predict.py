@@ -17,20 +17,19 @@ from alignseg_tf.prediction.batch import (
 )
 from alignseg_tf.prediction.outcomes import Outcome
 from alignseg_tf.prediction.outputs import KINDS, check_kinds, paths
+from alignseg_tf.prediction.predictor import Predictor
 from alignseg_tf.prediction.video import CAMERA
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.system.files import remove_leftovers
 from alignseg_tf.system.fingerprints import fingerprint
-from alignseg_tf.system.printable import printable
 
 
-def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `predict`."""
     parser.add_argument(
-        "model",
-        type=model_path,
+        "model", type=model_path,
         help="a .keras, .tflite or .onnx file, a SavedModel's folder, or a trained model's name",
-    )
+    )  # fmt: skip
     parser.add_argument(
         "images", nargs="+",
         help="images, folders, patterns in quotes, videos, or camera:N",
@@ -42,20 +41,16 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--overwrite", action="store_true",
-        help="do images again that have results; otherwise an interrupted run goes on",
+        help="segment images again that have results; without it, an interrupted run is resumed",
     )  # fmt: skip
     videos = parser.add_argument_group("videos and cameras")
     videos.add_argument("--every", type=int, default=1, help="take each N-th frame (%(default)s)")
-    videos.add_argument("--frames", type=int, help="stop after so many frames (all)")
+    videos.add_argument("--frames", type=int, help="stop after this number of frames (all)")
     add_protocol_arguments(parser)
 
 
-def predict_from_arguments(arguments: argparse.Namespace) -> int:
-    """Run `predict`; return 1 if something was skipped.
-
-    Raises:
-        ValueError: an argument is wrong; nothing was written.
-    """
+def run(arguments: argparse.Namespace) -> int:
+    """Segment images, videos or a camera; return 1 if something was skipped."""
     for option in ("every", "frames"):
         value = getattr(arguments, option)
         if value is not None and value < 1:
@@ -63,8 +58,6 @@ def predict_from_arguments(arguments: argparse.Namespace) -> int:
     protocol = protocol_from_arguments(arguments)
     output, kinds = arguments.output, arguments.write
     images, videos = _named_sources(arguments.images, output)
-    from alignseg_tf.prediction.predictor import Predictor
-
     predictor = Predictor(arguments.model, protocol)
     check_kinds(kinds, predictor.label_space, predictor.network.gives_logits)
     run = {"model": fingerprint(arguments.model), "protocol": str(protocol)}
@@ -90,4 +83,4 @@ def predict_from_arguments(arguments: argparse.Namespace) -> int:
 
 def _report_skipped(outcome: Outcome) -> None:
     if outcome.outcome == "skipped":
-        print(f"skipped: {outcome.source}: {printable(outcome.message)}", file=sys.stderr)
+        print(f"skipped: {outcome.source}: {outcome.message}", file=sys.stderr)

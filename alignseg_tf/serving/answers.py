@@ -1,25 +1,134 @@
-"""Forms of an answer: images, JSON, numbers in bytes."""
+"""Bodies of answers: JSON as the OpenAPI document describes it, images, bytes."""
 
 import io
-import json
 import struct
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from PIL import Image
+from pydantic import BaseModel, Field
 
 from alignseg_tf import visualization
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.prediction.outputs import run_lengths
+from alignseg_tf.serving.models import State
 
-# Most vectors of an offset field along a side; more are not seen in an image.
+# Maximum number of vectors of an offset field along a side; more are not seen in an image.
 MAX_VECTORS = 64
-# Of the deflate of PNG files: larger by some percent, in a fraction of the time.
+# Deflate level of PNG files: some percent larger than the default, several times faster.
 PNG_LEVEL = 3
 
 SEGMENT_FORMS = {"classes": "image/png", "overlay": "image/png", "json": "application/json"}
 OFFSET_FORMS = {"json": "application/json", "binary": "application/octet-stream"}
+
+Color = tuple[int, int, int]
+
+
+class Error(BaseModel):
+    """Why a request was not served: what was expected and what was received."""
+
+    error: str
+
+
+class Status(BaseModel):
+    """State of the server."""
+
+    status: str
+
+
+class RunLengths(BaseModel):
+    """A mask as COCO's uncompressed run-length code: zeros, ones, zeros ... column by column."""
+
+    size: tuple[int, int] = Field(description="height, width")
+    counts: list[int]
+
+
+class ModelClass(BaseModel):
+    """A class of the model."""
+
+    id: int
+    name: str
+    color: Color
+
+
+class SegmentClass(ModelClass):
+    """A class that occurs in the image."""
+
+    share: float = Field(description="share of the image's pixels, 0..1")
+    segmentation: RunLengths
+
+
+class Answer(BaseModel):
+    """The model and version that made an answer, and the size of its image."""
+
+    model: str
+    version: str
+    width: int
+    height: int
+
+
+class Segmentation(Answer):
+    """The classes that a model gives an image."""
+
+    classes: list[SegmentClass]
+
+
+class OffsetField(BaseModel):
+    """A field of vectors; the outer ones lie on the image's outer pixels."""
+
+    name: str
+    height: int
+    width: int
+    vectors: list[list[tuple[float, float]]] = Field(description="(x, y), pixels of the image")
+
+
+class Offsets(Answer):
+    """The offset fields of a model for an image."""
+
+    fields: list[OffsetField]
+
+
+class VersionState(BaseModel):
+    """A version, and whether it serves."""
+
+    version: str
+    state: State
+
+
+class InputContract(BaseModel):
+    """The images that are taken."""
+
+    media_types: list[str]
+    min_side: int
+    size: tuple[int, int] | None = Field(description="height, width; null for any size")
+    max_pixels: int
+    max_bytes: int
+
+
+class TfliteFile(BaseModel):
+    """A `.tflite` file of the model."""
+
+    name: str
+    bytes: int
+    url: str
+
+
+class Model(BaseModel):
+    """A model and its versions."""
+
+    name: str
+    active: str
+    versions: list[VersionState]
+    classes: list[ModelClass]
+    input: InputContract
+    signatures: list[str]
+    files: list[TfliteFile]
+
+
+class Models(BaseModel):
+    """All models: one."""
+
+    models: list[Model]
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -29,67 +138,52 @@ def png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def classes_of(space: LabelSpace) -> list[ModelClass]:
+    """Return the classes of a label space, in the order of their ids."""
+    names = zip(space.classes, space.palette, strict=True)
+    return [ModelClass(id=i, name=name, color=color) for i, (name, color) in enumerate(names)]
+
+
 def segment_answer(
-    form: str,
-    image: np.ndarray,
-    class_map: np.ndarray,
-    label_space: LabelSpace,
-    model: str,
-    version: int,
+    form: str, image: np.ndarray, class_map: np.ndarray, space: LabelSpace, model: str, version: int
 ) -> bytes:
     """Return the body of an answer to `/v1/segment`.
 
     Args:
-        form: which of `SEGMENT_FORMS`.
+        form: one of `SEGMENT_FORMS`.
         image: uint8 RGB [H, W, 3].
         class_map: uint8 [H, W].
-        label_space: of the version.
-        model: its name.
-        version: its number.
+        space: label space of the version.
+        model: name of the model.
+        version: number of the version.
     """
     if form == "classes":
         return png(class_map)
     if form == "overlay":
-        return png(visualization.overlay(image, class_map, label_space.palette))
-    return json.dumps(segment_json(class_map, label_space, model, version)).encode()
-
-
-def segment_json(
-    class_map: np.ndarray, label_space: LabelSpace, model: str, version: int
-) -> dict[str, Any]:
-    """Describe a class map: the classes that occur, each with its share and its mask.
-
-    Masks are COCO's uncompressed run-length codes, as `pycocotools` takes them.
-    """
+        return png(visualization.overlay(image, class_map, space.palette))
     height, width = class_map.shape
-    counts = np.bincount(class_map.ravel(), minlength=label_space.num_classes)
-    return {
-        "model": model,
-        "version": str(version),
-        "width": width,
-        "height": height,
-        "classes": [
-            {
-                "id": index,
-                "name": label_space.classes[index],
-                "color": list(label_space.palette[index]),
-                "share": float(counts[index]) / class_map.size,
-                "segmentation": {
-                    "size": [height, width],
-                    "counts": run_lengths(class_map == index),
-                },
-            }
-            for index in np.flatnonzero(counts[: label_space.num_classes]).tolist()
-        ],
-    }
+    counts = np.bincount(class_map.ravel(), minlength=space.num_classes)
+    classes = [
+        SegmentClass(
+            **vars(each),
+            share=counts[each.id] / class_map.size,
+            segmentation=RunLengths(size=(height, width), counts=run_lengths(class_map == each.id)),
+        )
+        for each in classes_of(space)
+        if counts[each.id]
+    ]
+    made = Segmentation(
+        model=model, version=str(version), width=width, height=height, classes=classes
+    )
+    return made.model_dump_json().encode()
 
 
 def fewer_vectors(field: np.ndarray, most: int = MAX_VECTORS) -> np.ndarray:
-    """Sample a field of vectors at fewer places, if it has more along a side.
+    """Sample a field of vectors at fewer positions, if it has more along a side.
 
     Args:
         field: float32 [h, w, 2]; the outer vectors lie on the outer pixels, and stay there.
-        most: vectors along a side.
+        most: maximum number of vectors along a side.
 
     Returns:
         float32 [min(h, most), min(w, most), 2], linearly interpolated.
@@ -99,13 +193,10 @@ def fewer_vectors(field: np.ndarray, most: int = MAX_VECTORS) -> np.ndarray:
         [0.0, 2.0, 4.0]
     """
     for axis in (0, 1):
-        count = field.shape[axis]
-        if count > most:
-            places = np.linspace(0, count - 1, most)
-            below = np.minimum(places.astype(int), count - 2)
-            shape = [1, 1, 1]
-            shape[axis] = most
-            weight = (places - below).reshape(shape)
+        if (count := field.shape[axis]) > most:
+            positions = np.linspace(0, count - 1, most)
+            below = np.minimum(positions.astype(int), count - 2)
+            weight = np.expand_dims(positions - below, (2, 1 - axis))
             field = field.take(below, axis) * (1 - weight) + field.take(below + 1, axis) * weight
     return field.astype(np.float32)
 
@@ -115,34 +206,29 @@ def offsets_answer(
 ) -> bytes:
     """Return the body of an answer to `/v1/offsets`.
 
-    `json` holds all. `binary` is: a little-endian uint32, the length of the JSON that follows; that
-    JSON in UTF-8, filled with spaces to a multiple of 4; then, field by field, float32 x, y of each
-    vector, row by row, little-endian.
+    `json` is an `Offsets`. `binary` is: a little-endian uint32, the length of the JSON that
+    follows; that JSON without the vectors, in UTF-8, filled with spaces to a multiple of 4; then,
+    field by field, float32 x, y of each vector, row by row, little-endian.
 
     Args:
-        form: which of `OFFSET_FORMS`.
+        form: one of `OFFSET_FORMS`.
         fields: float32 [h, w, 2] by name, (x, y) in pixels of the image.
         width: of the image.
         height: of the image.
-        model: the model's name.
-        version: its number.
+        model: name of the model.
+        version: number of the version.
     """
-    described: list[dict[str, Any]] = []
-    for name, field in fields.items():
-        entry = {"name": name, "height": field.shape[0], "width": field.shape[1]}
-        if form == "json":
-            entry["vectors"] = np.asarray(field, np.float64).round(3).tolist()
-        described.append(entry)
-    head = {
-        "model": model,
-        "version": str(version),
-        "width": width,
-        "height": height,
-        "fields": described,
-    }
-    text = json.dumps(head).encode()
+    described = [
+        OffsetField(
+            name=name, height=field.shape[0], width=field.shape[1],
+            vectors=np.asarray(field, np.float64).round(3).tolist(),
+        )
+        for name, field in fields.items()
+    ]  # fmt: skip
+    made = Offsets(model=model, version=str(version), width=width, height=height, fields=described)
     if form == "json":
-        return text
+        return made.model_dump_json().encode()
+    text = made.model_dump_json(exclude={"fields": {"__all__": {"vectors"}}}).encode()
     text += b" " * (-len(text) % 4)
     vectors = b"".join(np.ascontiguousarray(field, "<f4").tobytes() for field in fields.values())
     return struct.pack("<I", len(text)) + text + vectors

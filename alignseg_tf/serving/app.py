@@ -7,7 +7,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,23 +24,18 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from alignseg_tf.serving.refusals import RefusedError
-from alignseg_tf.serving.routes import (
-    health_routes,
-    image_routes,
-    json_error,
-    model_routes,
-)
+from alignseg_tf.serving.routes import health_routes, image_routes, json_error, model_routes
 from alignseg_tf.serving.service import Service, address_of
 from alignseg_tf.version import __version__
 
 log = logging.getLogger("alignseg_tf.serving")
 
 STATIC = Path(__file__).parent / "static"
-# A browser shows these without a token; they hold nothing of the model.
-OPEN_PATHS = {"/", "/healthz", "/readyz"}
-OPEN_FOLDERS = ("/static/", "/litert/")
-# They hold nothing for long, and who watches the server needs them most when it is full.
+# They take no place among the requests: who watches the server needs them most when it is full.
 PROBES = {"/healthz", "/readyz"}
+# A browser shows these without a token; they hold nothing of the model.
+OPEN_PATHS = {"/", *PROBES}
+OPEN_FOLDERS = ("/static/", "/litert/")
 # Pages show images that they made themselves, and LiteRT.js compiles WebAssembly.
 HEADERS = {
     "content-security-policy": (
@@ -51,10 +46,10 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
-# How long and how much is read of the body of a refused request, so that the client reads why: it
-# would get no answer from a connection that is closed while it sends.
+# Seconds for which, and bytes up to which, the body of a refused request is read, so that the
+# client reads why: it gets no answer from a connection that is closed while it sends.
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 * 2**20
-# What TrustedHostMiddleware answers, in the OpenAPI document.
+# The answer of TrustedHostMiddleware, in the OpenAPI document.
 OTHER_HOST = {
     "description": "The header Host names another server.",
     "content": {"text/plain": {"schema": {"type": "string"}}},
@@ -62,9 +57,14 @@ OTHER_HOST = {
 # A status that is counted and never sent: the client went away.
 GONE = 499
 
+_TOO_MANY = RefusedError(503, "requests", "Too many requests at once, the server is busy", 1)
+_DRAINING = RefusedError(503, "draining", "The server is about to stop", 1)
+_NO_TOKEN = RefusedError(401, "token", "Expected the header Authorization: Bearer TOKEN")
+_OTHER_SITE = RefusedError(403, "origin", "Expected a request of this server's own pages")
 
-class Gate:
-    """Check the token, the origin and the number of requests; add headers, numbers, log lines.
+
+class RequestChecks:
+    """Check the token, the origin and the number of requests; add headers, metrics, log lines.
 
     Args:
         app: the application behind it.
@@ -87,9 +87,10 @@ class Gate:
         requests, address = self._service.requests, address_of(scope.get("client"))
         is_probe = scope["path"] in PROBES
         has_place = is_probe or requests.take(1, address)
+        refusal = self._refusal(scope) if has_place else _TOO_MANY
+        app = self._app if refusal is None else refused(self._service, refusal)
         try:
-            refusal = self._refusal(scope) if has_place else _TOO_MANY
-            await _Exchange(self._app, self._service, refusal).run(scope, receive, send)
+            await _Exchange(app, self._service, receive, send).run(scope)
         finally:
             if has_place and not is_probe:
                 requests.give_back(1, address)
@@ -102,16 +103,13 @@ class Gate:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             digest = hashlib.sha256(given.strip().encode("latin-1", "replace")).digest()
             if not hmac.compare_digest(digest, self._token) or scheme.lower() != "bearer":
-                return RefusedError(401, "token", "Expected the header Authorization: Bearer TOKEN")
+                return _NO_TOKEN
         if scope["method"] == "POST":
             if not is_same_origin(headers):
-                return RefusedError(403, "origin", "Expected a request of this server's own pages")
+                return _OTHER_SITE
             if self._service.draining:
-                return RefusedError(503, "draining", "The server is about to stop", 1)
+                return _DRAINING
         return None
-
-
-_TOO_MANY = RefusedError(503, "requests", "Too many requests at once, the server is busy", 1)
 
 
 def is_same_origin(headers: Headers) -> bool:
@@ -129,27 +127,20 @@ def is_same_origin(headers: Headers) -> bool:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, app: ASGIApp, service: Service, refusal: RefusedError | None):
-        self._app = app
-        self._service = service
-        self._refusal = refusal
+    def __init__(self, app: ASGIApp, service: Service, receive: Receive, send: Send):
+        self._app, self._service = app, service
+        self._receive_next, self._send_next = receive, send
         self._id = secrets.token_hex(8)
         self._status = GONE
         self._started = False
+        self._body_left = False
 
-    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = time.monotonic()
-        self._receive_next, self._send_next = receive, send
-        headers = Headers(scope=scope)
-        self._body_left = (
-            headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-        )
+    async def run(self, scope: Scope) -> None:
+        began, headers = time.monotonic(), Headers(scope=scope)
+        has_length = headers.get("content-length", "0") != "0"
+        self._body_left = has_length or "transfer-encoding" in headers
         try:
-            if self._refusal is not None:
-                response = refused(self._service, self._refusal)
-                await response(scope, self._receive, self._send)
-            else:
-                await self._app(scope, self._receive, self._send)
+            await self._app(scope, self._receive, self._send)
         except ClientDisconnect:
             self._status = GONE
         except asyncio.CancelledError:  # by the server, when the time to end is over
@@ -184,45 +175,33 @@ class _Exchange:
                     await self._read_on(LINGER_BYTES)
             if self._body_left or self._service.draining:
                 headers["connection"] = "close"
-        if not self._body_left:
-            await self._pass_on(message)
-            return
         # Hypercorn waits for room in the queue of `receive` before it closes a connection whose
         # body was not read.
-        reading = asyncio.ensure_future(self._read_on(math.inf))
-        try:
-            await self._pass_on(message)
-        finally:
-            reading.cancel()
-
-    async def _pass_on(self, message: Message) -> None:
+        reading = asyncio.ensure_future(self._read_on(math.inf)) if self._body_left else None
         try:
             await self._send_next(message)
         except OSError as error:  # the connection was cut
             raise ClientDisconnect from error
+        finally:
+            if reading is not None:
+                reading.cancel()
 
     async def _read_on(self, most: float) -> None:
         """Read and drop the rest of a body, up to a number of bytes."""
         while self._body_left and most > 0:
             most -= len((await self._receive()).get("body", b""))
-            await asyncio.sleep(0)  # what is there already does not wait
+            await asyncio.sleep(0)  # bytes that are there already do not wait
 
-    def _note(self, scope: MutableMapping[str, Any], seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", None) or _unrouted(scope["path"])
-        monitoring = self._service.monitoring
-        monitoring.requests.labels(route, str(self._status)).inc()
-        monitoring.seconds.labels(route).observe(seconds)
+    def _note(self, scope: Scope, seconds: float) -> None:
+        """Count and log the request; paths outside the router share few names."""
+        path = scope["path"]
+        other = next((folder for folder in OPEN_FOLDERS if path.startswith(folder)), "other")
+        route = getattr(scope.get("route"), "path", None) or other
+        self._service.monitoring.requests.labels(route, str(self._status)).inc()
+        self._service.monitoring.seconds.labels(route).observe(seconds)
         if self._service.verbose:
-            milliseconds = 1000 * seconds
-            log.info(
-                "%s %s %r %d %.0f ms",
-                self._id, scope["method"], scope["path"], self._status, milliseconds,
-            )  # fmt: skip
-
-
-def _unrouted(path: str) -> str:
-    """Name a route of the metrics for what is not in the router: few names, whatever is asked."""
-    return next((folder for folder in OPEN_FOLDERS if path.startswith(folder)), "other")
+            what = self._id, scope["method"], path, self._status, 1000 * seconds
+            log.info("%s %s %r %d %.0f ms", *what)
 
 
 def refused(service: Service, refusal: RefusedError) -> Response:
@@ -264,18 +243,15 @@ def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
         service: what its routes share.
         hosts: the names in the header `Host` that are answered.
     """
-    # The pages of documentation that FastAPI has load scripts from other hosts.
+    # FastAPI's pages of documentation load scripts from other hosts.
     app = FastAPI(
         title="alignseg_tf",
         description=f"Semantic segmentation by the model {service.models.name!r}.",
-        version=__version__,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
+        version=__version__, docs_url=None, redoc_url=None, openapi_url=None,
         redirect_slashes=False,
-    )
+    )  # fmt: skip
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-    app.add_middleware(Gate, service=service)
+    app.add_middleware(RequestChecks, service=service)
 
     @app.exception_handler(RefusedError)
     async def on_refusal(request: Request, refusal: RefusedError) -> Response:
@@ -291,9 +267,8 @@ def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
     async def on_http_error(request: Request, error: HTTPException) -> Response:
         return json_error(str(error.detail), error.status_code, dict(error.headers or {}))
 
-    app.include_router(health_routes(service))
-    app.include_router(image_routes(service))
-    app.include_router(model_routes(service))
+    for routes in (health_routes, image_routes, model_routes):
+        app.include_router(routes(service))
 
     @app.get("/openapi.json", include_in_schema=False)
     async def openapi() -> Response:

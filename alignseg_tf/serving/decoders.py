@@ -1,7 +1,7 @@
-"""Processes that decode images, and that can be ended while they decode.
+"""Processes that decode images.
 
-An image library cannot be interrupted, and a thread cannot be ended. A process can: it is killed
-when its time is over or when the server stops, and the next image starts another.
+An image library cannot be interrupted and a thread cannot be ended. A process is killed when its
+time is over or when the server stops, and the next image starts another.
 """
 
 import contextlib
@@ -19,17 +19,17 @@ from PIL import Image
 from alignseg_tf.serving.images import decode_image
 from alignseg_tf.serving.refusals import RefusedError
 
-# Forks decoders from a process of its own, which has no threads and has imported this module.
+# Forks decoders from a process that has no threads and has imported this module.
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class Decoders:
-    """Processes that decode one image each at a time.
+    """Processes that decode one image at a time each.
 
     Args:
         count: number of processes; a call of `decode` waits for an idle one.
         seconds: longest time for an image.
-        max_pixels: largest number of pixels of an image.
+        max_pixels: maximum number of pixels of an image.
     """
 
     def __init__(self, count: int, seconds: float, max_pixels: int):
@@ -66,7 +66,7 @@ class Decoders:
             self._idle.put(decoder)
 
     def stop(self) -> None:
-        """End all processes at once, whatever they are doing."""
+        """End all processes at once."""
         with self._lock:
             self._stopped = True
             for decoder in self._all:
@@ -76,14 +76,13 @@ class Decoders:
 class _Decoder:
     """A process and the pipe to it."""
 
-    def __init__(self) -> None:
-        self._process: multiprocessing.process.BaseProcess | None = None
-        self._pipe: Connection | None = None
+    _process: multiprocessing.process.BaseProcess | None = None
+    _pipe: Connection
 
     def start(self) -> None:
-        if self._process is not None and self._process.is_alive():
-            return
-        if self._pipe is not None:
+        if self._process is not None:
+            if self._process.is_alive():
+                return
             self._pipe.close()
         self._pipe, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(target=_work, args=(theirs,), daemon=True)
@@ -96,8 +95,6 @@ class _Decoder:
 
     def decode(self, data: bytes, max_pixels: int, seconds: float) -> np.ndarray:
         pipe = self._pipe
-        if pipe is None:
-            raise RuntimeError("the decoder was not started")
         try:
             pipe.send_bytes(max_pixels.to_bytes(8, "little") + data)
             if not pipe.poll(seconds):
@@ -126,8 +123,7 @@ def _work(pipe: Connection) -> None:
             try:
                 image = decode_image(request[8:], int.from_bytes(request[:8], "little"))
             except RefusedError as refusal:
-                answer = {"status": refusal.status, "reason": refusal.reason}
-                pipe.send_bytes(json.dumps(answer | {"message": refusal.message}).encode())
+                pipe.send_bytes(json.dumps(vars(refusal)).encode())
             else:
                 pipe.send_bytes(json.dumps({"shape": image.shape}).encode())
                 pipe.send_bytes(image.tobytes())

@@ -21,7 +21,7 @@ def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
 
     Args:
         data: the file.
-        max_pixels: largest number of pixels.
+        max_pixels: maximum number of pixels.
 
     Returns:
         uint8 RGB [H, W, 3], turned as its EXIF orientation says.
@@ -45,7 +45,7 @@ def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
     except RefusedError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        # Pillow looks at the size before we can, and has limits of its own.
+        # Pillow has its own limits, which it checks first.
         message = f"Expected an image of at most {max_pixels} pixels. Received: many more"
         raise RefusedError(413, "pixels", message) from error
     except UnidentifiedImageError as error:
@@ -60,16 +60,12 @@ def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise RefusedError(
-            413, "pixels",
-            f"Expected an image of at most {max_pixels} pixels. Received: {width} x {height} = "
-            f"{width * height} pixels",
-        )  # fmt: skip
+        size = f"{width} x {height} = {width * height} pixels"
+        message = f"Expected an image of at most {max_pixels} pixels. Received: {size}"
+        raise RefusedError(413, "pixels", message)
     if min(width, height) < MIN_SIDE:
-        raise RefusedError(
-            422, "small",
-            f"Expected sides of at least {MIN_SIDE} pixels. Received: {width} x {height}",
-        )  # fmt: skip
+        message = f"Expected sides of at least {MIN_SIDE} pixels. Received: {width} x {height}"
+        raise RefusedError(422, "small", message)
 
 
 def is_form(content_type: str) -> bool:

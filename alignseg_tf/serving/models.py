@@ -5,9 +5,10 @@ import gc
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -16,10 +17,12 @@ from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.prediction.saved_networks import SavedModelNetwork
 
 log = logging.getLogger("alignseg_tf.serving")
-# Size of the image that a new version has to segment before it serves, if it takes any size.
+# Size (H, W) of the image that a new version segments before it serves, if it takes any size.
 WARM_UP_SIZE = (64, 96)
-# How TensorFlow's check of numbers in an exported graph words what it found.
+# Words of TensorFlow's message when an exported graph found its logits not finite.
 NON_FINITE_WORDS = ("had NaN", "had Inf", "had -Inf", "had +Inf", "not finite", "non-finite")
+
+State = Literal["active", "unloading", "broken", "idle"]
 
 
 class ImageSizeError(ValueError):
@@ -30,29 +33,21 @@ class NonFiniteError(ArithmeticError):
     """A model gives NaN or infinite numbers, which have no class."""
 
 
+@dataclass(eq=False)
 class Version:
-    """A version of a model, in memory.
+    """A version of a model, in memory until nobody refers to it any more.
 
-    It is unloaded when nobody holds it any more: whoever works with it keeps it until then.
-
-    Args:
+    Attributes:
         number: the name of its folder.
         label_space: names and colours of the classes.
-        signatures: what TensorFlow runs, by name.
+        signatures: TensorFlow functions by name.
         size: (height, width) of the images, None where any size is taken.
     """
 
-    def __init__(
-        self,
-        number: int,
-        label_space: LabelSpace,
-        signatures: Mapping[str, Any],
-        size: tuple[int, int] | None = None,
-    ):
-        self.number = number
-        self.label_space = label_space
-        self.signatures = dict(signatures)
-        self.size = size
+    number: int
+    label_space: LabelSpace
+    signatures: dict[str, Any]
+    size: tuple[int, int] | None = None
 
     def call(self, signature: str, image: np.ndarray) -> dict[str, np.ndarray]:
         """Run a signature on an image, uint8 RGB [H, W, 3]; return its outputs without the batch.
@@ -61,22 +56,26 @@ class Version:
             ImageSizeError: the version takes images of one other size.
             NonFiniteError: outputs are not finite, or the exported graph found its logits so.
         """
-        if self.size is not None and image.shape[:2] != self.size:
+        height, width = image.shape[:2]
+        if self.size is not None and self.size != (height, width):
             raise ImageSizeError(
                 f"Expected an image of {self.size[1]} x {self.size[0]} pixels, the only size of "
-                f"version {self.number}. Received: {image.shape[1]} x {image.shape[0]}"
+                f"version {self.number}. Received: {width} x {height}"
             )
-        run = self.signatures[signature]
+        non_finite = NonFiniteError(
+            f"version {self.number}: expected finite outputs. Received: NaN or infinite ones for "
+            f"an image of {width} x {height} pixels"
+        )
         dtype = tf.float32 if signature == "logits" else tf.uint8
         try:
-            outputs = run(images=tf.cast(tf.convert_to_tensor(image[None]), dtype))
+            outputs = self.signatures[signature](images=tf.cast(image[None], dtype))
         except tf.errors.InvalidArgumentError as error:
             if any(word in error.message for word in NON_FINITE_WORDS):
-                raise self._non_finite(image) from error
+                raise non_finite from error
             raise
         arrays = {name: output.numpy()[0] for name, output in outputs.items()}
         if not all(np.isfinite(array).all() for array in arrays.values()):
-            raise self._non_finite(image)
+            raise non_finite
         return arrays
 
     def class_map(self, image: np.ndarray) -> np.ndarray:
@@ -93,34 +92,34 @@ class Version:
                 f"version {self.number} gives the class id {class_map.max()} and has the names of "
                 f"{self.label_space.num_classes} classes"
             )
-        # Older exports do not check their logits, and where one is NaN, nearly all are: argmax
+        # Older exports do not check their logits. Where one is NaN, nearly all are, and argmax
         # gives one class everywhere.
         may_be_nan = self.label_space.num_classes > 1 and class_map.min() == class_map.max()
         if may_be_nan and "logits" in self.signatures:
             self.call("logits", image)
         return class_map
 
-    def _non_finite(self, image: np.ndarray) -> NonFiniteError:
-        return NonFiniteError(
-            f"version {self.number}: expected finite outputs. Received: NaN or infinite ones for "
-            f"an image of {image.shape[1]} x {image.shape[0]} pixels"
-        )
-
 
 def load_version(path: Path) -> Version:
     """Load the folder of a version, and let it segment an image.
 
     Raises:
-        ValueError: it is no SavedModel of this library, its class maps are none, or the number of
-            its classes differs from that of their names.
+        ValueError: it is no SavedModel of this library, its class maps have another type or size,
+            or the number of its classes differs from that of their names.
         NonFiniteError: its logits are not finite.
     """
     network = SavedModelNetwork(path)
-    version = Version(int(path.name), network.label_space, network.signatures, network.input_size)
-    _check_class_count(path, version)
+    names = network.label_space.num_classes
+    if "logits" in network.signatures:
+        count = network.signatures["logits"].structured_outputs["logits"].shape[-1]
+        if count not in (None, names):
+            raise ValueError(
+                f"{path}: expected the names of {count} classes. Received: {names} names"
+            )
+    signatures = dict(network.signatures)
+    version = Version(int(path.name), network.label_space, signatures, network.input_size)
     size = network.input_size or WARM_UP_SIZE
-    image = np.zeros((*size, 3), np.uint8)
-    class_map = version.class_map(image)
+    class_map = version.class_map(np.zeros((*size, 3), np.uint8))
     if class_map.dtype != np.uint8 or class_map.shape != size:
         raise ValueError(
             f"{path}: expected class maps uint8 {list(size)}. Received: {class_map.dtype} "
@@ -129,29 +128,26 @@ def load_version(path: Path) -> Version:
     return version
 
 
-def _check_class_count(path: Path, version: Version) -> None:
-    if "logits" not in version.signatures:
-        return
-    count = version.signatures["logits"].structured_outputs["logits"].shape[-1]
-    names = version.label_space.num_classes
-    if count is not None and count != names:
-        raise ValueError(f"{path}: expected the names of {count} classes. Received: {names} names")
-
-
-# What tells the content of a version's folder from another: name, size, times and number of each
-# file. The time of the last change of an inode cannot be set by a copy.
+# Name, size, times and inode of each file in a version's folder.
 _Signature = tuple[tuple[str, int, int, int, int], ...]
 
 
 def folder_signature(path: Path) -> _Signature:
-    """Describe the files of a folder so that other content has another signature."""
+    """Describe the files of a folder so that other content has another signature.
+
+    The change time of an inode cannot be set by a copy. The signature is empty if a file goes away
+    meanwhile.
+    """
     found = []
-    for file in sorted(path.rglob("*")):
-        status = file.stat()
-        if not file.is_dir():
-            name = str(file.relative_to(path))
-            times = (status.st_mtime_ns, status.st_ctime_ns)
-            found.append((name, status.st_size, *times, status.st_ino))
+    try:
+        for file in sorted(path.rglob("*")):
+            status = file.stat()
+            if not file.is_dir():
+                times = (status.st_mtime_ns, status.st_ctime_ns)
+                name = str(file.relative_to(path))
+                found.append((name, status.st_size, *times, status.st_ino))
+    except OSError:
+        return ()
     return tuple(found)
 
 
@@ -159,15 +155,14 @@ class Models:
     """The versions of one model on disk; the newest that loads serves.
 
     Args:
-        folder: holds a numbered folder per version; others are ignored. New ones must come by being
-            renamed, as `export` does it. One that changes in place is read when it has been the
-            same for two looks.
+        folder: has a folder for each version, named by a number; others are ignored. A new one
+            must come by being renamed, as `export` does it. One that changes in place is read when
+            it was the same in two consecutive updates.
         load: reads a version's folder.
 
     Attributes:
         name: of the folder, and of the model.
-        on_switch: called with the number that serves from now on.
-        on_broken: called with the number of a version that does not load.
+        on_broken: called when a version does not load.
 
     Raises:
         ValueError: there is no such folder, or no version in it.
@@ -179,15 +174,13 @@ class Models:
         self.folder = folder
         self.name = folder.resolve().name
         self._load = load
-        self.on_switch: Callable[[int], None] = lambda number: None
-        self.on_broken: Callable[[int], None] = lambda number: None
+        self.on_broken: Callable[[], None] = lambda: None
         self._active: Version | None = None
         self._active_signature: _Signature | None = None
         self._seen: dict[int, _Signature] = {}
         self._broken: dict[int, _Signature] = {}
         self._old: list[tuple[int, weakref.ref[Version]]] = []
         self._stop = threading.Event()
-        self._watcher: threading.Thread | None = None
         if not self.on_disk():
             there = sorted(path.name for path in folder.iterdir() if path.is_dir())
             raise ValueError(
@@ -222,99 +215,82 @@ class Models:
         except OSError:
             return {}
 
-    def states(self) -> dict[int, str]:
-        """Return `active`, `unloading`, `broken` or `idle` for each version that is known."""
-        states = dict.fromkeys(self.on_disk(), "idle")
+    def states(self) -> dict[int, State]:
+        """Return the state of each known version."""
+        states: dict[int, State] = dict.fromkeys(self.on_disk(), "idle")
         states |= {number: "broken" for number in self._broken if number in states}
         states |= {number: "unloading" for number, held in self._old if held() is not None}
         if self._active is not None:
             states[self._active.number] = "active"
         return dict(sorted(states.items()))
 
-    def tflite_files(self) -> dict[str, Path]:
-        """Return the `.tflite` files in the model's folder, by name, without links."""
-        return {
-            path.name: path
-            for path in sorted(self.folder.glob("[!.]*.tflite"))
-            if path.is_file() and not path.is_symlink()
-        }
-
     def tflite_sizes(self) -> dict[str, int]:
-        """Return the number of bytes of each of them."""
+        """Return the `.tflite` files in the model's folder, without links, and their bytes."""
         sizes = {}
-        for name, path in self.tflite_files().items():
+        for path in sorted(self.folder.glob("[!.]*.tflite")):
             with contextlib.suppress(OSError):  # removed a moment ago
-                sizes[name] = path.stat().st_size
+                if path.is_file() and not path.is_symlink():
+                    sizes[path.name] = path.stat().st_size
         return sizes
 
     def update(self) -> None:
         """Load the newest version that is not known to be broken, and let it serve.
 
-        A version that does not load is logged and left alone until its content changes. If the
-        version that serves is gone for two looks, the newest that is there takes over.
+        A version that does not load is logged, and skipped until its content changes. If the active
+        version is gone in two consecutive updates, the newest that is there takes over.
         """
         self._forget_old()
         folders = self.on_disk()
-        found = {number: self._signature(path) for number, path in folders.items()}
-        # What was there before and is another now may be just being written or removed.
-        changed = {
-            number for number, signature in self._seen.items() if found.get(number) != signature
-        }
+        found = {number: folder_signature(path) for number, path in folders.items()}
+        # A folder that has changed since the last update may be being written or removed.
+        changed = {number for number, seen in self._seen.items() if found.get(number) != seen}
         self._seen = found
         self._broken = {n: seen for n, seen in self._broken.items() if found.get(n) == seen}
         serving = None if self._active is None else self._active.number
         for number in sorted(found, reverse=True):
             if serving in changed and number < serving:
                 return
-            signature = found[number]
-            if number == serving and signature == self._active_signature:
+            if number == serving and found[number] == self._active_signature:
                 return
             is_due = number not in changed and number not in self._broken
-            if (is_due and self._try(number, folders[number], signature)) or number == serving:
+            if is_due and self._try(number, folders[number], found[number]):
+                return
+            if number == serving:
                 return
 
-    @staticmethod
-    def _signature(path: Path) -> _Signature:
-        try:
-            return folder_signature(path)
-        except OSError:  # it is being removed
-            return ()
-
     def _try(self, number: int, path: Path, signature: _Signature) -> bool:
-        """Load a version and let it serve; return whether that went well."""
+        """Load a version and let it serve; return whether that succeeded."""
         try:
             version = self._load(path)
         except Exception as error:  # TensorFlow raises many kinds on broken folders
             self._broken[number] = signature
             serving = f"version {self._active.number} goes on" if self._active else "it is left out"
             log.error("version %d does not load, %s: %s", number, serving, error)
-            self.on_broken(number)
+            self.on_broken()
             return False
         if self._active is not None:
             self._old.append((self._active.number, weakref.ref(self._active)))
             log.info("version %d serves instead of %d", number, self._active.number)
         self._active, self._active_signature = version, signature
-        self.on_switch(number)
         return True
 
     def _forget_old(self) -> None:
         """Free the memory of versions whose requests are done."""
         gone = [number for number, held in self._old if held() is None]
+        self._old = [(number, held) for number, held in self._old if held() is not None]
         if gone:
-            self._old = [(number, held) for number, held in self._old if held() is not None]
-            gc.collect()  # what TensorFlow makes of a SavedModel refers to itself
-            for number in gone:
-                log.info("version %d is unloaded", number)
+            gc.collect()  # TensorFlow's functions of a SavedModel refer to themselves
+        for number in gone:
+            log.info("version %d is unloaded", number)
 
     def watch(self, seconds: float) -> None:
-        """Look for new versions every so many seconds, in a thread, until `close`."""
+        """Update at this interval, in a thread, until `close`."""
 
         def run() -> None:
             while not self._stop.wait(seconds):
                 self.update()
 
-        self._watcher = threading.Thread(target=run, name="versions", daemon=True)
-        self._watcher.start()
+        threading.Thread(target=run, name="versions", daemon=True).start()
 
     def close(self) -> None:
         """Stop watching the folder."""

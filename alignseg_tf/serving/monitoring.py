@@ -1,4 +1,4 @@
-"""Numbers of a running server, for Prometheus."""
+"""Metrics of a running server, for Prometheus."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,15 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class Monitoring:
-    """The counters of one server.
+    """The metrics of one server.
 
     Args:
         model: name of the model.
+        version: returns the number of the active version.
+        queue: returns the number of images that wait for TensorFlow.
     """
 
-    def __init__(self, model: str):
+    def __init__(self, model: str, version: Callable[[], int], queue: Callable[[], int]):
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter(
@@ -36,33 +38,19 @@ class Monitoring:
         self.rejected = Counter(
             "alignseg_rejected", "Refused requests by reason", ["reason"], registry=registry
         )
-        self._images = Counter("alignseg_images", "Segmented images", registry=registry)
-        self._inference_seconds = Histogram(
+        self.images = Counter("alignseg_images", "Segmented images", registry=registry)
+        self.inference_seconds = Histogram(
             "alignseg_inference_seconds", "TensorFlow's time for an image", registry=registry,
             buckets=SECONDS,
         )  # fmt: skip
-        self._queue = Gauge("alignseg_queue_length", "Waiting for TensorFlow", registry=registry)
-        self._version = Gauge(
-            "alignseg_model_version", "The version that serves", ["model"], registry=registry
-        )
-        self._model = model
         self.broken = Counter(
             "alignseg_broken_versions", "Versions that did not load", registry=registry
         )
-
-    def show_queue(self, length: Callable[[], int]) -> None:
-        """Ask for the length of the queue whenever the numbers are read."""
-        self._queue.set_function(length)
-
-    def switched(self, number: int) -> None:
-        """Note which version serves."""
-        self._version.labels(self._model).set(number)
-
-    def segmented(self, seconds: float) -> None:
-        """Note a segmented image."""
-        self._images.inc()
-        self._inference_seconds.observe(seconds)
+        waiting = Gauge("alignseg_queue_length", "Waiting for TensorFlow", registry=registry)
+        waiting.set_function(queue)
+        active = Gauge("alignseg_model_version", "The active version", ["model"], registry=registry)
+        active.labels(model).set_function(version)
 
     def text(self) -> bytes:
-        """Return all numbers in the text format of Prometheus."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self._registry)

@@ -3,13 +3,11 @@
 import asyncio
 import ipaddress
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,43 +29,43 @@ log = logging.getLogger("alignseg_tf.serving")
 
 Result = TypeVar("Result")
 
-# Told to clients that come when there is no room.
+# `Retry-After` of answers to clients for which there is no room.
 RETRY_SECONDS = 1
-# Fields of a form beside its file.
+# Maximum number of fields of a form in addition to its file.
 MAX_FIELDS = 16
 
 
-class Budget:
+class InUse:
     """Limit how much of something is in use, in total and by one address.
 
-    For one thread, that of the event loop.
+    Only the thread of the event loop may call it.
     """
 
     def __init__(self, limit: int, limit_per_address: int):
         self._limit = limit
         self._limit_per_address = limit_per_address
-        self._used: Counter[str] = Counter()
-        self.used = 0
+        self._by_address: Counter[str] = Counter()
+        self.total = 0
 
     def take(self, amount: int, address: str) -> bool:
-        """Take a part if there is room for it, and return whether there was."""
-        of_address = self._used[address] + amount
-        if self.used + amount > self._limit or of_address > self._limit_per_address:
+        """Take an amount if there is room for it, and return whether there was."""
+        of_address = self._by_address[address] + amount
+        if self.total + amount > self._limit or of_address > self._limit_per_address:
             return False
-        self.used += amount
-        self._used[address] = of_address
+        self.total += amount
+        self._by_address[address] = of_address
         return True
 
     def give_back(self, amount: int, address: str) -> None:
         """Give back what was taken."""
-        self.used -= amount
-        self._used[address] -= amount
-        if not self._used[address]:
-            del self._used[address]
+        self.total -= amount
+        self._by_address[address] -= amount
+        if not self._by_address[address]:
+            del self._by_address[address]
 
 
 def address_of(client: tuple[str, int] | None) -> str:
-    """Return whom limits per address count: an IPv4 address, or the /64 network of an IPv6 one.
+    """Return the address for limits per client: an IPv4 address, or the /64 network of an IPv6 one.
 
     Example:
         >>> address_of(("2001:db8::1:2:3:4", 40000))
@@ -85,23 +83,15 @@ def address_of(client: tuple[str, int] | None) -> str:
     return str(ipaddress.ip_network((address, 64), strict=False))
 
 
-@dataclass(frozen=True)
-class Segmentation:
-    """The class ids of an image, uint8 [H, W], and the version that gave them."""
-
-    class_map: np.ndarray
-    version: Version
-
-
 class Service:
     """The parts of a server behind its routes.
 
     Args:
         models: the versions of the model.
         settings: limits and times.
-        token: what clients must send, or None.
+        token: token that clients must send, or None.
         litert: folder of LiteRT.js to serve, or None.
-        verbose: log each request.
+        verbose: whether to log each request.
 
     Attributes:
         draining: whether the server is about to stop, and takes no new requests.
@@ -123,78 +113,64 @@ class Service:
         self.verbose = verbose
         self.draining = False
         self.cut_off = 0
-        self.monitoring = Monitoring(models.name)
-        models.on_switch = self.monitoring.switched
-        models.on_broken = lambda number: self.monitoring.broken.inc()
-        if models.ready:
-            self.monitoring.switched(models.active.number)
+        self._waiting: set[Future] = set()  # for TensorFlow
+        self.monitoring = Monitoring(
+            models.name, lambda: models.active.number if models.ready else 0,
+            lambda: len(self._waiting),
+        )  # fmt: skip
+        models.on_broken = self.monitoring.broken.inc
 
-        def budget(limit: int, largest: int = 1) -> Budget:
-            return Budget(limit, max(largest, int(limit * settings.address_share)))
+        def limited(limit: int, largest: int = 1) -> InUse:
+            return InUse(limit, max(largest, int(limit * settings.address_share)))
 
-        self.requests = budget(settings.max_requests)
-        self._bodies = budget(settings.max_body_memory, settings.max_bytes)
-        self._images = budget(settings.max_queue)
-        self._pixels = budget(settings.max_queue_pixels, settings.max_pixels)
+        self.requests = limited(settings.max_requests)
+        self.bodies = limited(settings.max_body_memory, settings.max_bytes)
+        self.images = limited(settings.max_queue)
+        self.pixels = limited(settings.max_queue_pixels, settings.max_pixels)
         self.decoders = Decoders(settings.decoders, settings.decode_seconds, settings.max_pixels)
         self._decoding = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decoding")
         self._encoding = ThreadPoolExecutor(settings.decoders, thread_name_prefix="encoding")
         self._tensorflow = ThreadPoolExecutor(1, thread_name_prefix="tensorflow")
-        self._waiting = 0
-        self._waiting_lock = threading.Lock()
-        self.monitoring.show_queue(lambda: self._waiting)
 
     def stop(self, seconds: float) -> bool:
         """End the threads and the decoders; return whether TensorFlow was done in time."""
         self.models.close()
         self.decoders.stop()
-        self._decoding.shutdown(wait=False, cancel_futures=True)
-        self._encoding.shutdown(wait=False, cancel_futures=True)
-        self._tensorflow.shutdown(wait=False, cancel_futures=True)
-        until = time.monotonic() + seconds
-        while self._waiting and time.monotonic() < until:
-            time.sleep(0.01)
-        return not self._waiting
+        for pool in (self._decoding, self._encoding, self._tensorflow):
+            pool.shutdown(wait=False, cancel_futures=True)
+        return not wait(list(self._waiting), seconds).not_done
 
-    def run(self, function: Callable[[], Result]) -> "Future[Result]":
-        """Run something in the one thread that TensorFlow has."""
-
-        def done(_: Future) -> None:
-            with self._waiting_lock:
-                self._waiting -= 1
-
-        future = self._tensorflow.submit(function)
-        with self._waiting_lock:
-            self._waiting += 1
-        future.add_done_callback(done)
+    def run(self, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
+        """Call a function in the only thread that uses TensorFlow."""
+        future = self._tensorflow.submit(function, *arguments)
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
         return future
 
-    def segment(self, image: np.ndarray) -> Segmentation:
-        """Segment an image, uint8 [H, W, 3], with the version that serves; in that thread."""
+    def segment(self, image: np.ndarray) -> tuple[np.ndarray, Version]:
+        """Return the class ids of an image, uint8 [H, W, 3], and the version that gave them."""
         started = time.monotonic()
         version = self.models.active
-        made = Segmentation(version.class_map(image), version)
-        self.monitoring.segmented(time.monotonic() - started)
-        return made
+        class_map = version.class_map(image)
+        self.monitoring.images.inc()
+        self.monitoring.inference_seconds.observe(time.monotonic() - started)
+        return class_map, version
 
     async def encode(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Make an answer beside the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._encoding, function, *arguments
-        )
+        """Make an answer in a thread beside the event loop."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._encoding, function, *arguments)
 
     @asynccontextmanager
     async def time_limit(self) -> AsyncIterator[None]:
         """Refuse what is not done in time."""
+        seconds = self.settings.request_seconds
         try:
-            async with asyncio.timeout(self.settings.request_seconds):
+            async with asyncio.timeout(seconds):
                 yield
         except TimeoutError as error:
-            raise RefusedError(
-                504, "time",
-                f"Not done within {self.settings.request_seconds:g} s, the server is busy",
-                RETRY_SECONDS,
-            ) from error  # fmt: skip
+            message = f"Not done within {seconds:g} s, the server is busy"
+            raise RefusedError(504, "time", message, RETRY_SECONDS) from error
 
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -216,41 +192,39 @@ class Service:
             size = len(message.get("body", b""))
             if taken + size > limit:
                 raise _too_large(limit, "more")
-            if not self._bodies.take(size, address):
+            if not self.bodies.take(size, address):
                 busy = "No memory for another body just now, the server is busy"
                 raise RefusedError(503, "memory", busy, RETRY_SECONDS)
             taken += size
             return message
 
-        limited = Request(request.scope, receive)
+        limited, seconds = Request(request.scope, receive), self.settings.read_seconds
         try:
             try:
-                async with asyncio.timeout(self.settings.read_seconds):
+                async with asyncio.timeout(seconds):
                     content = await (_file_of_form(limited) if in_form else limited.body())
             except TimeoutError as error:
-                raise RefusedError(
-                    408, "slow",
-                    f"Expected the whole body within {self.settings.read_seconds:g} s. Received: "
-                    f"{taken} bytes",
-                ) from error  # fmt: skip
+                expected = f"Expected the whole body within {seconds:g} s"
+                message = f"{expected}. Received: {taken} bytes"
+                raise RefusedError(408, "slow", message) from error
             yield content
         finally:
-            self._bodies.give_back(taken, address)
+            self.bodies.give_back(taken, address)
 
     @contextmanager
-    def _room(self, budget: Budget, amount: int, address: str, what: str) -> Iterator[None]:
-        """Hold a part of a budget of the queue, or refuse the request."""
-        if not budget.take(amount, address):
-            message = f"The queue is full: {budget.used} {what} are there"
+    def _room(self, queue: InUse, amount: int, address: str, what: str) -> Iterator[None]:
+        """Hold a part of the queue, or refuse the request."""
+        if not queue.take(amount, address):
+            message = f"The queue is full: {queue.total} {what} are there"
             raise RefusedError(429, "queue", message, RETRY_SECONDS)
         try:
             yield
         finally:
-            budget.give_back(amount, address)
+            queue.give_back(amount, address)
 
     @asynccontextmanager
     async def image(self, request: Request) -> AsyncIterator[np.ndarray]:
-        """Read and decode the image of a request; its place is taken until the end.
+        """Read and decode the image of a request; it has a place in the queue until the end.
 
         Yields:
             uint8 RGB [H, W, 3].
@@ -261,21 +235,23 @@ class Service:
         address, loop = address_of(request.client), asyncio.get_running_loop()
         with ExitStack() as place:
             async with self.body(request) as data:
-                place.enter_context(self._room(self._images, 1, address, "images"))
+                place.enter_context(self._room(self.images, 1, address, "images"))
                 image = await loop.run_in_executor(self._decoding, self.decoders.decode, data)
                 del data
                 pixels = image.shape[0] * image.shape[1]
-                place.enter_context(self._room(self._pixels, pixels, address, "pixels"))
+                place.enter_context(self._room(self.pixels, pixels, address, "pixels"))
             yield image
 
-    async def result(self, request: Request, future: Future) -> Any:
-        """Wait for what TensorFlow makes of a request; drop it if the client goes away.
+    async def result(
+        self, request: Request, function: Callable[[np.ndarray], Result], image: np.ndarray
+    ) -> Result:
+        """Call a function in TensorFlow's thread; drop the result if the client goes away.
 
         Raises:
             ClientDisconnect: it did.
             RefusedError: the memory is full, or the model does not take this image.
         """
-        waiting = asyncio.wrap_future(future)
+        waiting: asyncio.Future[Any] = asyncio.wrap_future(self.run(function, image))
         gone = asyncio.ensure_future(_disconnected(request))
         try:
             await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -307,15 +283,12 @@ async def _file_of_form(request: Request) -> bytes:
     try:
         async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
             files = [value for value in form.values() if isinstance(value, UploadFile)]
-            if len(files) != 1:
-                raise _bad_form(f"{len(files)} files")
-            return await files[0].read()
+            if len(files) == 1:
+                return await files[0].read()
+            received = f"{len(files)} files"
     except HTTPException as error:
-        raise _bad_form(error.detail) from error
-
-
-def _bad_form(received: str) -> RefusedError:
-    return RefusedError(422, "form", f"Expected a form with one file. Received: {received}")
+        received = error.detail
+    raise RefusedError(422, "form", f"Expected a form with one file. Received: {received}")
 
 
 async def _disconnected(request: Request) -> None:

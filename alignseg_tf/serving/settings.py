@@ -1,4 +1,4 @@
-"""Limits and times of the server, and its command line."""
+"""Limits and times of the server, its token and its files."""
 
 import os
 from dataclasses import dataclass, field, fields
@@ -16,27 +16,27 @@ def _setting(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the server allows; the fields are described in `docs/serving.md`.
+    """Limits of the server, see `docs/serving.md`.
 
     Raises:
         ValueError: a value is not positive, or the largest request would find no room.
     """
 
-    max_bytes: int = _setting(16 * 2**20, "largest body of a request, bytes")
-    max_pixels: int = _setting(2048 * 2048, "most pixels of an image")
-    max_queue: int = _setting(64, "most images that are decoded or wait for the model at once")
-    max_queue_pixels: int = _setting(32 * 2**20, "most pixels of those together")
-    max_body_memory: int = _setting(128 * 2**20, "most bytes of bodies in memory at once")
-    max_requests: int = _setting(512, "most requests at once")
+    max_bytes: int = _setting(16 * 2**20, "maximum bytes of a request's body")
+    max_pixels: int = _setting(2048 * 2048, "maximum pixels of an image")
+    max_queue: int = _setting(64, "maximum images that are decoded or wait for the model at once")
+    max_queue_pixels: int = _setting(32 * 2**20, "maximum pixels of those together")
+    max_body_memory: int = _setting(128 * 2**20, "maximum bytes of all bodies in memory")
+    max_requests: int = _setting(512, "maximum requests at once")
     address_share: float = _setting(0.5, "share of the limits that one address may use")
     decoders: int = _setting(2, "processes that decode images")
-    decode_seconds: float = _setting(5.0, "longest that an image may take to decode")
-    request_seconds: float = _setting(60.0, "longest that a request may take")
-    read_seconds: float = _setting(30.0, "longest that the body of a request may take to come")
-    header_seconds: float = _setting(10.0, "longest that the head of a request may take to come")
-    send_seconds: float = _setting(30.0, "longest that a client may stop reading its answer")
-    drain_seconds: float = _setting(30.0, "longest that the end may take after SIGTERM")
-    poll_seconds: float = _setting(2.0, "time between two looks for a new version")
+    decode_seconds: float = _setting(5.0, "longest time to decode an image")
+    request_seconds: float = _setting(60.0, "longest time for a request")
+    read_seconds: float = _setting(30.0, "longest time to receive the body of a request")
+    header_seconds: float = _setting(10.0, "longest time to receive the head of a request")
+    send_seconds: float = _setting(30.0, "longest time that a client may stop reading its answer")
+    drain_seconds: float = _setting(30.0, "longest time to stop after SIGTERM")
+    poll_seconds: float = _setting(2.0, "interval of looking for a new version")
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -45,22 +45,17 @@ class Settings:
                 raise ValueError(f"`{each.name}` must be positive. Received: {value}")
         if self.address_share > 1:
             raise ValueError(f"`address_share` must be at most 1. Received: {self.address_share}")
-        for all_together, one in (
-            ("max_queue_pixels", "max_pixels"),
-            ("max_body_memory", "max_bytes"),
-        ):
-            if getattr(self, all_together) < getattr(self, one):
-                raise ValueError(
-                    f"`{all_together}` must be at least `{one}`, {getattr(self, one)}. Received: "
-                    f"{getattr(self, all_together)}"
-                )
+        for total, one in (("max_queue_pixels", "max_pixels"), ("max_body_memory", "max_bytes")):
+            least, value = getattr(self, one), getattr(self, total)
+            if value < least:
+                raise ValueError(f"`{total}` must be at least `{one}`, {least}. Received: {value}")
 
 
 def token_from(path: Path | None) -> bytes | None:
-    """Return the token that clients must send, from a file or the environment; None for none.
+    """Return the token that clients must send, from a file or the environment, or None.
 
     Raises:
-        ValueError: the file or the variable holds none.
+        ValueError: the file or the variable has no token.
         OSError: the file is not readable.
     """
     if path is not None:
@@ -82,7 +77,7 @@ def litert_folder(path: Path | None) -> Path | None:
     """Return the folder of LiteRT.js to serve, or None where there is none.
 
     Raises:
-        ValueError: the folder that was asked for is not there.
+        ValueError: `path` is not there.
     """
     if path is not None and not path.is_dir():
         raise ValueError(f"{path}: no such folder; expected the files of LiteRT.js")

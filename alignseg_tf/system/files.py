@@ -1,10 +1,9 @@
-"""Write files and folders whole, and replace only what this program wrote.
+"""Write files and folders atomically, and replace only what this program wrote.
 
-A folder of results holds `.alignseg.jsonl`, a line for each file that a command wrote there:
+A folder of results has `.alignseg.jsonl`, with a line for each file that a command wrote there:
 `command`, `file` and `sha256`. A file that is not in it, or was changed since, is the user's.
 """
 
-import argparse
 import ctypes
 import errno
 import fnmatch
@@ -28,8 +27,8 @@ RECORD_FILE = ".alignseg.jsonl"
 # Names listed in an error message.
 NAMES_SHOWN = 5
 
-# Temporary names tell which process of which machine made them, so that leftovers are recognised:
-# processes of other machines, or of an earlier container, may have the same number.
+# Temporary names have the machine and the process that made them, to recognise leftovers. Processes
+# of other machines, or of an earlier container, may have the same number.
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
 _PROCESS = secrets.token_hex(4)
 _COUNTER = itertools.count()
@@ -38,28 +37,28 @@ _HIDDEN = re.compile(
     r"\.(?P<pid>\d+)\.(?P<what>tmp|old)(?P<suffix>\.[^.]*)?",
     re.DOTALL,
 )
-# A longer name is cut in the temporary one, which file systems limit to 255 bytes.
+# Bytes; a longer name is cut in the temporary one, which file systems limit to 255 bytes.
 _LONGEST_NAME = 190
-# A leftover of another machine, which may be at work, is old after this many seconds.
+# Seconds after which a leftover of another machine, which may be at work, is removed.
 _OLD = 24 * 3600.0
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 class DiskFullError(OSError):
-    """There is no space for a file; the message says which one, and how much there is."""
+    """There is no space for a file."""
 
 
 class ForeignFileError(ValueError):
-    """A file or folder would be replaced that this program did not write."""
+    """This program did not write a file or folder that would be replaced."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """How the output of a command is told from other files.
+    """What a command writes into a folder.
 
     Attributes:
-        command: its name, as the record and messages say it.
-        from_before: whether a folder without a record holds its output, of earlier versions.
+        command: name of the command in the record and in messages.
+        from_before: whether a folder without a record has its output, of an earlier version.
         files: patterns of the names in such a folder.
     """
 
@@ -70,14 +69,14 @@ class Output:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what is written there replaces `path` at the end.
+    """Yield a temporary path beside `path`; the file or folder written there replaces `path`.
 
-    If the body raises, `path` stays as it was and the temporary file or folder is removed. The
-    temporary name keeps the suffix, since writers go by it. A link is followed. A folder is
-    replaced as a whole; `atomic_folder` checks first whose it is.
+    If the body raises, `path` is unchanged and the temporary path is removed. The temporary name
+    keeps the suffix. A link is followed. A folder is replaced as a whole; `atomic_folder` checks
+    first who wrote it.
 
     Raises:
-        DiskFullError: the disk, or the user's quota on it, has no space for the file.
+        DiskFullError: the disk, or the user's quota on it, has no space.
     """
     path = _followed(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +86,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary.is_dir():
             _replace_folder(temporary, path)
         else:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())  # the name must not be on the disk before the content
+            _sync(temporary)  # the name must not be on the disk before the content
             temporary.replace(path)
-        _sync_folder(path.parent)
+        _sync(path.parent)  # before anything that is renamed later
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(_disk_full(path, temporary)) from error
@@ -108,35 +106,27 @@ def check_folder(
         path: the folder; it may be missing.
         output: what writes it.
         overwrite: whether to replace whatever is there.
-        kept: files and folders in it, as `images/val`, that are carried over: they are not
-            checked.
+        kept: files and folders in it, such as `images/val`, that are carried over unchecked.
 
     Raises:
-        ForeignFileError: `path` is a file, or holds files that `output` did not write, or that
-            were changed since.
+        ForeignFileError: `path` is a file, or has files that `output` did not write, or that were
+            changed since.
     """
     path = _followed(path)
     remove_leftovers(path.parent)
     if path.exists() and not path.is_dir():
         raise ForeignFileError(f"{path}: expected a folder to write. Received: a file")
-    names = [name for name in _files_below(path) if not _is_in(name, kept)]
-    check_replaceable(path, output, names, overwrite)
+    check_replaceable(path, output, _files_below(path, kept), overwrite)
 
 
 @contextmanager
 def atomic_folder(
     path: str | Path, output: Output, overwrite: bool = False, kept: Sequence[str] = ()
 ) -> Iterator[Path]:
-    """Yield a new folder, which replaces `path` as a whole at the end.
+    """Yield a new folder, which replaces `path` as a whole at the end; record its files.
 
-    Args:
-        path: the folder. `check_folder` is called first and last.
-        output: what writes it; the files are recorded.
-        overwrite: whether to replace whatever is there.
-        kept: files and folders in it that the body carries over.
-
-    Raises:
-        ForeignFileError: as `check_folder`.
+    The arguments are those of `check_folder`, which is called first and last. The body carries the
+    `kept` files over.
     """
     path = _followed(path)
     check_folder(path, output, overwrite, kept)
@@ -145,20 +135,16 @@ def atomic_folder(
         yield temporary
         check_folder(path, output, overwrite, kept)  # the work may have taken an hour
         known = _recorded(path, output.command)
-        entries = [
-            (name, digest)
-            for name in _files_below(temporary)
-            for digest in (
-                known.get(name, ()) if known and _is_in(name, kept)
-                else [_digest(temporary / name)]
-            )
-        ]  # fmt: skip
+        made = _files_below(temporary, kept if known else ())
+        entries = [(name, _digest(temporary / name)) for name in made]
+        carried = set(_files_below(temporary)) - set(made)
+        entries += [(name, digest) for name in sorted(carried) for digest in known.get(name, ())]
         _record(temporary, output.command, entries)
 
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Yield a new hidden folder, which is removed at the end, also after a kill."""
+    """Yield a new hidden folder, which is removed at the end; after a kill, by the next command."""
     folder = _hidden(parent / "stage", "tmp")
     folder.mkdir(parents=True)
     try:
@@ -170,13 +156,10 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 def write_files(
     folder: str | Path, output: Output, contents: Mapping[str, bytes | str], overwrite: bool = False
 ) -> list[Path]:
-    """Write files into a folder of results, each at once, and record them.
-
-    Returns:
-        Their paths.
+    """Write files into a folder of results, each atomically; record them and return their paths.
 
     Raises:
-        ForeignFileError: one is there that `output` did not write, or that was changed since.
+        ForeignFileError: `output` did not write one that is there, or it was changed since.
     """
     check_replaceable(folder, output, contents, overwrite)
     for name, content in contents.items():
@@ -187,15 +170,15 @@ def write_files(
 
 @contextmanager
 def atomic_result(folder: str | Path, output: Output, name: str) -> Iterator[Path]:
-    """Yield a temporary path for a file of a folder of results, as `atomic_path`; record the file.
+    """Yield a temporary path for a file in a folder of results, as `atomic_path`; record the file.
 
-    Call `check_replaceable` first, with all names together: a record of one of them hides that a
-    folder is from before there was a record.
+    Call `check_replaceable` first, with all names together: with a record of one of them, the
+    folder is no longer taken for one of an earlier version.
     """
     folder = Path(folder)
     with atomic_path(folder / name) as temporary:
         yield temporary
-        # Before the file has its name: a process that is killed in between knows it again.
+        # Before the rename: after a kill in between, the file is still known.
         _record(folder, output.command, [(name, _digest(temporary))])
 
 
@@ -207,11 +190,11 @@ def check_replaceable(
     Args:
         folder: where they go.
         output: what writes them.
-        names: their names below the folder, with `/`.
+        names: their paths below the folder, with `/`.
         overwrite: whether to replace them whatever they are.
 
     Raises:
-        ForeignFileError: it names those that are there.
+        ForeignFileError: there are such files.
     """
     folder = Path(folder)
     there = [name for name in names if os.path.lexists(folder / name)]
@@ -244,11 +227,11 @@ def check_file(
     Args:
         path: the file to be written.
         command: what writes it.
-        is_own: whether the command wrote a file that is there, told by its content.
+        is_own: whether the command wrote the file that is there, by its content.
         overwrite: whether to replace the file whatever it is.
 
     Raises:
-        ForeignFileError: the file is there and is something else.
+        ForeignFileError: there is another file or a folder.
     """
     path = Path(path)
     remove_leftovers(path.parent)
@@ -273,14 +256,6 @@ def has_keys(path: Path, *keys: str) -> bool:
     return isinstance(content, dict) and content.keys() >= set(keys)
 
 
-def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--overwrite`."""
-    parser.add_argument(
-        "--overwrite", action="store_true",
-        help="replace files that are there, also those that this command did not write",
-    )  # fmt: skip
-
-
 def remove_leftovers(folder: str | Path, below: bool = False) -> None:
     """Clean a folder of what killed processes left, and restore what they had renamed away.
 
@@ -289,20 +264,20 @@ def remove_leftovers(folder: str | Path, below: bool = False) -> None:
         below: whether to look in all folders below it too.
     """
     for parent, folders, files in itertools.islice(os.walk(folder), None if below else 1):
-        for what in ("old", "tmp"):  # a folder is restored before its replacement goes
-            for name in (*folders, *files):
-                match = _HIDDEN.fullmatch(name)
-                if match and match["what"] == what and _is_left_over(Path(parent, name), match):
-                    _settle(Path(parent, name), match)
+        matches = filter(None, map(_HIDDEN.fullmatch, (*folders, *files)))
+        # "old" is before "tmp": a folder is restored before its replacement goes.
+        for match in sorted(matches, key=lambda match: match["what"]):
+            path = Path(parent, match.string)
+            if _is_left_over(path, match):
+                _settle(path, match)
 
 
 def _settle(path: Path, match: re.Match[str]) -> None:
     """Remove a leftover, or restore it where it is the only copy."""
     target = path.with_name(match["stem"] + (match["suffix"] or ""))
+    start, end = match.span("what")
     other = path.with_name(
-        path.name[: match.start("what")]
-        + {"old": "tmp", "tmp": "old"}[match["what"]]
-        + path.name[match.end("what") :]
+        match.string[:start] + ("tmp" if match["what"] == "old" else "old") + match.string[end:]
     )
     if match["what"] == "old" and not os.path.lexists(target):
         path.rename(target)
@@ -313,22 +288,19 @@ def _settle(path: Path, match: re.Match[str]) -> None:
 
 
 def _is_left_over(path: Path, match: re.Match[str]) -> bool:
-    pid = int(match["pid"])
-    if match["machine"] != _MACHINE:
+    """Whether the process that made a temporary path is gone."""
+    with suppress(PermissionError):  # the process of another user
         try:
-            return path.lstat().st_ctime < time.time() - _OLD
-        except OSError:
+            if match["machine"] != _MACHINE:
+                return path.lstat().st_ctime < time.time() - _OLD
+            if int(match["pid"]) == os.getpid():
+                return match["process"] != _PROCESS
+            if os.name == "posix":
+                os.kill(int(match["pid"]), 0)
+        except FileNotFoundError:
             return False
-    if pid == os.getpid():
-        return match["process"] != _PROCESS
-    if os.name != "posix":
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return True
-    except PermissionError:
-        pass
+        except (ProcessLookupError, OverflowError):
+            return True
     return False
 
 
@@ -338,7 +310,7 @@ def _followed(path: str | Path) -> Path:
 
 
 def _hidden(path: Path, what: str) -> Path:
-    """Return a new name beside `path`, which `remove_leftovers` knows again."""
+    """Return a new name beside `path`, which `remove_leftovers` recognises."""
     stem = path.stem if len(os.fsencode(path.name)) <= _LONGEST_NAME else path.stem[:20]
     token = f"{_MACHINE}{_PROCESS}{next(_COUNTER):x}"
     return path.with_name(f".{stem}.{token}.{os.getpid()}.{what}{path.suffix}")
@@ -351,9 +323,9 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Bring what was renamed in a folder to the disk, before anything that is renamed later."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Bring a file, or the names of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -361,17 +333,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _disk_full(path: Path, temporary: Path) -> str:
-    """Say what did not fit, and what there is; while the half that was written is still there."""
+    """Say how much was written and is free, while the half that was written is there."""
     half = temporary.stat().st_size if temporary.is_file() else 0
-    before = path.stat().st_size if path.is_file() else 0
     free = shutil.disk_usage(path.parent).free + half
-    needed = f"more than {max(half, free) / 1e6:.1f} MB"
-    if before > free:
-        needed = f"{before / 1e6:.1f} MB, as the one that is there,"
+    state = "What was there is unchanged" if path.exists() else "Nothing was written"
     return (
-        f"the disk is full, or your quota: {path} needs {needed} and there are "
-        f"{free / 1e6:.1f} MB free. "
-        + ("The one that is there is whole" if before else "There is none yet")
+        f"the disk is full, or your quota: {path} needs more than {half / 1e6:.1f} MB and there "
+        f"are {free / 1e6:.1f} MB free. {state}"
     )
 
 
@@ -392,8 +360,6 @@ def _replace_folder(new: Path, path: Path) -> None:
 
 def _exchange(one: Path, other: Path) -> bool:
     """Exchange two paths in one step; return False where the system or the disk cannot."""
-    if sys.platform != "linux":
-        return False
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
@@ -406,27 +372,20 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(code, os.strerror(code), os.fspath(other))
 
 
-def _files_below(folder: Path) -> list[str]:
-    """Return the files and links below a folder, but the record."""
+def _files_below(folder: Path, without: Sequence[str] = ()) -> list[str]:
+    """Return the files and links below a folder, but the record and paths `without`."""
     found = []
     for parent, folders, files in os.walk(folder):
         links = [name for name in folders if Path(parent, name).is_symlink()]
         found += [Path(parent, name).relative_to(folder).as_posix() for name in (*files, *links)]
-    return sorted(name for name in found if name != RECORD_FILE)
-
-
-def _is_in(name: str, paths: Sequence[str]) -> bool:
-    return any(name == path or name.startswith(f"{path}/") for path in paths)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    left_out = tuple(f"{path}/" for path in (RECORD_FILE, *without))
+    return sorted(name for name in found if not f"{name}/".startswith(left_out))
 
 
 def _digest(path: Path) -> str:
     """Return the SHA-256 of a file, or of where a link leads; nothing for anything else."""
     if path.is_symlink():
-        return _sha256(b"link to " + os.fsencode(path.readlink()))
+        return hashlib.sha256(b"link to " + os.fsencode(path.readlink())).hexdigest()
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -436,17 +395,12 @@ def _digest(path: Path) -> str:
 def _recorded(folder: Path, command: str) -> dict[str, set[str]]:
     """Return the files that a command wrote into a folder, each with its contents' digests."""
     found: dict[str, set[str]] = {}
-    try:
-        lines = (folder / RECORD_FILE).read_bytes().splitlines()
-    except OSError:
-        return found
-    for line in lines:
-        try:
+    record = folder / RECORD_FILE
+    for line in record.read_bytes().splitlines() if record.is_file() else ():
+        with suppress(ValueError, KeyError, TypeError):  # a kill cut the line short
             entry = json.loads(line)
             if entry["command"] == command:
                 found.setdefault(entry["file"], set()).add(entry["sha256"])
-        except (ValueError, KeyError, TypeError):
-            continue  # a kill cut the line short
     return found
 
 

@@ -1,4 +1,4 @@
-"""What files hold, told by their bytes, and what differs between two descriptions."""
+"""Hashes of files, and differences between two descriptions."""
 
 import hashlib
 import json
@@ -7,41 +7,38 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from alignseg_tf.system.files import write_text
 
-# A file that changed less than so many seconds before it is read may change again without a new
-# time: file systems keep times in steps, of up to two seconds.
+# Seconds: a file that changed just before it is read may change again without a new time, since
+# file systems keep times in steps of up to two seconds.
 TIME_STEP = 2.0
-# Names or values of each kind that a difference lists.
+# Maximum number of names or values of each kind that a difference lists.
 LISTED = 5
 
 
 class FileFingerprints:
-    """SHA-256 of files, each read once for as long as it stays the same.
+    """SHA-256 of files, each read again only when it changes.
 
-    A file stays the same while its size, its inode, and the times of its last change and of the
-    last change of its inode do, in nanoseconds. The last of them cannot be set: a file that `mv`,
-    `cp -p` or `unzip` put in another's place is read again, whatever time it carries.
+    A file has changed when its size, its inode, its modification time or its inode's change time
+    differs, in nanoseconds. The last cannot be set: a file that `mv`, `cp -p` or `unzip` put in
+    another's place is read again, whatever time it carries.
 
     Args:
-        file: JSON file from which to take what an earlier process read, and to which `save`
-            writes; None for memory only. A damaged one is as good as none.
+        file: JSON file with the fingerprints of an earlier process, to which `save` writes; None
+            for memory only. A damaged file is ignored.
     """
 
     def __init__(self, file: Path | None = None):
         self.file = file
         self.known: dict[str, tuple[list[int], str]] = {}
         if file is not None and file.is_file():
-            try:
-                entries = json.loads(file.read_text(encoding="utf-8"))
-                self.known = {
-                    path: (list(state), str(sha)) for path, (state, sha) in entries.items()
-                }
-            except (ValueError, TypeError, AttributeError):
-                self.known = {}
+            with suppress(ValueError, TypeError, AttributeError):
+                entries = json.loads(file.read_text(encoding="utf-8")).items()
+                self.known = {path: (list(state), str(sha)) for path, (state, sha) in entries}
 
     def __call__(self, path: str | Path) -> str:
         """Return the SHA-256 of a file, 64 hexadecimal digits.
@@ -71,7 +68,7 @@ class FileFingerprints:
             return list(pool.map(self, paths))
 
     def save(self) -> None:
-        """Write what is known to the file, for the next process."""
+        """Write the fingerprints to the file, for the next process."""
         if self.file is not None:
             write_text(self.file, json.dumps(self.known, separators=(",", ":")))
 
@@ -80,7 +77,7 @@ def _state(there: os.stat_result) -> list[int]:
     return [there.st_size, there.st_mtime_ns, there.st_ctime_ns, there.st_ino]
 
 
-# The fingerprint of one file, remembered for as long as the process lives.
+# Fingerprints of this process.
 file_fingerprint = FileFingerprints()
 
 
@@ -118,17 +115,17 @@ def names_hash(names: Iterable[str]) -> str:
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Say, a line each, in which values a description on disk differs from another; or nothing.
 
-    Of values that are mappings, as `named_fingerprints` gives them, it says which keys were added,
-    removed or changed; of long lists, which items only one of them has.
+    Of mappings, such as those of `named_fingerprints`, it says which keys were added, removed or
+    changed; of long lists, which items only one of them has.
     """
     return "".join(
-        f"\n  {key}: {difference(there.get(key), here.get(key))}"
+        f"\n  {key}: {_difference(there.get(key), here.get(key))}"
         for key in sorted(there.keys() | here.keys())
         if there.get(key) != here.get(key)
     )
 
 
-def difference(there: Any, here: Any) -> str:
+def _difference(there: Any, here: Any) -> str:
     """Say in a line how two values differ; None is a value that is not set."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         return changed_names(there, here)
@@ -138,12 +135,12 @@ def difference(there: Any, here: Any) -> str:
             if only := [str(value) for value in values if value not in others]:
                 parts.append(f"only {where}: {listed(only)}")
         return "; ".join(parts if parts[1:] else [*parts, "in another order"])
-    shown = ["not set" if value is None else repr(value) for value in (there, here)]
-    return f"{shown[0]} there, {shown[1]} here"
+    there, here = ("not set" if value is None else repr(value) for value in (there, here))
+    return f"{there} there, {here} here"
 
 
 def changed_names(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """Say which keys of a mapping were added, removed or changed since the one on disk."""
+    """Say which keys of a mapping were changed, removed or added since the one on disk."""
     kinds = {
         "changed": [key for key in there if key in here and there[key] != here[key]],
         "removed": [key for key in there if key not in here],

@@ -11,9 +11,8 @@ from official_fixtures import official_state_dict
 from PIL import Image
 
 from alignseg_tf.__main__ import main
-from alignseg_tf.analysis import alignment_figures
+from alignseg_tf.commands import alignment
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.prediction import saved_networks as networks
 from alignseg_tf.system.files import DiskFullError
 from alignseg_tf.version import __version__
 
@@ -126,7 +125,7 @@ def test_the_command_prints_no_chatter(model_file):
 
 
 def test_alignment_goes_on_after_an_image_that_cannot_be_drawn(tmp_path, monkeypatch, capsys):
-    for name in ("a\n.png", "b.png", "c.png"):
+    for name in ("a\x1b.png", "b.png", "c.png"):
         Image.new("RGB", (32, 32)).save(tmp_path / name)
 
     def write(model, image, folder, name, overwrite):
@@ -137,12 +136,12 @@ def test_alignment_goes_on_after_an_image_that_cannot_be_drawn(tmp_path, monkeyp
         return [folder / f"{name}.png"]
 
     full = None
-    monkeypatch.setattr(alignment_figures, "write_alignment_figures", write)
-    monkeypatch.setattr(networks, "load_model", lambda path: None)
+    monkeypatch.setattr(alignment, "write_alignment_figures", write)
+    monkeypatch.setattr(alignment, "load_model", lambda path: None)
     arguments = ["alignment", "m.keras", str(tmp_path), "--output", str(tmp_path / "out")]
     assert main(arguments) == 1
     printed = capsys.readouterr()
-    assert r"a\n.png: [Errno" in printed.err and "File name too long" in printed.err
+    assert r"a\x1b.png: [Errno" in printed.err and "File name too long" in printed.err
     assert "[2/3]" in printed.out and "[3/3]" in printed.out
     full = "b"
     assert main(arguments) == 2

@@ -90,7 +90,8 @@ def test_a_full_disk_is_told_with_what_is_free(tmp_path, monkeypatch, before, co
     message = str(caught.value)
     assert f"{path} needs" in message
     assert "there are 2.0 MB free" in message
-    assert ("3.0 MB, as the one that is there" if before else "more than 2.0 MB") in message
+    assert "needs more than 1.5 MB" in message
+    assert ("is unchanged" if before else "Nothing was written") in message
     assert [p.stat().st_size for p in tmp_path.iterdir()] == ([before] if before else [])
 
 

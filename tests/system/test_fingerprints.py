@@ -11,7 +11,6 @@ from alignseg_tf.system.fingerprints import (
     FileFingerprints,
     changed_names,
     combined,
-    difference,
     differences,
     fingerprint,
     named_fingerprints,
@@ -129,9 +128,10 @@ def test_differences_name_what_differs():
 
 def test_long_differences_are_told_in_short():
     classes = [f"class {i}" for i in range(19)]
-    assert difference(classes, [*classes[:18], "sky", "road"]) == (
-        "19 there, 20 here; only there: class 18; only here: sky, road"
+    assert differences({"a": classes}, {"a": [*classes[:18], "sky", "road"]}) == (
+        "\n  a: 19 there, 20 here; only there: class 18; only here: sky, road"
     )
-    assert difference(classes, classes[::-1]) == "19 there, 19 here; in another order"
+    reordered = differences({"a": classes}, {"a": classes[::-1]})
+    assert reordered == "\n  a: 19 there, 19 here; in another order"
     names = {f"{i}.png": "" for i in range(7)}
     assert changed_names({}, names) == ("7 added: 0.png, 1.png, 2.png, 3.png, 4.png ...")

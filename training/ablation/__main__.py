@@ -21,14 +21,18 @@ from typing import Any
 import keras
 
 from alignseg_tf.analysis.summary import summarize
-from alignseg_tf.commands.options import add_block_argument, add_data_arguments, data_from_arguments
+from alignseg_tf.commands.options import (
+    add_block_argument,
+    add_data_arguments,
+    add_overwrite_argument,
+    data_from_arguments,
+)
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.evaluation.bootstrap import check_block
 from alignseg_tf.system.console import command_output
 from alignseg_tf.system.environment import machine, versions
 from alignseg_tf.system.files import (
     Output,
-    add_overwrite_argument,
     atomic_result,
     check_replaceable,
     remove_leftovers,

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from alignseg_tf.commands.options import add_overwrite_argument
 from alignseg_tf.system.console import command_output
 from alignseg_tf.system.environment import machine, versions
-from alignseg_tf.system.files import add_overwrite_argument, check_file, has_keys, write_text
+from alignseg_tf.system.files import check_file, has_keys, write_text
 from alignseg_tf.system.processor import prepare_processor
 from training.benchmark import inputs, memory, serving_load, speed
 

@@ -32,6 +32,7 @@ from alignseg_tf import AlignSeg, pretrained
 from alignseg_tf.commands.options import (
     add_block_argument,
     add_data_arguments,
+    add_overwrite_argument,
     add_protocol_arguments,
     data_from_arguments,
     protocol_from_arguments,
@@ -49,7 +50,6 @@ from alignseg_tf.prediction.saved_networks import load_model
 from alignseg_tf.system.console import command_output
 from alignseg_tf.system.files import (
     Output,
-    add_overwrite_argument,
     atomic_folder,
     atomic_path,
     check_folder,

@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from alignseg_tf import visualization
 from alignseg_tf.commands.options import (
     add_data_arguments,
+    add_overwrite_argument,
     add_protocol_arguments,
     data_from_arguments,
     protocol_from_arguments,
@@ -31,7 +32,7 @@ from alignseg_tf.evaluation.report import percent
 from alignseg_tf.prediction.predictor import predictors_on_all_gpus
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.system.console import command_output
-from alignseg_tf.system.files import add_overwrite_argument, atomic_path, check_file
+from alignseg_tf.system.files import atomic_path, check_file
 from training.options import positive
 
 CHOICES = ("worst", "spread")
