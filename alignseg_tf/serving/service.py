@@ -254,7 +254,7 @@ class Service:
         waiting: asyncio.Future[Any] = asyncio.wrap_future(self.run(function, image))
         gone = asyncio.ensure_future(_disconnected(request))
         try:
-            await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([waiting, gone], return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
                 raise ClientDisconnect
             return waiting.result()

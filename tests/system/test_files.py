@@ -43,23 +43,18 @@ def names_in(folder):
     )
 
 
-def test_a_file_is_replaced_when_it_is_whole(tmp_path):
+@pytest.mark.parametrize("error", [RuntimeError(), PermissionError(errno.EACCES, "no")])
+def test_a_file_is_replaced_when_it_is_whole(tmp_path, error):
     path = tmp_path / "new" / "x.txt"
-    write_text(path, "one")
-    write_text(path, "two")
-    assert path.read_text() == "two"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_failure_leaves_what_was_there(tmp_path):
-    path = tmp_path / "x.txt"
-    write_text(path, "old")
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+    for text in ("one", "two"):
+        write_text(path, text)
+        assert path.read_text() == text
+    with pytest.raises(type(error)), atomic_path(path) as temporary:
         assert temporary.suffix == ".txt"
         temporary.write_text("half")
-        raise RuntimeError
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+        raise error
+    assert path.read_text() == "two"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_folders_are_replaced_as_a_whole(tmp_path):
@@ -95,12 +90,6 @@ def test_a_full_disk_is_told_with_what_is_free(tmp_path, monkeypatch, before, co
     assert [p.stat().st_size for p in tmp_path.iterdir()] == ([before] if before else [])
 
 
-def test_other_errors_are_left_alone(tmp_path):
-    with pytest.raises(PermissionError), atomic_path(tmp_path / "x") as temporary:
-        temporary.write_text("half")
-        raise PermissionError(errno.EACCES, "no")
-
-
 def test_a_rename_is_on_the_disk_before_the_next(tmp_path, monkeypatch):
     synced = []
     original = os.fsync
@@ -129,21 +118,28 @@ def test_only_own_folders_are_replaced(tmp_path):
         write_model(path, "c", Output("import"))
 
 
-@pytest.mark.parametrize("change", ["added", "edited", "link"])
-def test_what_the_user_did_in_a_folder_is_kept(tmp_path, change):
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("deep/notes.txt", "deep/notes.txt"),
+        ("deep/model.pb", r"deep/model.pb \(changed"),
+        ("link", "link"),
+    ],
+)
+def test_what_the_user_did_in_a_folder_is_kept(tmp_path, change, named):
     path = tmp_path / "model"
     write_model(path)
     if change == "link":
         (path / "link").unlink()
         (path / "link").symlink_to("elsewhere")
     else:
-        (path / "deep" / ("notes.txt" if change == "added" else "model.pb")).write_text("mine")
+        (path / change).write_text("mine")
     before = names_in(path)
-    named = {"added": "deep/notes.txt", "edited": r"deep/model.pb \(changed", "link": "link"}
-    with pytest.raises(ForeignFileError, match=rf"Received: {named[change]}.*--overwrite"):
+    with pytest.raises(ForeignFileError, match=rf"Received: {named}.*--overwrite"):
         write_model(path, "new")
     assert names_in(path) == before
-    assert (path / "deep" / "model.pb").read_text() == ("mine" if change == "edited" else "a")
+    if change != "link":
+        assert (path / change).read_text() == "mine"
     write_model(path, "new", overwrite=True)
     assert names_in(path) == [RECORD_FILE, "deep/model.pb", "link"]
 
@@ -227,16 +223,11 @@ def test_results_from_before_the_record_are_replaced_together(tmp_path):
         (tmp_path / name).write_text("older")
     for number in ("1", "2"):
         write_files(tmp_path, output, {"a.csv": number, "b.csv": number})
-    assert (tmp_path / "b.csv").read_text() == "2"
-
-
-def test_a_record_that_a_kill_cut_short_is_read(tmp_path):
-    output = Output("evaluate")
-    write_files(tmp_path, output, {"a.csv": "1"})
     with (tmp_path / RECORD_FILE).open("a") as file:
-        file.write('{"command": "eval')
-    write_files(tmp_path, output, {"a.csv": "2", "b.csv": "2"})
-    write_files(tmp_path, output, {"a.csv": "3", "b.csv": "3"})
+        file.write('{"command": "eval')  # cut short by a kill
+    for number in ("3", "4"):
+        write_files(tmp_path, output, {"a.csv": number, "c.csv": number})
+    assert (tmp_path / "b.csv").read_text() == "2"
 
 
 def test_only_own_files_are_replaced(tmp_path):
