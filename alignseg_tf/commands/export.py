@@ -196,8 +196,9 @@ def _table(
     latency = median_latency(Predictor(inference_network(model)).class_map, image)
     files: list[tuple[Path, float, str, str]] = [(source, latency, "", "")]
     files += [
-        (path, found.latency, f"{100 * found.same_class:.3f} %", f"{found.difference:.1e}")
+        (path, found.latency, f"{100 * found.same_class:.3f} %", logits)
         for path, found in written.items()
+        for logits in ("" if found.difference is None else f"{found.difference:.1e}",)
     ]
     samples = [] if data is None else data.samples(split)
     rows = [["", "size", "latency", "same class", "logits", *(["mean IoU"] if data else [])]]

@@ -15,12 +15,6 @@ ENVIRONMENT = {
 }
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, *arguments], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True
-    )
-
-
 def test_an_import_changes_nothing_in_the_process():
     code = (
         "import os, sys, keras, tensorflow; before = dict(os.environ); "
@@ -28,14 +22,10 @@ def test_an_import_changes_nothing_in_the_process():
         "assert dict(os.environ) == before; "
         "assert 'alignseg_tf.system.processor' not in sys.modules"
     )
-    done = run("-c", code)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-
-
-def test_a_command_is_quiet():
-    done = run("-m", "alignseg_tf", "--help")
-    assert done.returncode == 0
-    assert done.stderr == ""
 
 
 @pytest.mark.parametrize(
