@@ -1,4 +1,4 @@
-"""Logits of fewer cells than pixels, met with labels a band of rows at a time.
+"""Labels, and logits brought to label size in bands of rows.
 
 Shape legend
     B      batch
@@ -7,10 +7,9 @@ Shape legend
     R      rows of a band, in pixels
     C      classes
 
-What 150 classes take at the size of the labels is never in memory as a whole: the logits are
-interpolated along their height, and then band by band along their width, used, and left behind. The
-interpolation aligns corners, as `resize_align_corners`. With TensorFlow, XLA makes one loop of what
-happens to a pixel, and compiles for each size: sizes must be known, as those of crops are.
+Logits at label size are never in memory as a whole: they are interpolated along their height, then
+band by band along their width. The interpolation aligns corners, as `resize_align_corners`. On
+TensorFlow, XLA compiles the work on a band for each size, so sizes must be known.
 """
 
 from collections.abc import Callable, Sequence
@@ -108,10 +107,10 @@ def cross_entropy_sum(
 ) -> Tensor:
     """Return the weighted sum of the cross-entropies of all pixels.
 
-    With p = softmax of a pixel's resized logits and y its id, the sum is that of
-    w * -log p[y], plus s * sum over c of v[c] * -log p[c] where labels are smoothed. The gradient
-    is worked out in the same pass over the bands, so nothing of the size of the labels times the
-    classes is kept for later. It flows to the logits alone, and has no gradient in turn.
+    With p = softmax of a pixel's resized logits and y its id, it sums w * -log p[y], plus
+    s * sum over c of v[c] * -log p[c] where labels are smoothed. The same pass computes the
+    gradient, so nothing of [B, H, W, C] is kept. It flows only to the logits, without second
+    derivatives.
 
     Args:
         logits: floating [B, h, w, C] of known h, w and C, finite.

@@ -1,18 +1,11 @@
 """Segmentation losses on class ids and logits, in pure `keras.ops`.
 
-Shape legend
-    B      batch
-    H, W   height and width of the labels, in pixels
-    h, w   height and width of the logits, in cells; resized to H, W when they differ
-    C      classes
-    N      pixels of the whole batch, B * H * W
-
 Every loss takes class ids `y_true` [B, H, W] or [B, H, W, 1] (integers, or floats that hold them)
-and logits `y_pred` [B, h, w, C] of any floating dtype, computes in float32, and averages over the
-valid pixels of the batch. A pixel is valid when its id is one of 0 .. C-1 and is not ignored; any
-other pixel changes neither the value nor the gradient. A batch without a valid pixel gives 0.
-Under data parallel training each replica averages over its own valid pixels, and the replicas are
-averaged.
+and logits `y_pred` [B, h, w, C] of any floating dtype, resized to [B, H, W, C] where they differ.
+It computes in float32 and averages over the valid pixels of the batch: those whose id is in
+0 .. C-1 and not ignored. Other pixels change neither the value nor the gradient. A batch without a
+valid pixel gives 0. Under data parallel training each replica averages over its own valid pixels,
+and Keras averages the replicas.
 """
 
 import math
@@ -68,12 +61,10 @@ def _pixel_weights(sample_weight: Tensor) -> Tensor:
 
 
 def _weighted_mean(values: Tensor, weights: Tensor, total: Tensor | None = None) -> Tensor:
-    """Mean of `values` under `weights`, shape [1]; 0, with no gradient, where no weight is left.
+    """Return sum(values * weights) / total, shape [1]; 0, without gradient, where total is 0.
 
-    Another `total` than the sum of the weights may be what the weighted sum is divided by.
-
-    The result is one value and not a scalar because Keras divides a loss by the number of
-    replicas under `tf.distribute` only if the loss is no scalar.
+    `total` is sum(weights) by default. The shape is [1] because Keras divides a loss by the
+    number of replicas under `tf.distribute` only if it is no scalar.
     """
     total = ops.sum(weights) if total is None else total
     mean = ops.sum(values * weights) / ops.where(total > 0, total, 1.0)
@@ -81,15 +72,18 @@ def _weighted_mean(values: Tensor, weights: Tensor, total: Tensor | None = None)
 
 
 class _SegmentationLoss(keras.losses.Loss):
-    """What the losses share: ids, logits at label size, and sample weights within the mean."""
+    """The base of the losses: ids, logits at label size, sample weights within the mean."""
 
-    def __init__(self, name: str | None) -> None:
+    config_keys: tuple[str, ...] = ("ignore_class",)
+
+    def __init__(self, ignore_class: IgnoreClass, name: str | None) -> None:
         # Ids pass through the loss dtype on their way in, and half floats would round them.
         super().__init__(name=name, reduction="sum_over_batch_size", dtype="float32")
+        self.ignore_class = ignore_class
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
         # Keras would multiply the finished mean by the sample weights. They belong inside it,
-        # so they travel beside the labels.
+        # so they travel with the labels.
         y_true = ops.convert_to_tensor(y_true)
         return super().__call__(
             y_true if sample_weight is None else (y_true, sample_weight), y_pred
@@ -100,16 +94,20 @@ class _SegmentationLoss(keras.losses.Loss):
         return self.loss_of_cells(label_ids(y_true), y_pred, sample_weight)
 
     def loss_of_cells(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
-        """Return the loss of ids [B, H, W] and logits [B, h, w, C]."""
+        """Return the loss of ids [B, H, W] and logits [B, h, w, C], a scalar or of shape [1]."""
         return self.loss_of_pixels(ids, logits_at_label_size(logits, ids), sample_weight)
 
     def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
         """Return the loss of ids [B, H, W] and float32 logits [B, H, W, C]."""
         raise NotImplementedError
 
+    def valid(self, ids: Tensor, classes: int) -> Tensor:
+        """Return which ids are a class and not ignored, boolean [B, H, W]."""
+        ignored = is_ignored(ids, self.ignore_class)
+        return ops.logical_and(is_class(ids, classes), ops.logical_not(ignored))
+
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {"name": self.name}
+        return {key: getattr(self, key) for key in ("name", *self.config_keys)}
 
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
@@ -117,19 +115,17 @@ class CrossEntropy(_SegmentationLoss):
     """Cross-entropy, averaged over the valid pixels of the batch.
 
     With weights w it is sum(w * cross-entropy) / sum(w), as
-    `torch.nn.functional.cross_entropy(weight=..., ignore_index=..., label_smoothing=...)`; w is
-    the class weight times the sample weight of a pixel. Hence one `sample_weight` for all pixels
-    changes nothing.
+    `torch.nn.functional.cross_entropy(weight=..., ignore_index=..., label_smoothing=...)`. A
+    pixel's w is its class weight times its sample weight, so equal sample weights change nothing.
 
-    Label smoothing e replaces a pixel's term by (1 - e) times itself plus e times the mean over
-    all classes c of class weight c times the cross-entropy for c, times the sample weight; what
-    it is divided by stays.
+    Label smoothing e replaces a pixel's term by (1 - e) times itself plus e times its sample
+    weight times the mean over all classes c of class weight c times the cross-entropy for c. The
+    divisor stays.
 
     Args:
-        ignore_class: id or ids of pixels to leave out, within or outside of the classes; None
-            for no such id.
-        class_weights: one weight a class, or None for 1.
-        label_smoothing: share of the target, in 0 .. 1, that is spread evenly over all classes.
+        ignore_class: ignored id or ids, within or outside the classes; None for none.
+        class_weights: one weight a class; None for 1.
+        label_smoothing: share of the target spread evenly over all classes, 0 .. 1.
         name: name of the loss.
 
     Example:
@@ -141,6 +137,8 @@ class CrossEntropy(_SegmentationLoss):
         0.6931
     """
 
+    config_keys = ("ignore_class", "class_weights", "label_smoothing")
+
     def __init__(
         self,
         ignore_class: IgnoreClass = 255,
@@ -148,12 +146,11 @@ class CrossEntropy(_SegmentationLoss):
         label_smoothing: float = 0.0,
         name: str | None = "cross_entropy",
     ) -> None:
-        super().__init__(name=name)
+        super().__init__(ignore_class, name)
         if not 0 <= label_smoothing <= 1:
             raise ValueError(
                 f"`label_smoothing` must be in 0 .. 1. Received: label_smoothing={label_smoothing}"
             )
-        self.ignore_class = ignore_class
         self.class_weights = class_weights
         self.label_smoothing = label_smoothing
 
@@ -189,15 +186,8 @@ class CrossEntropy(_SegmentationLoss):
     def _weights(
         self, ids: Tensor, classes: int, sample_weight: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Weigh pixels.
-
-        Returns:
-            Which are valid, boolean [B, H, W]; what they weigh without and with the weights of
-            their classes, float32 [B, H, W]; the weights of the classes, float32 [C] or None.
-        """
-        valid = ops.logical_and(
-            is_class(ids, classes), ops.logical_not(is_ignored(ids, self.ignore_class))
-        )
+        """Return validity, weights without and with class weights, class weights (or None)."""
+        valid = self.valid(ids, classes)
         weights = self.weights_of_pixels(ids, valid)
         if sample_weight is not None:
             weights = weights * _pixel_weights(sample_weight)
@@ -212,32 +202,20 @@ class CrossEntropy(_SegmentationLoss):
         of_pixel = ops.take(of_class, ops.clip(ids, 0, classes - 1), axis=0)
         return valid, weights, weights * of_pixel, of_class
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {
-            **super().get_config(),
-            "ignore_class": self.ignore_class,
-            "class_weights": self.class_weights,
-            "label_smoothing": self.label_smoothing,
-        }
-
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
 class BoundaryCrossEntropy(CrossEntropy):
-    """Cross-entropy in which pixels near a boundary between classes weigh more.
+    """Cross-entropy that weighs pixels near a boundary between classes.
 
-    A valid pixel is near a boundary if a valid pixel of another class lies within `radius` pixels
-    along both axes, that is in the square of side 2 * radius + 1 around it. It then weighs
-    `boundary_weight`, and any other valid pixel 1, before class and sample weights; the loss is
-    the weighted mean of `CrossEntropy`. Ignored pixels make no boundary: two classes on both
-    sides of an ignored strip meet only where the square reaches across.
+    A valid pixel is near a boundary if a valid pixel of another class lies in the square of side
+    2 * radius + 1 around it. It weighs `boundary_weight`, other valid pixels 1, before class and
+    sample weights. Ignored pixels make no boundary.
 
     Args:
-        radius: how far from another class a pixel is still near the boundary, in pixels of the
-            labels, at least 1.
-        boundary_weight: what a pixel near a boundary weighs, at least 0.
-        ignore_class: id or ids of pixels to leave out; None for no such id.
-        class_weights: one weight a class, or None for 1.
+        radius: largest distance to another class along both axes, in pixels of the labels, >= 1.
+        boundary_weight: weight of a pixel near a boundary, >= 0.
+        ignore_class: ignored id or ids; None for none.
+        class_weights: one weight a class; None for 1.
         label_smoothing: as in `CrossEntropy`.
         name: name of the loss.
 
@@ -250,11 +228,11 @@ class BoundaryCrossEntropy(CrossEntropy):
         0.099
 
     Reference:
-        Weight maps that grow towards borders are those of Ronneberger et al., "U-Net", MICCAI
-        2015, equation 2. Here the weight is a step and not a Gaussian, of the distance to the
-        nearest other class and not to the two nearest cells: that takes two poolings of the ids
-        and no distance transform.
+        Weight maps that grow towards borders: Ronneberger et al., "U-Net", MICCAI 2015, equation
+        2. Here the weight is a step, which needs two poolings and no distance transform.
     """
+
+    config_keys = (*CrossEntropy.config_keys, "radius", "boundary_weight")
 
     def __init__(
         self,
@@ -281,17 +259,9 @@ class BoundaryCrossEntropy(CrossEntropy):
         near = near_boundary(ids, valid, self.radius)
         return ops.cast(valid, "float32") * ops.where(near, self.boundary_weight, 1.0)
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {
-            **super().get_config(),
-            "radius": self.radius,
-            "boundary_weight": self.boundary_weight,
-        }
-
 
 def near_boundary(ids: Tensor, valid: Tensor, radius: int) -> Tensor:
-    """Say which pixels have a valid pixel of another class within `radius` along both axes.
+    """Return which pixels have a valid pixel of another class within `radius` along both axes.
 
     Args:
         ids: int32 [B, H, W].
@@ -299,10 +269,10 @@ def near_boundary(ids: Tensor, valid: Tensor, radius: int) -> Tensor:
         radius: in pixels, at least 0.
 
     Returns:
-        Boolean [B, H, W]; without meaning where not `valid`.
+        Boolean [B, H, W], undefined where not `valid`.
     """
     values = ops.cast(ids, "float32")
-    # The largest id of the square, and of the negated ids the largest; of the valid ones alone.
+    # The largest valid id of the square, and the largest negated one.
     both = ops.where(
         ops.expand_dims(valid, -1), ops.stack([values, -values], axis=-1), -float("inf")
     )
@@ -316,14 +286,13 @@ class OhemCrossEntropy(_SegmentationLoss):
     """Cross-entropy averaged over the hard pixels (online hard example mining).
 
     A valid pixel is kept when the probability of its class is <= max(threshold, p), where p is
-    the `min_kept`-th smallest such probability of the whole batch; with fewer valid pixels than
-    `min_kept`, all are kept. Sample weights weigh the kept pixels in the mean; a pixel of weight
-    0 is not valid.
+    the `min_kept`-th smallest such probability of the batch. With fewer valid pixels, all are
+    kept. Sample weights weigh the kept pixels in the mean; a pixel of weight 0 is not valid.
 
     Args:
-        threshold: pixels whose class has at most this probability are always kept; in 0 .. 1.
-        min_kept: pixels to keep at the least, counted over the batch at label size.
-        ignore_class: id or ids of pixels to leave out; None for no such id.
+        threshold: probability up to which a pixel is always kept, 0 .. 1.
+        min_kept: minimum number of kept pixels in a batch, at label size.
+        ignore_class: ignored id or ids; None for none.
         name: name of the loss.
 
     Example:
@@ -339,6 +308,8 @@ class OhemCrossEntropy(_SegmentationLoss):
         Mining", CVPR 2016.
     """
 
+    config_keys = ("threshold", "min_kept", "ignore_class")
+
     def __init__(
         self,
         threshold: float = 0.7,
@@ -346,62 +317,47 @@ class OhemCrossEntropy(_SegmentationLoss):
         ignore_class: IgnoreClass = 255,
         name: str | None = "ohem_cross_entropy",
     ) -> None:
-        super().__init__(name=name)
+        super().__init__(ignore_class, name)
         if not 0 <= threshold <= 1:
             raise ValueError(f"`threshold` must be a probability. Received: threshold={threshold}")
         if min_kept < 1:
             raise ValueError(f"`min_kept` must be at least 1. Received: min_kept={min_kept}")
         self.threshold = threshold
         self.min_kept = min_kept
-        self.ignore_class = ignore_class
 
     def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
         """Return the mean cross-entropy of the hard pixels, shape [1]."""
-        valid = ops.logical_and(
-            is_class(ids, logits.shape[-1]), ops.logical_not(is_ignored(ids, self.ignore_class))
-        )
+        valid = self.valid(ids, logits.shape[-1])
         weights = ops.cast(valid, "float32")
         if sample_weight is not None:
             weights = weights * _pixel_weights(sample_weight)
         weights = ops.reshape(weights, (-1,))
         loss = ops.reshape(_cross_entropy(ids, logits, valid), (-1,))
 
-        # Ranked by cross-entropy, -log(probability). Pixels that are not valid come last, and
-        # where they reach the k-th place, every valid pixel is kept.
+        # Rank by cross-entropy, -log(probability). Invalid pixels come last; where one is the
+        # k-th, every valid pixel is kept.
         hardness = ops.where(weights > 0, ops.stop_gradient(loss), -1.0)
         pixels = ops.shape(hardness)[0]
-        if isinstance(pixels, int):
-            k = min(self.min_kept, pixels)
-        else:
-            k = ops.minimum(self.min_kept, pixels)
+        minimum = min if isinstance(pixels, int) else ops.minimum
+        k = minimum(self.min_kept, pixels)
         kth_hardest = ops.min(ops.top_k(hardness, k, sorted=False)[0])
         always_kept = -math.log(self.threshold) if self.threshold > 0 else math.inf
         kept = hardness >= ops.minimum(kth_hardest, always_kept)
         return _weighted_mean(loss, weights * ops.cast(kept, "float32"))
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {
-            **super().get_config(),
-            "threshold": self.threshold,
-            "min_kept": self.min_kept,
-            "ignore_class": self.ignore_class,
-        }
-
 
 def _lovasz_weights(errors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Weight of each pixel's error in the Lovasz extension of one class's Jaccard loss.
+    """Return the growth of one class's Jaccard loss as each pixel joins those of larger errors.
 
     Args:
         errors: float32 [N], |truth - probability|.
-        truth: float32 [N], 1 where the pixel is of this class, 0 elsewhere and where not valid.
+        truth: float32 [N], 1 for valid pixels of this class, else 0.
         valid: boolean [N].
 
     Returns:
-        float32 [N], by how much the Jaccard loss grows when this pixel joins those with larger
-        errors as a mistake; 0 where not valid, and for all pixels when the class is absent.
+        float32 [N]; 0 for invalid pixels, and for all pixels of an absent class.
     """
-    # Largest error first. What is not valid comes last, where no intersection is left to lose.
+    # Largest error first. Invalid pixels come last, where no intersection is left to lose.
     order = ops.argsort(-ops.where(valid, errors, -1.0))
     truth = ops.take(truth, order, axis=0)
     missed = ops.cumsum(truth)
@@ -409,9 +365,9 @@ def _lovasz_weights(errors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     rank = ops.arange(1, ops.shape(errors)[0] + 1, dtype="float32")
     intersection = total - missed
     union = total + rank - missed
-    # The difference of neighbours of 1 - intersection / union, written out: a missed pixel takes
-    # one from the intersection, a false alarm adds one to the union. Subtracting the quotients
-    # themselves would cancel most digits, for one pixel in a million moves them by 1e-6.
+    # The difference of neighbours of 1 - intersection / union: a missed pixel takes one from the
+    # intersection, a false alarm adds one to the union. Subtracting quotients that differ by 1e-6
+    # would cancel most digits.
     growth = ops.where(
         truth > 0, 1.0 / ops.maximum(union, 1.0), intersection / union / ops.maximum(union - 1, 1.0)
     )
@@ -422,11 +378,11 @@ def _lovasz_weights(errors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 class LovaszSoftmax(_SegmentationLoss):
     """Lovasz-softmax: a convex surrogate of 1 - IoU, averaged over the classes present.
 
-    The pixels of the whole batch are taken as one image. A class without a valid pixel in the
-    labels has no share. Sample weights have no meaning here and are refused.
+    The batch counts as one image. Classes without a valid pixel in the labels are skipped.
+    Sample weights are refused.
 
     Args:
-        ignore_class: id or ids of pixels to leave out; None for no such id.
+        ignore_class: ignored id or ids; None for none.
         name: name of the loss.
 
     Example:
@@ -444,8 +400,7 @@ class LovaszSoftmax(_SegmentationLoss):
     def __init__(
         self, ignore_class: IgnoreClass = 255, name: str | None = "lovasz_softmax"
     ) -> None:
-        super().__init__(name=name)
-        self.ignore_class = ignore_class
+        super().__init__(ignore_class, name)
 
     def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
         """Return the mean over present classes, shape [1]."""
@@ -455,18 +410,14 @@ class LovaszSoftmax(_SegmentationLoss):
                 f"`sample_weight`. Received: sample_weight of shape {tuple(sample_weight.shape)}"
             )
         classes = logits.shape[-1]
-        valid = ops.logical_and(
-            is_class(ids, classes), ops.logical_not(is_ignored(ids, self.ignore_class))
-        )
-        valid = ops.reshape(valid, (-1,))
+        valid = ops.reshape(self.valid(ids, classes), (-1,))
         # Classes first, so that a class is one contiguous row.
         probabilities = ops.transpose(ops.reshape(ops.softmax(logits), (-1, classes)))
         class_ids = ops.expand_dims(ops.arange(classes, dtype="int32"), 1)
         truth = ops.logical_and(ops.reshape(ids, (1, -1)) == class_ids, valid)
         errors = ops.where(truth, 1.0 - probabilities, probabilities)
-        # The weights are constant between two orders of the errors, so the gradient is the
-        # weights themselves; those of pixels that are not valid are 0. They are made class by
-        # class: a sort needs several vectors of N, freed after it.
+        # The weights depend only on the order of the errors, so they are the gradient. They are
+        # made class by class, because a sort needs several vectors of N.
         fixed_errors = ops.stop_gradient(errors)
         truth = ops.cast(truth, "float32")
         weights = ops.stack(
@@ -476,22 +427,17 @@ class LovaszSoftmax(_SegmentationLoss):
         loss = ops.sum(ops.stop_gradient(weights) * errors) / ops.maximum(present, 1.0)
         return ops.reshape(loss, (1,))
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {**super().get_config(), "ignore_class": self.ignore_class}
-
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
 class DiceLoss(_SegmentationLoss):
     """Soft Dice loss: 1 - Dice coefficient, averaged over the classes present.
 
-    For one class, with p the probability and t = 1 or 0 the truth of each valid pixel of the
-    batch, it is 1 - 2 sum(p t) / (sum(p p) + sum(t t)). The pixels of the whole batch are taken
-    as one image. A class without a valid pixel in the labels has no share. Sample weights weigh
-    the terms of the three sums; a class whose weights are all 0 is not present.
+    For one class, with probability p and truth t = 1 or 0 of each valid pixel of the batch, it is
+    1 - 2 sum(p t) / (sum(p p) + sum(t t)). Classes without a valid pixel in the labels, or whose
+    weights are all 0, are skipped. Sample weights weigh the terms of the three sums.
 
     Args:
-        ignore_class: id or ids of pixels to leave out; None for no such id.
+        ignore_class: ignored id or ids; None for none.
         name: name of the loss.
 
     Example:
@@ -507,15 +453,12 @@ class DiceLoss(_SegmentationLoss):
     """
 
     def __init__(self, ignore_class: IgnoreClass = 255, name: str | None = "dice_loss") -> None:
-        super().__init__(name=name)
-        self.ignore_class = ignore_class
+        super().__init__(ignore_class, name)
 
     def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
         """Return the mean over present classes, shape [1]."""
         classes = logits.shape[-1]
-        valid = ops.logical_and(
-            is_class(ids, classes), ops.logical_not(is_ignored(ids, self.ignore_class))
-        )
+        valid = self.valid(ids, classes)
         weights = ops.cast(valid, "float32")
         if sample_weight is not None:
             weights = weights * _pixel_weights(sample_weight)
@@ -533,18 +476,14 @@ class DiceLoss(_SegmentationLoss):
         loss = ops.sum(ops.where(present, 1.0 - dice, 0.0)) / ops.maximum(count, 1.0)
         return ops.reshape(loss, (1,))
 
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {**super().get_config(), "ignore_class": self.ignore_class}
-
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
 class CombinedLoss(_SegmentationLoss):
     """Weighted sum of losses on one output; the logits are resized once for all of them.
 
     Args:
-        losses: losses that take ids [B, H, W] and logits [B, H, W, C], these or Keras' own.
-        weights: one factor a loss, or None for 1.
+        losses: losses of ids [B, H, W] and logits [B, H, W, C], from here or from Keras.
+        weights: one factor a loss; None for 1.
         name: name of the loss.
 
     Example:
@@ -557,7 +496,7 @@ class CombinedLoss(_SegmentationLoss):
         weights: Sequence[float] | None = None,
         name: str | None = "combined_loss",
     ) -> None:
-        super().__init__(name=name)
+        super().__init__(None, name)
         if weights is not None and len(weights) != len(losses):
             raise ValueError(
                 f"`weights` must hold one factor for each of the {len(losses)} losses. "
@@ -567,7 +506,7 @@ class CombinedLoss(_SegmentationLoss):
         self.weights = weights
 
     def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
-        """Return the weighted sum, a scalar: each loss has made its own mean already."""
+        """Return the weighted sum of the losses' means, a scalar."""
         weights = [1.0] * len(self.losses) if self.weights is None else self.weights
         return sum(
             weight * loss(ids, logits, sample_weight)
@@ -575,15 +514,11 @@ class CombinedLoss(_SegmentationLoss):
         )
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {
-            **super().get_config(),
-            "losses": [keras.saving.serialize_keras_object(loss) for loss in self.losses],
-            "weights": self.weights,
-        }
+        losses = [keras.saving.serialize_keras_object(loss) for loss in self.losses]
+        return {"name": self.name, "losses": losses, "weights": self.weights}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
-        """Return the loss that `get_config` described."""
+        """Return the loss of a config."""
         losses = [keras.saving.deserialize_keras_object(loss) for loss in config["losses"]]
         return cls(**{**config, "losses": losses})

@@ -1,12 +1,7 @@
-"""Mean IoU from a confusion matrix that is counted exactly, in pure `keras.ops`.
+"""Mean IoU from an exact confusion matrix, in pure `keras.ops`.
 
-Shape legend
-    B      batch
-    H, W   height and width of the labels, in pixels
-    h, w   height and width of the logits, in cells; resized to H, W when they differ
-    C      classes
-
-A confusion matrix [C, C] counts pixels: row = true class, column = predicted class.
+Labels are [B, H, W] pixels, logits [B, h, w, C] cells, resized to H, W when they differ. A
+confusion matrix [C, C] counts pixels: row = true class, column = predicted class.
 """
 
 from collections.abc import Iterator, Sequence
@@ -76,19 +71,19 @@ class MeanIoU(keras.metrics.Metric):
     """Mean intersection over union of the classes, over all pixels since the last reset.
 
     `y_true` is class ids [B, H, W] or [B, H, W, 1]. `y_pred` is floating logits [B, h, w, C] or
-    integer ids [B, H, W] or [B, H, W, 1]. Ignored pixels are not counted. Other pixels whose true
-    or predicted id is not in 0 .. C-1 are counted apart: see `out_of_range`.
+    integer ids [B, H, W] or [B, H, W, 1]. Ignored pixels are not counted; `out_of_range` counts
+    others whose true or predicted id is not in 0 .. C-1.
 
-    `result` is the mean over the classes in the labels or predicted, float32; 0 before the first
-    pixel. A class in `ignore_class` counts only where it is predicted, with IoU 0.
+    `result` is the float32 mean over the classes in the labels or predicted; 0 without pixels. A
+    class in `ignore_class` counts only where it is predicted, with IoU 0.
 
-    Counts are exact: up to 2**63 pixels a cell on TensorFlow, 2**31 on JAX and PyTorch, for
-    batches of up to 2**28 pixels. Beyond that `result` is NaN and the other methods, which read
-    the counts out to NumPy, raise an `OverflowError`. Replicas of `tf.distribute` add up.
+    Counts are exact up to 2**63 pixels a cell on TensorFlow, 2**31 on JAX and PyTorch, and 2**28
+    pixels a batch. Beyond, `result` is NaN and the other methods raise an `OverflowError`.
+    Replicas of `tf.distribute` add up.
 
     Args:
         num_classes: number of classes C.
-        ignore_class: id or ids of pixels to leave out, or None.
+        ignore_class: ignored id or ids; None for none.
         class_names: one name a class, or None.
         name: name of the metric.
 
@@ -127,7 +122,7 @@ class MeanIoU(keras.metrics.Metric):
         if sample_weight is not None:
             raise ValueError(
                 "MeanIoU counts whole pixels: it takes no `sample_weight` and belongs in "
-                "`metrics`, not in `weighted_metrics`; give pixels to leave out an ignored id. "
+                "`metrics`, not in `weighted_metrics`; set ignored pixels to an ignored id. "
                 f"Received: sample_weight={sample_weight}"
             )
         truth = label_ids(ops.convert_to_tensor(y_true))
@@ -175,7 +170,6 @@ class MeanIoU(keras.metrics.Metric):
         return [self.class_names[i] for i in absent] if self.class_names is not None else absent
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         names = ("name", "num_classes", "ignore_class", "class_names")
         return {name: getattr(self, name) for name in names}
 
@@ -233,9 +227,9 @@ def mean_iou_metrics(metrics: Sequence[keras.metrics.Metric]) -> Iterator[MeanIo
 class RaiseOnInvalidLabels(keras.callbacks.Callback):
     """Stop `fit` or `evaluate` when labels hold ids that are neither a class nor ignored.
 
-    Losses skip such pixels, so wrong id maps or a wrong ignore set would train silently. The
-    check reads the counter of the compiled `MeanIoU` metrics outside of the graph: at the first
-    batch, every `check_every` batches, and at the end of each epoch and evaluation.
+    Losses skip such pixels, so wrong labels would train silently. The check reads the counter of
+    the compiled `MeanIoU` metrics at the first batch, every `check_every` batches, and at the end
+    of each epoch and evaluation.
 
     Args:
         check_every: training batches between two checks; each waits for the device.
@@ -272,12 +266,10 @@ class RaiseOnInvalidLabels(keras.callbacks.Callback):
                 )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Start counting batches."""
         self._training_batches = 0
         self._in_epoch = True
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Check now and then."""
         if self._training_batches % self.check_every == 0:
             self._check()
         self._training_batches += 1
@@ -288,10 +280,8 @@ class RaiseOnInvalidLabels(keras.callbacks.Callback):
             self._check()
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Check the evaluated pixels."""
         self._check()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Check the pixels since the last reset."""
         self._check()
         self._in_epoch = False

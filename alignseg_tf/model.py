@@ -21,6 +21,11 @@ Tensor = Any
 
 # The coarsest map has stride 32: a smaller side would leave it empty.
 MIN_IMAGE_SIZE = 32
+# Arguments of the constructor that the config holds as they are.
+CONFIG_KEYS = (
+    "num_classes", "channels", "aggregation", "context", "sampling", "auxiliary_head",
+    "upsample_logits", "normalization", "pyramid", "label_space", "name", "trainable",
+)  # fmt: skip
 
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
@@ -28,42 +33,38 @@ class AlignSeg(keras.Model):
     """Feature-aligned semantic segmentation network.
 
     Args:
-        backbone: a Keras model with a feature pyramid of strides 4, 8, 16, 32, for instance from
-            `alignseg_tf.backbones`, keras-cv or keras-hub.
-        num_classes: channels of the logits.
+        backbone: a functional model with a feature pyramid of strides 4, 8, 16, 32, from
+            `alignseg_tf.backbones`, keras-cv, keras-hub or elsewhere.
+        num_classes: number of classes.
         channels: width of the decoder, a multiple of 4.
-        aggregation: how maps are fused: `align` (AlignFA), `align_coarse` or `align_fine` (one
-            of its two offsets), `bilinear` (the baseline).
+        aggregation: how two maps are fused: `align` (AlignFA), `align_coarse` or `align_fine`
+            (one of its two offsets), `bilinear` (the baseline).
         context: how global context enters: `align` (AlignCM), `global` (pooled to 1x1 and
-            broadcast), `None` (not at all).
-        sampling: unit of the offsets, see `layers.bilinear_sample`; `standard` unless weights
-            were trained under another one.
-        auxiliary_head: whether there is a second head, on the map fused from strides 4, 8, 16.
-        upsample_logits: logits at the size of the image; otherwise at stride 4, which the losses
-            and metrics of this library resize by themselves.
-        normalization: what happens to the pixels first: a dict with `mean`, `std` (in 0..255)
-            and `channel_order` (`rgb`, `bgr`; mean and std are given in that order), `None` for
-            nothing, or `backbone` for what the backbone's weights were trained with
-            (`backbone.pixel_normalization`; nothing where it has none).
+            broadcast) or `None`.
+        sampling: unit of the offsets, see `layers.bilinear_sample`.
+        auxiliary_head: add a second head on the map fused from strides 4, 8, 16.
+        upsample_logits: return logits at image size, otherwise at stride 4. The losses and
+            metrics of this library take both.
+        normalization: a dict with `mean`, `std` (0..255) and `channel_order` (`rgb` or `bgr`, also
+            that of mean and std), `None`, or `backbone` for `backbone.pixel_normalization`.
         pyramid: names of the backbone's layers, `{"P2": ..., "P3": ..., "P4": ..., "P5": ...}`,
-            for a backbone that does not tell them.
-        label_space: names and colours of the classes, `{"classes": [...], "palette": [...]}`,
-            saved with the model for those who read its output; without influence on it.
-            `LabelSpace.to_dict` makes one.
-        name: the model's name.
-        dtype: dtype policy of every layer of the decoder, the global one by default. Logits are
-            float32 and coordinates are computed in float32 under any policy.
+            for a backbone that does not name them.
+        label_space: names and colours of the classes, `{"classes": [...], "palette": [...]}`, from
+            `LabelSpace.to_dict`. It is saved with the model and does not change its output.
+        name: name of the model.
+        dtype: dtype policy of the decoder's layers, the global one by default. Logits and
+            coordinates are float32 under any policy.
 
     Input shape:
-        [B, H, W, 3], RGB pixels 0..255, H and W dynamic, at least 32.
+        [B, H, W, 3], RGB pixels 0..255. H and W are dynamic and at least 32.
 
     Output shape:
-        A dict of float32 logits: `segmentation` and, with the auxiliary head, `auxiliary`, each
-        [B, H, W, num_classes], or at stride 4 if `upsample_logits` is off.
+        A dict of float32 logits, `segmentation` and, with the auxiliary head, `auxiliary`:
+        [B, H, W, num_classes], or at stride 4.
 
     Raises:
-        ValueError: an argument out of its range, a backbone without a pyramid, or a
-            normalization for a backbone that rescales pixels by itself.
+        ValueError: an argument is out of range, the backbone has no pyramid, or it rescales
+            pixels and `normalization` is a dict.
 
     Example:
         >>> from alignseg_tf import AlignSeg, backbones
@@ -92,73 +93,50 @@ class AlignSeg(keras.Model):
         dtype: Any = None,
         **kwargs: Any,
     ):
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(
-                f"`num_classes` must be a positive int. Received: num_classes={num_classes!r}"
-            )
-        if label_space is not None and len(label_space["classes"]) != num_classes:
-            raise ValueError(
-                f"`label_space` must name {num_classes} classes. "
-                f"Received: {len(label_space['classes'])} names"
-            )
+        _check_classes(num_classes, label_space)
         pyramid = backbones.pyramid_layers(backbone, pyramid)
         features = backbones.feature_pyramid(backbone, pyramid)
-        if isinstance(normalization, str):
-            if normalization != "backbone":
-                raise ValueError(
-                    "`normalization` must be 'backbone', None or a dict. "
-                    f"Received: normalization={normalization!r}"
-                )
-            normalization = backbones.pixel_normalization(backbone)
-        elif normalization is not None and backbones.rescales_pixels(backbone):
-            raise ValueError(
-                f"The backbone {backbone.name!r} rescales pixels by itself, so `normalization` "
-                f"must be None or 'backbone'. Received: normalization={normalization!r}"
-            )
+        normalization = _normalization(backbone, normalization)
 
+        # Layers
         def refine(x: Tensor, name: str) -> Tensor:
-            return ResidualRefinement(channels, dtype=dtype, name=name)(x)
+            return ResidualRefinement(channels, dtype=dtype, name=f"refinement_{name}")(x)
 
         def aggregate(fine: Tensor, coarse: Tensor, name: str) -> Tensor:
-            layer = AlignedFeatureAggregation(aggregation, sampling, dtype=dtype, name=name)
-            return layer(fine, coarse)
+            return AlignedFeatureAggregation(
+                aggregation, sampling, dtype=dtype, name=f"aggregation_{name}"
+            )(fine, coarse)
 
-        images = keras.Input((None, None, 3), name="images")
-        pixels = images
+        def head(x: Tensor, name: str) -> Tensor:
+            logits = SegmentationHead(num_classes, channels, dtype=dtype, name=f"{name}_head")(x)
+            if upsample_logits:
+                return ResizeLike(dtype="float32", name=name)(logits, images)
+            return keras.layers.Activation("linear", dtype="float32", name=name)(logits)
+
+        # Functional model
+        pixels = images = keras.Input((None, None, 3), name="images")
         if normalization is not None:
-            normalize = PixelNormalization.from_normalization(
-                normalization, dtype="float32", name="normalization"
+            pixels = PixelNormalization(**normalization, dtype="float32", name="normalization")(
+                images
             )
-            pixels, normalization = normalize(images), normalize.normalization()
         p2, p3, p4, p5 = features(pixels)
-        d1 = refine(p2, "refinement_p2")
-        d2 = refine(aggregate(d1, refine(p3, "refinement_p3"), "aggregation_p3"), "refinement_d2")
-        d3 = refine(aggregate(d2, refine(p4, "refinement_p4"), "aggregation_p4"), "refinement_d3")
-        d4 = refine(aggregate(d3, refine(p5, "refinement_p5"), "aggregation_p5"), "refinement_d4")
+        d1 = refine(p2, "p2")
+        d2 = refine(aggregate(d1, refine(p3, "p3"), "p3"), "d2")
+        d3 = refine(aggregate(d2, refine(p4, "p4"), "p4"), "d3")
+        d4 = refine(aggregate(d3, refine(p5, "p5"), "p5"), "d4")
         pooled = AlignedContextModeling(
             channels, context, sampling, dtype=dtype, name="context_modeling"
         )(p5)
-        pooled = refine(pooled, "refinement_context")
-        d5 = refine(aggregate(d4, pooled, "aggregation_context"), "refinement_d5")
-
-        outputs = {
-            "segmentation": SegmentationHead(
-                num_classes, channels, dtype=dtype, name="segmentation_head"
-            )(d5)
-        }
+        d5 = refine(aggregate(d4, refine(pooled, "context"), "context"), "d5")
+        outputs = {"segmentation": head(d5, "segmentation")}
         if auxiliary_head:
-            outputs["auxiliary"] = SegmentationHead(
-                num_classes, channels, dtype=dtype, name="auxiliary_head"
-            )(d3)
-        for key, logits in outputs.items():
-            if upsample_logits:
-                outputs[key] = ResizeLike(dtype="float32", name=key)(logits, images)
-            else:
-                outputs[key] = keras.layers.Activation("linear", dtype="float32", name=key)(logits)
-
+            outputs["auxiliary"] = head(d3, "auxiliary")
         super().__init__(inputs=images, outputs=outputs, name=name, **kwargs)
+
+        # Config
         if dtype is not None:
             self.dtype_policy = dtype  # `compile` scales the loss where it is mixed_float16
+        self.decoder_dtype = dtype
         self.backbone = features
         self.num_classes = num_classes
         self.channels = channels
@@ -168,9 +146,8 @@ class AlignSeg(keras.Model):
         self.auxiliary_head = auxiliary_head
         self.upsample_logits = upsample_logits
         self.normalization = normalization
-        self.pyramid = dict(pyramid)
-        self.label_space = None if label_space is None else dict(label_space)
-        self.decoder_dtype = dtype
+        self.pyramid = pyramid
+        self.label_space = label_space and dict(label_space)
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Any = None) -> Any:
         """Return the dict of logits; refuse an image smaller than the coarsest stride."""
@@ -183,45 +160,32 @@ class AlignSeg(keras.Model):
         return super().call(inputs, training=training, mask=mask)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor, the backbone as a config of its own."""
+        """Return the arguments of the constructor and the paths of the frozen layers."""
         dtype = self.decoder_dtype
         if dtype is not None and not isinstance(dtype, str):
             dtype = keras.saving.serialize_keras_object(dtype)
+        layers = nested_layers(self)
         return {
             "backbone": keras.saving.serialize_keras_object(self.backbone),
-            "num_classes": self.num_classes,
-            "channels": self.channels,
-            "aggregation": self.aggregation,
-            "context": self.context,
-            "sampling": self.sampling,
-            "auxiliary_head": self.auxiliary_head,
-            "upsample_logits": self.upsample_logits,
-            "normalization": _untracked(self.normalization),
-            "pyramid": _untracked(self.pyramid),
-            "label_space": _untracked(self.label_space),
-            "name": self.name,
+            **{key: _untracked(getattr(self, key)) for key in CONFIG_KEYS},
             "dtype": dtype,
-            "trainable": self.trainable,
             # The decoder's layers are made anew and would forget it.
-            "frozen_layers": [
-                layer.path for layer in nested_layers(self) if layer.weights and not layer.trainable
-            ],
+            "frozen_layers": [x.path for x in layers if x.weights and not x.trainable],
         }
 
     @classmethod
     def from_pretrained(cls, name: str) -> "AlignSeg":
         """Return a trained model that comes with the package.
 
-        `NAME.about.md` beside the file, `pretrained.pretrained_file(NAME)`, says what it was
-        trained on, under which terms it may be used, and how good it is.
-        `transfer.transfer_weights`, or `--start-from NAME` in training, makes it the start of a
-        model with other classes.
+        `NAME.about.md` beside the file gives its training data, terms of use and quality.
+        `transfer.transfer_weights`, or `--start-from NAME` in training, fine-tunes it on other
+        classes.
 
         Args:
             name: one of `pretrained.pretrained_names()`, for instance `camvid_lite0`.
 
         Raises:
-            ValueError: there is no such model.
+            ValueError: `name` is unknown.
 
         Example:
             >>> from alignseg_tf import AlignSeg
@@ -248,6 +212,40 @@ class AlignSeg(keras.Model):
         return model
 
 
+def _check_classes(num_classes: int, label_space: Mapping[str, Any] | None) -> None:
+    if not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(
+            f"`num_classes` must be a positive int. Received: num_classes={num_classes!r}"
+        )
+    if label_space is not None and len(label_space["classes"]) != num_classes:
+        raise ValueError(
+            f"`label_space` must name {num_classes} classes. "
+            f"Received: {len(label_space['classes'])} names"
+        )
+
+
+def _normalization(
+    backbone: keras.Model, normalization: str | Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return the arguments of `PixelNormalization` for a backbone; None for no such layer."""
+    if normalization is None:
+        return None
+    if normalization == "backbone":
+        found = backbones.pixel_normalization(backbone)
+        return found and PixelNormalization.from_normalization(found).normalization()
+    if isinstance(normalization, str):
+        raise ValueError(
+            "`normalization` must be 'backbone', None or a dict. "
+            f"Received: normalization={normalization!r}"
+        )
+    if backbones.rescales_pixels(backbone):
+        raise ValueError(
+            f"The backbone {backbone.name!r} rescales pixels itself, so `normalization` must be "
+            f"None or 'backbone'. Received: normalization={normalization!r}"
+        )
+    return PixelNormalization.from_normalization(normalization).normalization()
+
+
 def _untracked(value: Any) -> Any:
     """Return plain dicts and lists. A deep copy of those that Keras tracks copies the model."""
     if isinstance(value, Mapping):
@@ -256,10 +254,9 @@ def _untracked(value: Any) -> Any:
 
 
 def freeze_batch_norm(model: keras.Model) -> None:
-    """Make every batch norm of a model use its stored statistics in training too.
+    """Freeze the statistics, gamma and beta of every batch norm of a model.
 
-    Neither these nor gamma and beta change any more. To be called before `compile`; a saved
-    AlignSeg remembers it. `layer.trainable = True` for each of them undoes it.
+    Call it before `compile`. A saved AlignSeg keeps its frozen layers.
     """
     for layer in nested_layers(model):
         if isinstance(layer, keras.layers.BatchNormalization):

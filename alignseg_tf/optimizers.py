@@ -1,12 +1,11 @@
-"""Optimizers whose layers learn and decay at rates of their own, and a warm-up.
+"""Optimizers with learning rate factors and decay groups, and a warm-up.
 
-Beside what Keras' optimizers do, those here
+In addition to Keras' optimizers, they
 
-- multiply the learning rate of a variable by a factor that its path decides;
-- may spare norms and biases from weight decay; both survive saving, where Keras' own
-  `exclude_from_weight_decay` is lost;
-- average the weights (`use_ema`) once an update, and leave it to the caller to use the average:
-  `fit` does not end by overwriting the weights with it.
+- multiply the learning rate of a variable by a factor chosen by its path;
+- can skip weight decay of norms and biases. Both are saved, unlike Keras'
+  `exclude_from_weight_decay`;
+- average the weights (`use_ema`) once an update. `fit` does not overwrite the weights with it.
 
 One update may take several steps (`gradient_accumulation_steps`). A learning rate schedule counts
 steps, not updates, and no step whose gradients overflow under float16.
@@ -25,20 +24,18 @@ NORMS_AND_BIASES = ("gamma", "beta", "bias")
 
 
 class _VariableGroups:
-    """Learning rate factors, decay groups and averages, to be put before a Keras optimizer.
+    """Mixin for a Keras optimizer: learning rate factors, decay groups and averages.
 
     Args:
         args: of the optimizer.
-        learning_rate_factors: what multiplies the learning rate of the variables whose `path`
-            starts with a key. Keys are whole parts of a path, `head` or `head/classifier`; the
-            longest that fits counts, and a variable that none fits has factor 1. See
+        learning_rate_factors: factor of the learning rate by path prefix, for instance `head` or
+            `head/classifier`. The longest matching prefix counts; the default is 1. See
             `layer_factors`.
-        decay_norms_and_biases: whether weight decay also shrinks gamma, beta, bias, and any
-            other vector or scalar.
+        decay_norms_and_biases: apply weight decay to gamma, beta, bias and other vectors too.
         kwargs: of the optimizer.
 
     Raises:
-        ValueError: a factor is negative; when built, if the keys fit no variable at all.
+        ValueError: a factor is negative, or, when built, no key matches a variable.
     """
 
     def __init__(
@@ -108,7 +105,6 @@ class _VariableGroups:
         """Keep the weights, which Keras would overwrite with their average after each `fit`."""
 
     def get_config(self: Any) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         return {
             **super().get_config(),  # type: ignore[misc]
             "learning_rate_factors": dict(self.learning_rate_factors),
@@ -131,9 +127,8 @@ class AdamW(_VariableGroups, keras.optimizers.AdamW):
 
     Args:
         args: of `keras.optimizers.AdamW`: learning_rate, weight_decay, ...
-        learning_rate_factors: what multiplies the learning rate of the variables whose `path`
-            starts with a key; see `layer_factors`.
-        decay_norms_and_biases: whether weight decay also shrinks norms and biases.
+        learning_rate_factors: factor of the learning rate by path prefix, see `layer_factors`.
+        decay_norms_and_biases: apply weight decay to norms and biases too.
         kwargs: of `keras.optimizers.AdamW`.
 
     Example:
@@ -147,18 +142,16 @@ class AdamW(_VariableGroups, keras.optimizers.AdamW):
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
 class SGDWithL2(_VariableGroups, keras.optimizers.SGD):
-    """SGD with momentum whose L2 penalty goes through the momentum, as PyTorch's `weight_decay`.
+    """SGD with momentum and an L2 penalty within the momentum, as PyTorch's `weight_decay`.
 
-    Keras' own `weight_decay` shrinks the variables beside the momentum, which with momentum 0.9
-    decays ten times less for the same number.
+    Keras' `weight_decay` bypasses the momentum, which at 0.9 decays ten times less.
 
     Args:
         learning_rate: a float or a schedule.
         momentum: in [0, 1).
-        l2: what each variable, times this, adds to its gradient, after any clipping.
-        learning_rate_factors: what multiplies the learning rate of the variables whose `path`
-            starts with a key; see `layer_factors`.
-        decay_norms_and_biases: whether the penalty also falls on norms and biases.
+        l2: the gradient grows by l2 times the variable, after any clipping.
+        learning_rate_factors: factor of the learning rate by path prefix, see `layer_factors`.
+        decay_norms_and_biases: apply the penalty to norms and biases too.
         kwargs: of `keras.optimizers.SGD`.
 
     Reference:
@@ -185,7 +178,6 @@ class SGDWithL2(_VariableGroups, keras.optimizers.SGD):
         super().update_step(gradient, variable, learning_rate)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         return {**super().get_config(), "l2": self.l2}
 
 
@@ -197,8 +189,8 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     is that schedule's first.
 
     Args:
-        schedule: what follows; it ends `steps` later than it would alone.
-        steps: how many steps the growth takes; 0 for none.
+        schedule: the schedule that follows; it ends `steps` later.
+        steps: number of growing steps; 0 for none.
 
     Example:
         >>> cosine = keras.optimizers.schedules.CosineDecay(0.8, decay_steps=100)
@@ -223,7 +215,6 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         return ops.where(step < self.steps, growing, later)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         schedule = keras.saving.serialize_keras_object(self.schedule)
         return {"schedule": schedule, "steps": self.steps}
 
@@ -244,12 +235,10 @@ def layer_factors(
         heads: factor of the layers that end in logits.
 
     Returns:
-        A factor by layer, empty where both are 1. The paths of a saved model's variables are
-        those of the model that was saved.
+        Factors by layer, without those of 1.
 
     Raises:
-        ValueError: the backbone and the decoder share the name of a layer, so that paths do not
-            tell them apart.
+        ValueError: the backbone and the decoder share the name of a layer.
     """
     of_backbone = {id(variable) for variable in model.backbone.variables}
     names: dict[bool, set[str]] = {True: set(), False: set()}
@@ -268,13 +257,9 @@ def layer_factors(
 def averaged_weights(model: keras.Model) -> list[np.ndarray] | None:
     """Return a model's weights as averaged by its optimizer.
 
-    Args:
-        model: a compiled model.
-
     Returns:
-        Arrays in the order of `model.weights`, for `set_weights`. What the optimizer does not
-        train (statistics of batch norms, frozen layers) is as it is. None where no optimizer of
-        this module with `use_ema` has been built.
+        Arrays in the order of `model.weights`, for `set_weights`. Weights that the optimizer does
+        not train are unchanged. None unless an optimizer of this module with `use_ema` is built.
     """
     optimizer: Any = getattr(model, "optimizer", None)
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)

@@ -16,15 +16,7 @@ FIRST_RIGHT, SECOND_RIGHT = (30, 110, 230), (255, 140, 0)
 
 
 def colorize(class_map: np.ndarray, palette: Palette) -> np.ndarray:
-    """Paint a class map.
-
-    Args:
-        class_map: uint8 [H, W]; `IGNORE` is black.
-        palette: an RGB colour a class.
-
-    Returns:
-        uint8 [H, W, 3].
-    """
+    """Paint a class map, uint8 [H, W], in RGB colours, uint8 [H, W, 3]. `IGNORE` is black."""
     table = np.zeros((256, 3), np.uint8)
     table[: len(palette)] = palette
     return table[class_map]
@@ -50,15 +42,9 @@ def overlay(image: np.ndarray, class_map: np.ndarray, palette: Palette) -> np.nd
 
 
 def mistakes(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Paint what is wrong red over a grey image; what has no label is dark.
+    """Paint wrong pixels red and unlabelled ones dark over a grey image, uint8 [H, W, 3].
 
-    Args:
-        image: uint8 RGB [H, W, 3].
-        truth: class ids, uint8 [H, W], `IGNORE` where there is no label.
-        predicted: class ids, uint8 [H, W].
-
-    Returns:
-        uint8 [H, W, 3].
+    `truth` and `predicted` are class ids, uint8 [H, W]; `IGNORE` in `truth` means no label.
     """
     return _marked(image, truth, [(predicted != truth, MISTAKE)])
 
@@ -66,18 +52,10 @@ def mistakes(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.
 def disagreements(
     image: np.ndarray, truth: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> np.ndarray:
-    """Paint over a grey image where one of two predictions is right and the other is not.
+    """Paint over a grey image where only one of two predictions is right, uint8 [H, W, 3].
 
-    Blue: only the first is right; orange: only the second; dark: no label.
-
-    Args:
-        image: uint8 RGB [H, W, 3].
-        truth: class ids, uint8 [H, W], `IGNORE` where there is no label.
-        first: class ids, uint8 [H, W].
-        second: likewise.
-
-    Returns:
-        uint8 [H, W, 3].
+    Blue: only the first is right; orange: only the second; dark: no label. `truth`, `first` and
+    `second` are class ids, uint8 [H, W]; `IGNORE` in `truth` means no label.
     """
     first_right, second_right = first == truth, second == truth
     return _marked(
@@ -133,15 +111,7 @@ def legend(label_space: LabelSpace, width: int, row_height: int = 22) -> np.ndar
 
 
 def side_by_side(*images: np.ndarray, gap: int = 4) -> np.ndarray:
-    """Put images of one height beside each other, with a white gap.
-
-    Args:
-        images: uint8 [H, any, 3].
-        gap: pixels between two images.
-
-    Returns:
-        uint8 [H, sum of widths and gaps, 3].
-    """
+    """Join images, uint8 [H, any, 3], in a row with white gaps of `gap` pixels."""
     space = np.full((images[0].shape[0], gap, 3), 255, np.uint8)
     parts = [images[0]]
     for image in images[1:]:
@@ -169,15 +139,9 @@ def grid(images: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarray
 
 
 def titled(image: np.ndarray, text: str, height: int = 18) -> np.ndarray:
-    """Put a line of text above an image.
+    """Put a line of text, `height` pixels high, above an image: uint8 [height + H, W, 3].
 
-    Args:
-        image: uint8 [H, W, 3].
-        text: what does not fit into the width is cut off.
-        height: of the line, in pixels.
-
-    Returns:
-        uint8 [height + H, W, 3].
+    Text that does not fit into the width is cut off.
     """
     line = Image.new("RGB", (image.shape[1], height), "white")
     draw_text(ImageDraw.Draw(line), (2, height // 2), text, 0.6 * height)

@@ -172,7 +172,7 @@ def test_official_values_with_auxiliary_head(key, loss):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("class_weights", [None, [0.5, 2.0, 1.0, 3.0, 0.0]])
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_cross_entropy_equals_torch(class_weights, label_smoothing, mode):
     torch = pytest.importorskip("torch", reason="compares with PyTorch")
     labels, logits = example(label_size=(13, 17))
@@ -311,8 +311,8 @@ def near_boundary_reference(ids, valid, radius):
     return near & valid
 
 
-@pytest.mark.parametrize("radius", [1, 2, 4, 30])
-@pytest.mark.parametrize("ignored", [(255,), (0, 2), (4, 255)])
+@pytest.mark.parametrize("radius", [1, 4, 30])
+@pytest.mark.parametrize("ignored", [(255,), (0, 2)])
 def test_near_boundary_equals_reference(radius, ignored):
     rng = np.random.default_rng(radius)
     ids = np.repeat(np.repeat(rng.integers(0, 5, (2, 3, 4)), 5, axis=1), 6, axis=2)
@@ -429,14 +429,13 @@ def test_logits_of_minus_infinity_at_ignored_pixels(loss):
     np.testing.assert_allclose(gradient, expected[1], atol=1e-7)
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-def test_labels_out_of_range_are_left_out(loss, mode):
+def test_labels_out_of_range_are_left_out(loss):
     labels, logits = example()
-    expected = value_and_gradient(loss, labels, logits, mode)
+    expected = value_and_gradient(loss, labels, logits)
     bad = np.resize([5, 99, -1, 100_000], labels.shape)
     labels = np.where(labels == 255, bad, labels.astype("int32"))
-    value, gradient = value_and_gradient(loss, labels, logits, mode)
+    value, gradient = value_and_gradient(loss, labels, logits)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)
     np.testing.assert_allclose(gradient, expected[1], atol=1e-7)
 
@@ -451,37 +450,29 @@ def test_nothing_ignored():
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-@pytest.mark.parametrize("dtype", ["int32", "uint8", "float32", "int64"])
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
 def test_label_dtypes_and_channel(loss, dtype):
     labels, logits = example(label_size=(13, 17))
     expected = float(loss(labels, logits))
-    assert float(loss(labels.astype(dtype), logits)) == expected
     assert float(loss(labels.astype(dtype)[..., None], logits)) == expected
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-def test_half_precision_logits_are_computed_in_float32(loss, dtype, mode):
+def test_half_precision_logits_are_computed_in_float32(loss, dtype):
     labels, logits = example(size=(40, 50))
     half = ops.cast(logits, dtype)
     rounded = ops.convert_to_numpy(ops.cast(half, "float32"))
-    value, gradient = value_and_gradient(loss, labels, half, mode)
-    expected, expected_gradient = value_and_gradient(loss, labels, rounded, mode)
+    value, gradient = value_and_gradient(loss, labels, half, MODES[-1])
+    expected, expected_gradient = value_and_gradient(loss, labels, rounded, MODES[-1])
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-2, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
-def test_one_hot_labels_are_refused(loss):
-    labels, logits = example()
-    one_hot = np.eye(256)[labels][..., :5]
-    with pytest.raises(ValueError, match=r"one-hot.*Received: shape \(2, 7, 9, 5\)"):
-        loss(one_hot, logits)
-
-
 def test_wrong_shapes_and_arguments_are_refused():
     labels, logits = example()
+    with pytest.raises(ValueError, match=r"one-hot.*Received: shape \(2, 7, 9, 5\)"):
+        LovaszSoftmax()(np.eye(256)[labels][..., :5], logits)
     with pytest.raises(ValueError, match=r"class ids.*Received: shape \(7, 9\)"):
         CrossEntropy()(labels[0], logits)
     with pytest.raises(ValueError, match=r"logits.*Received: shape \(7, 9, 5\)"):
@@ -525,8 +516,8 @@ def test_empty_batch_gives_zero(loss):
 # Logits of fewer cells
 
 
-@pytest.mark.parametrize("mode", [*MODES, *["dynamic"] * (BACKEND == "tensorflow")])
-@pytest.mark.parametrize("rows", [1, 3, 13, 99])
+@pytest.mark.parametrize("mode", [MODES[-1], *["dynamic"] * (BACKEND == "tensorflow")])
+@pytest.mark.parametrize("rows", [3, 99])
 @pytest.mark.parametrize("name", ["cross_entropy", "class_weights", "smoothed", "boundary"])
 def test_cells_give_what_pixels_give(name, rows, mode, monkeypatch):
     """Band by band, the value and the gradient are those of logits that were resized before."""
@@ -569,7 +560,7 @@ def test_classes_of_cells_are_those_of_resized_logits(monkeypatch):
     labels, logits = example(label_size=(13, 17))
     resized = logits_at_label_size(ops.convert_to_tensor(logits), labels)
     expected = ops.convert_to_numpy(resized).argmax(-1)
-    for rows in (1, 3, 13, 99):
+    for rows in (1, 13):
         monkeypatch.setattr(resized_logits, "BAND_VALUES", rows * 17 * 5)
         ids = resized_logits.classes_at(ops.convert_to_tensor(logits), (13, 17))
         np.testing.assert_array_equal(ops.convert_to_numpy(ids), expected)

@@ -120,7 +120,7 @@ def test_logits(ignored, compiled):
     assert float(metric.result()) == 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_of_another_size_are_resized(dtype):
     """Between two cells of an opposite class the middle belongs to the stronger one."""
     logits = np.array([[[[1.0, 0.0], [0.0, 3.0]]]], "float32")
@@ -129,7 +129,7 @@ def test_logits_of_another_size_are_resized(dtype):
     assert metric.confusion_matrix().tolist() == [[1, 1], [0, 1]]
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int32", "int64"])
+@pytest.mark.parametrize("dtype", ["uint8", "int64"])
 @pytest.mark.parametrize("channel", [False, True])
 def test_predicted_ids(dtype, channel):
     labels, logits = example()

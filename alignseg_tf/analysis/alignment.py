@@ -180,20 +180,17 @@ def trace_alignment(model: AlignSeg, image: np.ndarray) -> AlignmentTrace:
 
 
 def offset_fields(model: AlignSeg, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Return how far a model's alignment layers look from where they stand, in an image.
-
-    The model is run up to the inputs of these layers, in inference mode, and is left as it is.
+    """Return the offset fields of a model's alignment layers for an image, in inference mode.
 
     Args:
         model: an `AlignSeg`.
         image: RGB 0..255 [h, w, 3], any dtype, both sides at least 32.
 
     Returns:
-        Fields float32 [H, W, 2], (x, y) in pixels of the image, x to the right, y down. Their
-        names are `LAYER/coarse` and `LAYER/fine` for the two maps that an
-        `AlignedFeatureAggregation` moves, `LAYER` for an `AlignedContextModeling`, whose vectors
-        point from a pixel to the part of the context that it reads. H, W are the size of the
-        layer's result. Empty for a model that aligns nothing.
+        Fields float32 [H, W, 2] of the size of the layer's result, (x, y) in pixels of the image,
+        x to the right, y down: `LAYER/coarse` and `LAYER/fine` of an `AlignedFeatureAggregation`,
+        `LAYER` of an `AlignedContextModeling`, whose vectors point from a pixel to the part of
+        the context that it reads. Empty for a model that aligns nothing.
 
     Raises:
         ValueError: the array is no such image, or the model gives values that are not finite.

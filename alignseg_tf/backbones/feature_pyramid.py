@@ -6,10 +6,9 @@
     P4         16           1024                  112
     P5         32           2048                  320      channels
 
-A backbone is any functional `keras.Model` from (B, H, W, 3) images in which four layers
-are known to be P2..P5: the two built here, a keras-cv or keras-hub backbone, or one's own
-model with a mapping from level to layer name. A side of n pixels is n / stride cells long,
-rounded in the backbone's own way (the ResNet: 512 -> 129, 65, 33, 17).
+A backbone is any functional `keras.Model` of (B, H, W, 3) images with four known layers P2..P5:
+the two built here, a keras-cv or keras-hub backbone, or another model and its layers' names. A
+side of n pixels has n / stride cells, rounded by the backbone (ResNet: 512 -> 129, 65, 33, 17).
 """
 
 import difflib
@@ -24,16 +23,15 @@ PYRAMID_STRIDES = {"P2": 4, "P3": 8, "P4": 16, "P5": 32}
 def pyramid_layers(
     backbone: keras.Model, pyramid: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """Returns which layer of a backbone gives which pyramid level.
+    """Return the name of the layer of each pyramid level.
 
     Args:
         backbone: a functional model.
-        pyramid: `{"P2": layer name, ..., "P5": layer name}`. By default the mapping is the
-            backbone's `pyramid_level_inputs` (this module, keras-cv) or its
-            `pyramid_outputs` (keras-hub).
+        pyramid: `{"P2": layer name, ..., "P5": layer name}`; by default the backbone's
+            `pyramid_level_inputs` (this module, keras-cv) or `pyramid_outputs` (keras-hub).
 
     Returns:
-        `{"P2": layer name, "P3": ..., "P4": ..., "P5": ...}`; other levels are left out.
+        `{"P2": layer name, "P3": ..., "P4": ..., "P5": ...}`, without other levels.
     """
     source = "`pyramid`"
     found: Mapping | None = pyramid
@@ -65,17 +63,13 @@ def pyramid_layers(
 
 
 def feature_pyramid(backbone: keras.Model, layers: Mapping[str, str]) -> keras.Model:
-    """Returns a model from images to the backbone's feature maps.
+    """Return a functional model, named "backbone", from images to [P2, P3, P4, P5].
+
+    It shares the backbone's layers, under their names, so `feature_pyramid` also takes its result.
 
     Args:
-        backbone: a functional model with one input, (B, H, W, channels). Its layers are
-            shared, not copied.
-        layers: `{"P2": layer name, ..., "P5": layer name}`, as `pyramid_layers` returns it.
-
-    Returns:
-        A functional model named "backbone" with the outputs [P2, P3, P4, P5]. It holds the
-        backbone's layers under their own names, so that `feature_pyramid(model, layers)`
-        works on it, saved and loaded or not.
+        backbone: a functional model with one input, (B, H, W, channels).
+        layers: `{"P2": layer name, ..., "P5": layer name}` from `pyramid_layers`.
     """
     missing = [level for level in PYRAMID_STRIDES if level not in layers]
     if missing:
@@ -94,11 +88,10 @@ def feature_pyramid(backbone: keras.Model, layers: Mapping[str, str]) -> keras.M
 
 
 def pixel_normalization(backbone: keras.Model) -> dict[str, Any] | None:
-    """Returns how a backbone wants its pixels, or None where it does not say.
+    """Return a backbone's `{"mean": [...], "std": [...], "channel_order": "rgb" or "bgr"}`.
 
-    A dict `{"mean": [...], "std": [...], "channel_order": "rgb" or "bgr"}`: pixels 0..255 are
-    put into that order, then become `(pixels - mean) / std`. It is an attribute of the models
-    built here, and lost when they are saved: store it beside the model.
+    Pixels 0..255 are put into that order and become `(pixels - mean) / std`. It is an attribute of
+    the models built here, lost when they are saved. None for other backbones.
     """
     found = getattr(backbone, "pixel_normalization", None)
     if found is None:
@@ -111,10 +104,9 @@ def pixel_normalization(backbone: keras.Model) -> dict[str, Any] | None:
 
 
 def rescales_pixels(backbone: keras.Model) -> bool:
-    """Returns whether a backbone holds a `Rescaling` or `Normalization` layer of its own.
+    """Return whether a backbone, or a model within it, has a `Rescaling` or `Normalization`.
 
-    Such a layer, also in a model within it, means that the backbone wants pixels 0..255.
-    Found by class name: keras-cv has its own. Arithmetic outside layers is not seen.
+    Such a backbone takes pixels 0..255. Layers are found by class name, since keras-cv has its own.
     """
     rescaling = {"Rescaling", "Normalization"}
     return any(
@@ -145,7 +137,7 @@ def _check_layer_names(backbone: keras.Model, layers: Mapping[str, str]) -> None
 
 
 def _check_strides(model: keras.Model, layers: Mapping[str, str]) -> None:
-    """Raises a ValueError where an output is not as large as its level's stride asks."""
+    """Raise a ValueError if the size of an output does not match its level's stride."""
     _, height, width, channels = model.input_shape
     image = (height or 256, width or 256)
     shapes = model.compute_output_shape((1, *image, channels))

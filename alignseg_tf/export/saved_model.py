@@ -1,4 +1,4 @@
-"""A trained model as a SavedModel that needs TensorFlow alone."""
+"""A trained model as a SavedModel that needs only TensorFlow."""
 
 import json
 import sys
@@ -77,33 +77,27 @@ def export_saved_model(
 
     Args:
         model: the model to write; it is not changed.
-        path: the folder to write, `.../VERSION` for model servers. An older export there is
-            replaced as a whole.
+        path: the folder to write, `.../VERSION` for model servers. An older export is replaced.
         check_images: uint8 RGB images to compare on; one of noise by default.
-        image_size: height and width, if all images have one size; every shape but the batch is
-            then fixed.
-        operations: as in `inference_model`; `fused` and `keras` want an `image_size`, since XLA
-            compiles for each size anew.
-        quantization: `float32`; `float16`: the weights take half the space and are computed with
-            in float32; `bfloat16`: so do they, and activations are bfloat16 too but for
-            coordinates and logits, for processors that have its instructions (AVX512_BF16,
-            AMX).
-        quality: numbers of an evaluation for the model card, as `Report.to_dict` gives them.
+        image_size: height and width, if all images have one size; only the batch is then free.
+        operations: as in `inference_model`; `fused` and `keras` need an `image_size`.
+        quantization: `float32`; `float16`: weights take half the space, computation is in float32;
+            `bfloat16`: activations are bfloat16 too, except coordinates and logits, for
+            processors with AVX512_BF16 or AMX.
+        quality: numbers of an evaluation for the model card, from `Report.to_dict`.
         run: values of the training run for the model card.
         about: Markdown for the model card: data and their terms, intended use, known failures.
         overwrite: replace the folder even if it holds files that no export wrote.
 
-    The model card is in `assets.extra`; for a `path` that ends in a version's number it is in the
-    folder above too.
+    The model card is written to `assets.extra`, and to the folder above a numbered `path`.
 
     Returns:
-        How far the SavedModel is from the model.
+        The agreement of the SavedModel with the model.
 
     Raises:
-        ValueError: the model has more than 255 classes, an unknown `quantization`, `operations`
-            that want an `image_size` without one, `path` is a file or holds something else than
-            an export, or the SavedModel does not agree with the model; what was at `path` stays
-            then.
+        ValueError: the model has more than 255 classes, an argument is out of range, `path` is a
+            file or holds something else than an export, or the SavedModel does not agree with the
+            model. What was at `path` is then kept.
     """
     check_class_count(model.num_classes)
     if quantization not in SAVED_MODEL_QUANTIZATIONS:
@@ -169,7 +163,7 @@ def _form(image_size: tuple[int, int] | None, operations: str, quantization: str
     }[quantization]
     if image_size is not None:
         height, width = image_size
-        sentences += f" It takes images of {width} x {height} pixels alone."
+        sentences += f" It takes images of {width} x {height} pixels only."
     if operations in SIZED_OPERATIONS:
         sentences += " XLA compiles it on the first call of each batch size."
     return sentences
@@ -244,17 +238,11 @@ def _served(
 
 
 def class_ids(logits: Any, size: tuple[Any, Any]) -> Any:
-    """Return the classes of pixels, from logits of fewer cells.
-
-    What 150 classes take at the size of a large image is never in memory as a whole: rows are
-    made and decided in bands.
+    """Return the classes of pixels, uint8 [B, H, W], in bands of rows that bound the memory.
 
     Args:
         logits: float32 [B, l, l, classes], whose outer cells lie on the outer pixels.
         size: (H, W) of the image, int32 scalars.
-
-    Returns:
-        uint8 [B, H, W].
     """
     batch, cells_high, cells_wide, classes = tf.unstack(tf.shape(logits))
     height, width = size

@@ -59,31 +59,29 @@ def export_tflite(
 ) -> Agreement:
     """Write a `.tflite` file, run it with LiteRT and compare it with the model.
 
-    The file takes `images`, uint8 RGB [1, H, W, 3]. It holds built-in operations alone, the names
-    and colours of the classes in `classes.json`, and TFLite metadata with their names in
-    `labels.txt`.
+    The file takes `images`, uint8 RGB [1, H, W, 3], and uses only built-in operations. It holds
+    names and colours of the classes in `classes.json`, and TFLite metadata with `labels.txt`.
 
     Args:
         model: the model to write; it is not changed.
         path: the `.tflite` file.
-        image_size: height and width of all images, from 32 on; None for a file that takes any
-            size, which phones' accelerators do not, and 8-bit activations cannot.
+        image_size: height and width of all images, at least 32; None for any size, which phones'
+            accelerators and 8-bit activations do not support.
         quantization: one of `QUANTIZATIONS`.
         output: `class_map`, uint8 [1, H, W], or `logits`, float32 at stride 4 [1, l, l, classes],
-            which sliding windows, several scales and probabilities need.
-        calibration_images: for `int8`: uint8 RGB images like those that will come. They are
-            resized, and 100 of them are used.
+            for tiling, several scales and probabilities.
+        calibration_images: for `int8`: typical uint8 RGB images; 100 of them are resized and used.
         check_images: uint8 RGB images to compare on; one of noise by default.
         overwrite: replace a file at `path` even if no export wrote it.
 
     Returns:
-        How far the file is from the model, and how long it takes.
+        The agreement of the file with the model, and its latency.
 
     Raises:
         ImportError: LiteRT is not installed.
-        ValueError: an argument out of its range, `int8` without a size or images, operations
-            that are not built in, a file at `path` that no export wrote, or a float32 file that
-            does not agree with the model; what was at `path` stays then.
+        ValueError: an argument is out of range, `int8` without a size or images, operations that
+            are not built in, a file at `path` that no export wrote, or a float32 file that does
+            not agree with the model. What was at `path` is then kept.
     """
     path = Path(path)
     _check_arguments(model, path, image_size, quantization, output, calibration_images)
@@ -229,6 +227,6 @@ def check_operators(content: bytes, path: Path) -> None:
     """
     if "CUSTOM" in operators(content):
         raise ValueError(
-            f"{path}: the model needs operators that are not built into TFLite; expected built-in "
-            f"ones alone. Nothing was written"
+            f"{path}: the model needs operators that are not built into TFLite; expected only "
+            f"built-in ones. Nothing was written"
         )

@@ -24,9 +24,8 @@ def freeze(
     Args:
         model: of one input, images [B, H, W, 3]; its outputs may be of any structure.
         size: height and width of the images, None where they are free.
-        kept_as: dtype of the weights in the graph: `float32`, or `float16` or `bfloat16`, for which
-            a graph that is written takes half the space. They become what is computed with, once,
-            as TensorFlow prepares the graph to run.
+        kept_as: dtype of the weights in the graph. With `float16` and `bfloat16` a written graph
+            takes half the space. TensorFlow casts them to float32 once, when it loads the graph.
 
     Returns:
         A function from float32 images [B, H, W, 3] to what the model returns, which may be

@@ -53,15 +53,13 @@ CONTEXT_FIELD = "context_modeling"
 def inference_model(model: AlignSeg, operations: str | None = None) -> keras.Model:
     """Return an equal model for inference that does less work.
 
-    It is a functional model of Keras' own layers and of `layers.inference_sampling`. It differs
-    from the original by rounding alone: floating-point sums in another order.
+    It is a functional model of Keras' layers and those of `inference.layers`. It differs from the
+    original only by rounding: floating-point sums in another order.
 
     Args:
-        model: a trained model; it is not changed, and no weights are shared with it.
-        operations: what will run it: `tensorflow` (a CPU or GPU), `fused` (the same for images
-            of one size: XLA compiles what lies between convolutions, for each size anew), `keras`
-            (any backend, and XLA for all), `tflite` (built-in operations of TFLite and ONNX). By
-            default `tensorflow` on that backend and `keras` on others.
+        model: a trained model; it is not changed and shares no weights with the result.
+        operations: one of `inference.layers.OPERATIONS`; by default `tensorflow` on that backend
+            and `keras` on others.
 
     Returns:
         A `keras.Model` from RGB 0..255 [B, H, W, 3] to `{"segmentation": logits}`, of the same

@@ -1,13 +1,11 @@
 """Sampling, resizing and pooling as layers of the inference graph, which needs no gradient.
 
-What is computed is defined in `sampling.py`; here are faster forms of it. Which one is fastest
-depends on what runs the graph:
+`layers/sampling.py` defines what they compute. `operations` selects the fastest form:
 
     `keras`        any backend, and XLA: gathers, and resizing by two matrix products
-    `tensorflow`   TensorFlow's own kernels, on a CPU or GPU: `crop_and_resize` and
-                   `ResizeBilinear`, which read four cells and write one
-    `fused`        XLA makes a loop of what lies between two convolutions, anew for each size of
-                   images; what is outside of these loops is as for `tensorflow`
+    `tensorflow`   TensorFlow's CPU and GPU kernels: `crop_and_resize` and `ResizeBilinear`
+    `fused`        XLA compiles what lies between two convolutions into one loop for each image
+                   size; the rest is as for `tensorflow`
     `tflite`       built-in operations of TFLite and ONNX: gathers and `ResizeBilinear`
 """
 
@@ -43,18 +41,10 @@ def check_operations(operations: str) -> str:
 
 
 def sample_by_cropping(features: Tensor, offsets: Tensor, sampling: str = "standard") -> Tensor:
-    """Equal `bilinear_sample`, by `tf.image.crop_and_resize` with crops of one pixel.
+    """Equivalent to `bilinear_sample`, implemented with 1x1 `tf.image.crop_and_resize` crops.
 
-    At whole positions the gradient for the offsets is zero, so this is for inference only. A ring
-    of zeros around the map makes the border fade out as `bilinear_sample` does.
-
-    Args:
-        features: floating [B, h, w, C].
-        offsets: floating [B, H, W, 2], (x, y).
-        sampling: one of `SAMPLING_CONVENTIONS`.
-
-    Returns:
-        [B, H, W, C] in the dtype of `features`.
+    For inference only: at whole positions the gradient for the offsets is zero. A ring of zeros
+    around the map fades the border as `bilinear_sample` does.
     """
     import tensorflow as tf
 
@@ -65,7 +55,7 @@ def sample_by_cropping(features: Tensor, offsets: Tensor, sampling: str = "stand
     still = sampling_positions(ops.zeros((1, out_height, out_width, 2)), (height, width), sampling)
     unit = tf.stack(offset_scale(sampling, height, width, out_height, out_width))
     positions = (still + tf.cast(offsets, tf.float32) * unit + 1.0) / last
-    # What is not inside, NaN too, reads nothing.
+    # Positions outside the map, and NaN, sample zero.
     positions = tf.where(tf.abs(positions - 0.5) <= 0.5, positions, -1.0)
     cells = tf.cast(out_height * out_width, tf.int32)
     sampled = tf.image.crop_and_resize(
@@ -79,15 +69,7 @@ def sample_by_cropping(features: Tensor, offsets: Tensor, sampling: str = "stand
 
 
 def resize_by_kernel(x: Tensor, size: tuple[Any, Any]) -> Tensor:
-    """Equal `resize_align_corners`, by TensorFlow's operation `ResizeBilinear`.
-
-    Args:
-        x: floating [B, h, w, C].
-        size: (H, W), ints or scalar int32 tensors.
-
-    Returns:
-        [B, H, W, C] in the dtype of `x`.
-    """
+    """Equivalent to `resize_align_corners`, by TensorFlow's operation `ResizeBilinear`."""
     import tensorflow as tf
 
     resized = tf.raw_ops.ResizeBilinear(images=x, size=tf.stack(size), align_corners=True)
@@ -95,17 +77,10 @@ def resize_by_kernel(x: Tensor, size: tuple[Any, Any]) -> Tensor:
 
 
 def sample_context(context: Tensor, offsets: Tensor, sampling: str = "standard") -> Tensor:
-    """Equal `bilinear_sample` for a map of few cells, as one matrix product.
+    """Equivalent to `bilinear_sample` for a map of few cells, as one matrix product.
 
-    A cell's weight is a product of two hat functions, max(0, 1 - |distance|).
-
-    Args:
-        context: floating [B, h, w, C]; the product has h * w columns.
-        offsets: floating [B, H, W, 2], (x, y).
-        sampling: one of `SAMPLING_CONVENTIONS`.
-
-    Returns:
-        [B, H, W, C] in the dtype of `context`.
+    A cell's weight is a product of two hat functions, max(0, 1 - |distance|). The product has
+    h * w columns for a context [B, h, w, C].
     """
     batch, height, width, channels = ops.shape(context)
     out_height, out_width = ops.shape(offsets)[1:3]
@@ -151,9 +126,7 @@ def _resized_within_loop(x: Tensor, reference: Tensor) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
 class ActivatedSum(keras.layers.Layer):
-    """Leaky ReLU of the sum of a map and another one, which is resized to it, in one loop.
-
-    Sums are in float32 under any dtype policy.
+    """Compute leaky_relu(x + resized y) in one loop, in float32 under any dtype policy.
 
     Input shape:
         `x`: [B, H, W, C]; `y`: [B, h, w, C].
@@ -163,32 +136,25 @@ class ActivatedSum(keras.layers.Layer):
     """
 
     def call(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return leaky_relu(x + resized y)."""
         return _activated_sum(x, y)
 
     def compute_output_spec(self, x: Any, y: Any) -> keras.KerasTensor:
-        """Return the shape of `x`."""
         return keras.KerasTensor(x.shape, self.compute_dtype)
 
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
 class MovedSum(keras.layers.Layer):
-    """The sum of two maps, each read where its offsets point to, in one loop.
-
-    Sums are in float32 under any dtype policy.
+    """Add two maps, each sampled at its offsets, in one float32 loop.
 
     Args:
         sampling: unit of the offsets, see `bilinear_sample`.
 
     Input shape:
-        `fine`: [B, H, W, C]; `coarse`: [B, h, w, C], which is resized to it first; `fine_field` and
-        `coarse_field`: [B, H, W, 2], or None for a map that stays where it is.
+        `fine`: [B, H, W, C]; `coarse`: [B, h, w, C], resized to it first; `fine_field` and
+        `coarse_field`: [B, H, W, 2], or None for a map that is not moved.
 
     Output shape:
         [B, H, W, C].
-
-    Raises:
-        ValueError: an unknown `sampling`.
     """
 
     def __init__(self, sampling: str = "standard", **kwargs: Any):
@@ -198,15 +164,12 @@ class MovedSum(keras.layers.Layer):
     def call(
         self, fine: Tensor, coarse: Tensor, fine_field: Tensor = None, coarse_field: Tensor = None
     ) -> Tensor:
-        """Return what lies there, added."""
         return _moved_sum(fine, coarse, fine_field, coarse_field, self.sampling)
 
     def compute_output_spec(self, fine: Any, *args: Any, **kwargs: Any) -> keras.KerasTensor:
-        """Return the shape of `fine`."""
         return keras.KerasTensor(fine.shape, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         return {**super().get_config(), "sampling": self.sampling}
 
 
@@ -222,9 +185,6 @@ class Resizing(keras.layers.Layer):
 
     Output shape:
         [B, H, W, C].
-
-    Raises:
-        ValueError: unknown `operations`.
     """
 
     def __init__(self, operations: str = "keras", **kwargs: Any):
@@ -239,18 +199,16 @@ class Resizing(keras.layers.Layer):
         return resize_by_kernel(x, size)
 
     def compute_output_spec(self, x: Any, reference: Any) -> keras.KerasTensor:
-        """Return the shape of `x` with the height and width of `reference`."""
         shape = (*x.shape[:1], *reference.shape[1:3], x.shape[-1])
         return keras.KerasTensor(shape, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         return {**super().get_config(), "operations": self.operations}
 
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
 class Sampling(keras.layers.Layer):
-    """Read a map where offsets point to.
+    """Sample a map at offsets.
 
     Args:
         sampling: unit of the offsets, see `bilinear_sample`.
@@ -261,9 +219,6 @@ class Sampling(keras.layers.Layer):
 
     Output shape:
         [B, H, W, C].
-
-    Raises:
-        ValueError: an unknown `sampling` or `operations`.
     """
 
     def __init__(self, sampling: str = "standard", operations: str = "keras", **kwargs: Any):
@@ -272,27 +227,21 @@ class Sampling(keras.layers.Layer):
         self.operations = check_operations(operations)
 
     def call(self, features: Tensor, offsets: Tensor) -> Tensor:
-        """Return what lies there."""
         if self.operations in ("tensorflow", "fused"):
             return sample_by_cropping(features, offsets, self.sampling)
         return bilinear_sample(features, offsets, self.sampling)
 
     def compute_output_spec(self, features: Any, offsets: Any) -> keras.KerasTensor:
-        """Return the size of the offsets with the channels of the features."""
         return keras.KerasTensor((*offsets.shape[:-1], features.shape[-1]), self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
-        return {
-            **super().get_config(),
-            "sampling": self.sampling,
-            "operations": self.operations,
-        }
+        config = super().get_config()
+        return {**config, "sampling": self.sampling, "operations": self.operations}
 
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
 class ContextSampling(keras.layers.Layer):
-    """Read a context map of few cells where offsets point to, as one matrix product.
+    """Sample a context map of few cells at offsets, as one matrix product.
 
     Args:
         sampling: unit of the offsets, see `bilinear_sample`.
@@ -302,9 +251,6 @@ class ContextSampling(keras.layers.Layer):
 
     Output shape:
         [B, H, W, C].
-
-    Raises:
-        ValueError: an unknown `sampling`.
     """
 
     def __init__(self, sampling: str = "standard", **kwargs: Any):
@@ -312,15 +258,12 @@ class ContextSampling(keras.layers.Layer):
         self.sampling = check_sampling(sampling)
 
     def call(self, context: Tensor, offsets: Tensor) -> Tensor:
-        """Return what lies there."""
         return sample_context(context, offsets, self.sampling)
 
     def compute_output_shape(self, context_shape: Shape, offsets_shape: Shape) -> Shape:
-        """Return the size of the offsets with the channels of the context."""
         return (*offsets_shape[:-1], context_shape[-1])
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         return {**super().get_config(), "sampling": self.sampling}
 
 
@@ -331,11 +274,7 @@ class AdaptivePooling(keras.layers.Layer):
     Args:
         bins: windows per axis.
 
-    Input shape:
-        [B, H, W, C].
-
-    Output shape:
-        [B, bins, bins, C].
+    It maps [B, H, W, C] to [B, bins, bins, C].
     """
 
     def __init__(self, bins: int, **kwargs: Any):
@@ -343,36 +282,23 @@ class AdaptivePooling(keras.layers.Layer):
         self.bins = bins
 
     def call(self, x: Tensor) -> Tensor:
-        """Return the averages."""
         return adaptive_average_pool(x, self.bins)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Return [B, bins, bins, C]."""
         return (input_shape[0], self.bins, self.bins, input_shape[-1])
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         return {**super().get_config(), "bins": self.bins}
 
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
 class FlatLeakyReLU(keras.layers.LeakyReLU):
-    """`keras.layers.LeakyReLU` over a map that is flat meanwhile, which costs nothing.
+    """`keras.layers.LeakyReLU` over a flattened map.
 
-    With oneDNN, TensorFlow 2.21 makes one operation of convolution, bias, sum and leaky ReLU, and
-    its slope is then 0.2 whatever was asked for. It does not look through a change of shape.
-
-    Args:
-        kwargs: those of `keras.layers.LeakyReLU`.
-
-    Input shape:
-        [..., C].
-
-    Output shape:
-        That of the input.
+    With oneDNN, TensorFlow 2.21 fuses convolution, bias, sum and leaky ReLU, and then uses slope
+    0.2 whatever was set. The fusion does not see through a change of shape, which costs nothing.
     """
 
     def call(self, inputs: Tensor) -> Tensor:
-        """Return leaky_relu(inputs)."""
         flat = ops.reshape(inputs, (-1, inputs.shape[-1]))
         return ops.reshape(super().call(flat), ops.shape(inputs))

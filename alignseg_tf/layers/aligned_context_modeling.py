@@ -110,11 +110,9 @@ class AlignedContextModeling(keras.layers.Layer):
         return local + context
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Return [B, H, W, filters]."""
         return (*input_shape[:-1], self.filters)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         return {
             **super().get_config(),
             "filters": self.filters,

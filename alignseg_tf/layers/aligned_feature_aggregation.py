@@ -94,9 +94,7 @@ class AlignedFeatureAggregation(keras.layers.Layer):
         return fine + coarse
 
     def compute_output_shape(self, fine_shape: Shape, coarse_shape: Shape) -> Shape:
-        """Return the shape of the fine map."""
         return tuple(fine_shape)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         return {**super().get_config(), "mode": self.mode, "sampling": self.sampling}

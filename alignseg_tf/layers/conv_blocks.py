@@ -61,15 +61,12 @@ class ConvNormAct(keras.layers.Layer):
         self.norm.build(self.compute_output_shape(input_shape))
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        """Apply the block."""
         return leaky_relu(self.norm(self.conv(x), training=training))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Return [B, H, W, filters]."""
         return (*input_shape[:-1], self.filters)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         return {
             **super().get_config(),
             "filters": self.filters,
@@ -120,17 +117,14 @@ class ResidualRefinement(keras.layers.Layer):
         self.norm.build(output_shape)
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        """Apply the block."""
         x = self.unify(x)
         residual = self.expand(self.reduce(x, training=training))
         return leaky_relu(self.norm(x + residual, training=training))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Return [B, H, W, filters]."""
         return (*input_shape[:-1], self.filters)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         return {**super().get_config(), "filters": self.filters}
 
 
@@ -171,16 +165,13 @@ class SegmentationHead(keras.layers.Layer):
         self.classifier.build(self.block.compute_output_shape(input_shape))
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        """Return logits."""
         x = self.block(x, training=training)
         return self.classifier(self.spatial_dropout(x, training=training))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Return [B, H, W, num_classes]."""
         return (*input_shape[:-1], self.num_classes)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         return {
             **super().get_config(),
             "num_classes": self.num_classes,

@@ -66,17 +66,14 @@ class OffsetPrediction(keras.layers.Layer):
             field.build(fine_shape)
 
     def call(self, fine: Tensor, coarse: Tensor, training: bool | None = None) -> list[Tensor]:
-        """Return the offset fields."""
         projected = resize_align_corners(self.coarse_projection(coarse), ops.shape(fine)[1:3])
         hidden = self.norm(self.fine_projection(fine) + projected, training=training)
         return narrow_convolutions(leaky_relu(hidden), [field.kernel for field in self.fields])
 
     def compute_output_shape(self, fine_shape: Shape, coarse_shape: Shape) -> list[Shape]:
-        """Return one [B, H, W, 2] a field."""
         return [(*fine_shape[:-1], 2)] * self.num_fields
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         return {**super().get_config(), "num_fields": self.num_fields}
 
 

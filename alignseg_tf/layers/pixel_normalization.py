@@ -54,7 +54,6 @@ class PixelNormalization(keras.layers.Layer):
         self.channel_order = channel_order
 
     def call(self, images: Tensor) -> Tensor:
-        """Normalise."""
         if self.channel_order == "bgr":
             images = ops.flip(images, axis=-1)
         mean = ops.convert_to_tensor(self.mean, dtype=images.dtype)
@@ -62,11 +61,9 @@ class PixelNormalization(keras.layers.Layer):
         return (images - mean) / std
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Return the shape of the input."""
         return tuple(input_shape)
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the constructor."""
         return {**super().get_config(), **self.normalization()}
 
     def normalization(self) -> dict[str, Any]:

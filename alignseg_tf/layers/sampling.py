@@ -1,7 +1,5 @@
 """Bilinear sampling, resizing and adaptive pooling of feature maps, in pure `keras.ops`.
 
-The sampling conventions of AlignSeg live here and nowhere else.
-
 Shape legend
     B      batch
     h, w   height and width of the map that is read, in cells
@@ -42,13 +40,10 @@ def aligns_corners(sampling: str) -> bool:
 
 
 def _regular_grid(out_size: Size, in_size: Size, align_corners: bool) -> tuple[Tensor, Tensor]:
-    """Positions of `linspace(-1, 1, out_size)` in cells of an axis of `in_size` cells.
+    """Return `linspace(-1, 1, out_size)` in cells: whole part (int32), fraction in [0, 1).
 
-    `align_corners` says what -1 and 1 mean, as in torch: the centres of the outer cells, or
-    their outer edges. `linspace` of one value is -1.
-
-    Returns:
-        The whole part (int32) and the fraction in [0, 1) (float32), both of shape [out_size].
+    -1 and 1 are the centres of the outer cells, or their outer edges, as in torch. `linspace` of
+    one value is -1.
     """
     index = ops.arange(out_size, dtype="int32")
     steps = ops.maximum(ops.cast(out_size, "int32") - 1, 1)
@@ -65,15 +60,10 @@ def _regular_grid(out_size: Size, in_size: Size, align_corners: bool) -> tuple[T
 def _corners(
     offset: Tensor, grid: tuple[Tensor, Tensor], size: Size
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Split positions on one axis into the two cells around each and their weights.
+    """Split positions on one axis into ((index0, weight0), (index1, weight1)).
 
-    Args:
-        offset: float32 [B, H, W], distance from the grid in cells.
-        grid: whole part and fraction of the regular grid, broadcastable to `offset`.
-        size: cells of the axis; a cell outside of it has weight 0.
-
-    Returns:
-        ((index0, weight0), (index1, weight1)); indices are clipped into the axis.
+    `offset`, float32 [B, H, W], is the distance from the grid in cells. Indices are clipped into
+    the axis; a cell outside has weight 0.
     """
     whole, fraction = grid
     # Beyond this nothing is inside the map; the bound keeps the cast to int32 defined.
@@ -108,17 +98,7 @@ def offset_scale(
 def _axes(
     offsets: Tensor, read_size: tuple[Size, Size], sampling: str
 ) -> tuple[tuple[Tensor, tuple[Tensor, Tensor]], tuple[Tensor, tuple[Tensor, Tensor]]]:
-    """Turn offsets into distances from the regular grid, both in cells of the map that is read.
-
-    Args:
-        offsets: floating [B, H, W, 2], (x, y), in the unit of the convention.
-        read_size: (h, w).
-        sampling: one of `SAMPLING_CONVENTIONS`.
-
-    Returns:
-        For x and for y: the distance, float32 [B, H, W], and whole part and fraction of the grid,
-        broadcastable to it.
-    """
+    """Return for x and y: distance from the grid in cells, float32 [B, H, W], and the grid."""
     height, width = read_size
     out_height, out_width = ops.shape(offsets)[1:3]
     align_corners = aligns_corners(sampling)
@@ -141,11 +121,7 @@ def sampling_positions(
         sampling: one of `SAMPLING_CONVENTIONS`.
 
     Returns:
-        float32 [B, H, W, 2], (x, y) in cells of the map that is read; a position below 0 or above
-        n - 1 is outside of its cells' centres.
-
-    Raises:
-        ValueError: `sampling` names no convention.
+        float32 [B, H, W, 2], (x, y) in cells of the map that is read.
 
     Example:
         >>> still = sampling_positions(ops.zeros((1, 1, 5, 2)), (3, 3))
@@ -165,7 +141,7 @@ def bilinear_sample(features: Tensor, offsets: Tensor, sampling: str = "standard
 
     The grid is `linspace(-1, 1)` per axis over the result; the offset is divided by a size that
     depends on the convention and added to it; the map is read there bilinearly, with zeros
-    outside. Equals `torch.nn.functional.grid_sample(mode="bilinear", padding_mode="zeros")`.
+    outside. Equivalent to `torch.nn.functional.grid_sample(mode="bilinear", padding_mode="zeros")`.
 
     ========================  ==========================================  ===============
     `sampling`                offset is divided by                        `align_corners`
@@ -188,9 +164,6 @@ def bilinear_sample(features: Tensor, offsets: Tensor, sampling: str = "standard
 
     Returns:
         [B, H, W, C] in the dtype of `features`.
-
-    Raises:
-        ValueError: `sampling` names no convention.
 
     Example:
         >>> row = ops.reshape(ops.convert_to_tensor([0.0, 10.0, 20.0]), (1, 1, 3, 1))
@@ -243,9 +216,9 @@ def interpolation_matrix(out_size: Size, in_size: Size) -> Tensor:
 
 
 def resize_align_corners(x: Tensor, size: tuple[Size, Size]) -> Tensor:
-    """Resize a map bilinearly so that the centres of its outer cells stay where they are.
+    """Resize a map bilinearly with aligned corners: the centres of the outer cells stay in place.
 
-    Equals `torch.nn.functional.interpolate(mode="bilinear", align_corners=True)`;
+    Equivalent to `torch.nn.functional.interpolate(mode="bilinear", align_corners=True)`;
     `keras.ops.image.resize` has no such mode.
 
     Args:
@@ -269,12 +242,7 @@ def resize_align_corners(x: Tensor, size: tuple[Size, Size]) -> Tensor:
 
 
 class AlignedAxis:
-    """Linear interpolation of an axis, corners aligned, and what gradients are of its cells.
-
-    Args:
-        pixels: how many it shall have.
-        cells: how many it has.
-    """
+    """Linear interpolation of an axis of `cells` to `pixels`, with aligned corners."""
 
     def __init__(self, pixels: int, cells: int):
         position = np.arange(pixels) * (cells - 1)
@@ -282,7 +250,7 @@ class AlignedAxis:
         self.lower = np.minimum(position // steps, max(cells - 2, 0)).astype(np.int32)
         self.upper = np.minimum(self.lower + 1, cells - 1).astype(np.int32)
         self.fraction = ((position - self.lower * steps) / steps).astype(np.float32)
-        # Pixels that read a cell, as many places for each cell as the most popular one needs.
+        # The pixels that read each cell, padded to the largest number of readers.
         weights = np.zeros((pixels, cells), np.float32)
         np.add.at(weights, (np.arange(pixels), self.lower), 1.0 - self.fraction)
         np.add.at(weights, (np.arange(pixels), self.upper), self.fraction)
@@ -309,15 +277,7 @@ class AlignedAxis:
 
 
 def resize_axis_by_axis(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Equal `resize_align_corners`, by two cells for each pixel of an axis: for XLA.
-
-    Args:
-        x: float32 [B, h, w, C] of known h and w.
-        size: H and W.
-
-    Returns:
-        float32 [B, H, W, C].
-    """
+    """Equivalent to `resize_align_corners` for known sizes: reads two cells a pixel, for XLA."""
     for axis, pixels in enumerate(size, start=1):
         if x.shape[axis] != pixels:
             x = AlignedAxis(pixels, x.shape[axis]).resized(x, axis)
@@ -335,19 +295,11 @@ def _pooling_matrix(bins: int, in_size: Size) -> Tensor:
 
 
 def adaptive_average_pool(x: Tensor, bins: int) -> Tensor:
-    """Average a map over `bins` x `bins` windows that cover it, as torch places them.
+    """Average a map [B, h, w, C] over `bins` x `bins` windows that cover it: [B, bins, bins, C].
 
-    Equals `torch.nn.functional.adaptive_avg_pool2d`: window i of n cells is
-    [floor(i n / bins), ceil((i + 1) n / bins)); windows overlap where n is no multiple of
-    `bins`, and a map smaller than `bins` is repeated. Unlike
-    `keras.layers.AdaptiveAveragePooling2D` it takes dynamic sizes. Sums are in float32.
-
-    Args:
-        x: floating [B, h, w, C].
-        bins: windows per axis, at least 1.
-
-    Returns:
-        [B, bins, bins, C] in the dtype of `x`.
+    Equivalent to `torch.nn.functional.adaptive_avg_pool2d`: window i of n cells is
+    [floor(i n / bins), ceil((i + 1) n / bins)). Windows overlap where n is no multiple of `bins`.
+    Unlike `keras.layers.AdaptiveAveragePooling2D` it takes dynamic sizes. Sums are in float32.
     """
     height, width = ops.shape(x)[1:3]
     pooled = _apply_along_axes(
@@ -374,23 +326,19 @@ class ResizeLike(keras.layers.Layer):
     def compute_output_shape(
         self, x_shape: tuple[int | None, ...], reference_shape: tuple[int | None, ...]
     ) -> tuple[int | None, ...]:
-        """Return the shape of `x` with the height and width of `reference`."""
         return (*x_shape[:1], *reference_shape[1:3], x_shape[-1])
 
 
 def offsets_in_pixels(
     offsets: Tensor, sampling: str, read_size: Sequence[Size], image_size: Sequence[Size]
 ) -> Tensor:
-    """Return offsets in pixels of the image; also inside of a graph, where sizes are tensors.
+    """Convert offsets [B, H, W, 2], (x, y), to pixels of the image, float32.
 
     Args:
-        offsets: floating [B, H, W, 2], (x, y), in the unit of the convention.
+        offsets: in the unit of the convention.
         sampling: one of `SAMPLING_CONVENTIONS`.
-        read_size: (h, w) of the map that is read, which covers the image.
-        image_size: height and width of the image.
-
-    Returns:
-        float32 [B, H, W, 2], (x, y).
+        read_size: (h, w) of the sampled map, which covers the image. Ints or scalar tensors.
+        image_size: height and width of the image. Ints or scalar tensors.
     """
     cells_x, cells_y = offset_scale(sampling, *read_size, *ops.shape(offsets)[1:3])
     (height, width), (rows, columns) = (

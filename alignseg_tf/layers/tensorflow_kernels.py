@@ -1,4 +1,4 @@
-"""Functions that XLA makes one loop of, where TensorFlow is the backend."""
+"""Faster training on the TensorFlow backend: fused norms, gradients and compiled sampling."""
 
 import functools
 import math
@@ -14,12 +14,9 @@ Tensor = Any
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function by XLA where TensorFlow is the backend.
+    """Compile a function with XLA on the TensorFlow backend, anew for each size of its arguments.
 
-    It is compiled anew for each size of its arguments. Other backends compile as a whole or not.
-
-    Args:
-        function: of tensors, and of values that can be hashed.
+    Its arguments are tensors and hashable values.
     """
 
     @functools.cache
@@ -39,25 +36,14 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization` whose training step is TensorFlow's fused operation.
+    """`keras.layers.BatchNormalization` with TensorFlow's fused operation in training.
 
-    Keras takes the moments, subtracts, multiplies and adds in passes of their own, and keeps a map
-    of each for the gradient. The fused operation is used in training on the TensorFlow backend, for
-    maps [B, H, W, C] whose norm is over the last axis and is not synchronised between replicas;
-    everything else is Keras' own. Results, moving statistics and gradients are the same.
-
-    Args:
-        kwargs: those of `keras.layers.BatchNormalization`.
-
-    Input shape:
-        Any; [B, H, W, C] in a network of this library.
-
-    Output shape:
-        That of the input.
+    Keras uses several passes and keeps a map of each for the gradient. The fused operation runs
+    for maps [B, H, W, C] normalised over the last axis and not synchronised between replicas.
+    Results, moving statistics and gradients are the same.
     """
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Any = None) -> Tensor:
-        """Normalise by the batch's moments in training, by the moving statistics otherwise."""
         fused = (
             keras.backend.backend() == "tensorflow"
             and training is True
@@ -90,26 +76,14 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
 class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-    """`keras.layers.DepthwiseConv2D` whose bfloat16 gradients are computed in float32 on CPUs.
+    """`keras.layers.DepthwiseConv2D` with bfloat16 gradients computed in float32 on CPUs.
 
-    TensorFlow's bfloat16 kernels for the way back take several times as long as those of float32
-    where the stride is 2 (gradient of the map) or the kernel is larger than 3x3 (gradient of the
-    kernel). In training on the TensorFlow backend without a GPU, the map and the gradient become
-    float32 there, and what is found becomes bfloat16 again; what is kept for the way back stays
-    bfloat16. Everything else is Keras' own.
-
-    Args:
-        kwargs: those of `keras.layers.DepthwiseConv2D`.
-
-    Input shape:
-        [B, H, W, C].
-
-    Output shape:
-        That of `keras.layers.DepthwiseConv2D`.
+    TensorFlow's bfloat16 gradient kernels are several times slower than those of float32 for
+    stride 2 or kernels above 3x3. In training without a GPU their inputs are cast to float32 and
+    the gradients back. Maps kept for the gradient stay bfloat16.
     """
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        """Convolve each channel by kernels of its own."""
         if not (training is True and self._has_slow_gradients()):
             return super().call(inputs)
         import tensorflow as tf
@@ -160,12 +134,11 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 def bilinear_sample_in_training(
     features: Tensor, offsets: Tensor, sampling: str = "standard"
 ) -> Tensor:
-    """`bilinear_sample`, compiled by XLA where TensorFlow is the backend.
+    """`bilinear_sample`, compiled with XLA on the TensorFlow backend.
 
-    Gathers, weights and sums become one loop, and so do their gradients, which gather anew: what
-    was gathered would be four maps of the size of the result, kept for each sampling of a step.
-    XLA compiles for each size, which suits crops of one size and not images. Second derivatives
-    are not defined.
+    Gathers, weights and sums become one loop, as do their gradients, which gather again instead of
+    keeping four maps of the result's size. XLA compiles for each size, which suits crops of one
+    size. Second derivatives are not defined.
     """
     if keras.backend.backend() != "tensorflow":
         return bilinear_sample(features, offsets, sampling)

@@ -41,7 +41,7 @@ def offsets(height, width, reach, seed=1):
 
 @pytest.mark.parametrize("sampling", SAMPLING_CONVENTIONS)
 @pytest.mark.parametrize(("size", "out"), [((9, 14), (9, 14)), ((5, 7), (11, 6)), ((1, 4), (3, 1))])
-@pytest.mark.parametrize("reach", [0.4, 5.0, 1e6])
+@pytest.mark.parametrize("reach", [0.4, 1e6])
 def test_sampling_by_cropping_is_sampling(sampling, size, out, reach):
     x, field = features(2, *size, 3), offsets(*out, reach)
     expected = ops.convert_to_numpy(bilinear_sample(x, field, sampling))
@@ -51,7 +51,7 @@ def test_sampling_by_cropping_is_sampling(sampling, size, out, reach):
 
 
 @pytest.mark.parametrize("sampling", SAMPLING_CONVENTIONS)
-@pytest.mark.parametrize("reach", [0.4, 5.0, 1e6])
+@pytest.mark.parametrize("reach", [0.4, 1e6])
 def test_sampling_of_a_context_is_sampling(sampling, reach):
     context, field = features(2, 3, 3, 5), offsets(7, 10, reach)
     expected = bilinear_sample(context, field, sampling)
