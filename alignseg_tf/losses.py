@@ -137,7 +137,7 @@ class CrossEntropy(_SegmentationLoss):
         0.6931
     """
 
-    config_keys = ("ignore_class", "class_weights", "label_smoothing")
+    config_keys: tuple[str, ...] = ("ignore_class", "class_weights", "label_smoothing")
 
     def __init__(
         self,

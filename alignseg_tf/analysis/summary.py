@@ -15,7 +15,6 @@ import tensorflow as tf
 from alignseg_tf.model import MIN_IMAGE_SIZE, AlignSeg
 from alignseg_tf.system.environment import cores
 from alignseg_tf.system.progress import progress_bar
-from alignseg_tf.system.tables import text_table
 
 # The layers that inference can do without: the second head, and what brings it to full size.
 AUXILIARY_LAYERS = ("auxiliary_head", "auxiliary")
@@ -121,7 +120,8 @@ class ModelSummary:
 
     def table(self) -> str:
         """Return a table with a row for each block, its sums, and what its columns mean."""
-        rows: list[list[str] | None] = []
+        head = ["block", "output", "MB", "parameters", "conv GMAC", "matmul GMAC"]
+        rows = []
         for block in self.blocks:
             name = f"{block.name} *" if block.auxiliary else block.name
             outputs = [
@@ -129,15 +129,22 @@ class ModelSummary:
                 for shape in block.output_shapes
             ]
             rows.append([name, *outputs[0], *self._numbers(block)])
-            rows += [["", *output] for output in outputs[1:]]
-        head = ["block", "output", "MB", "parameters", "conv GMAC", "matmul GMAC"]
+            rows += [["", *output, *[""] * len(self._numbers(block))] for output in outputs[1:]]
         sums = [self.total, self.inference] if self._has_auxiliary() else [self.total]
         ends = [[block.name, "", "", *self._numbers(block)] for block in sums]
         if self.graph_seconds is not None:
             head += ["ms", "share"]
-            ends.append(["in one graph", *[""] * 5, f"{1e3 * self.graph_seconds:.1f}"])
-        table = text_table([head, None, *rows, None, *ends], left=2)
-        return "\n".join([table, "", *self._notes()])
+            ends.append(["in one graph", *[""] * 5, f"{1e3 * self.graph_seconds:.1f}", ""])
+        widths = [max(map(len, column)) for column in zip(head, *rows, *ends, strict=True)]
+        rule = ["-" * width for width in widths]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column < 2 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in [head, rule, *rows, rule, *ends]
+        ]
+        return "\n".join([*lines, "", *self._notes()])
 
     def _has_auxiliary(self) -> bool:
         return any(block.auxiliary for block in self.blocks)
@@ -180,22 +187,23 @@ def summarize(
 ) -> ModelSummary:
     """Count and time what a model does in inference with one image, block by block.
 
-    Each layer is traced separately, at its shapes for an image of this size, and its graph is
-    counted: a convolution counts at the size it runs at. Times are of noise with the model's
-    weights; each block reads the output of the one before it. Each round runs all blocks once,
-    then the whole model, so that other load on the machine affects all alike.
+    Every layer of the model is traced by itself, at the shapes that it has for an image of this
+    size. What is counted is in these graphs: a convolution that runs at a coarse size, since it
+    commutes with resizing, counts as it runs. Times are of noise with the model's own weights,
+    and every block reads what the one before it has made. Each round runs all blocks once, then
+    the whole model, so that what else the machine does hits all alike.
 
     Args:
-        model: the model; it is not changed.
+        model: the model; it is left as it is.
         size: (height, width) of the image in pixels, each at least 32.
-        runs: timed rounds, after one that is not timed. With 0 nothing is executed.
+        runs: rounds that are timed, after one that is not. With 0 nothing is executed.
 
     Returns:
-        A block for each layer except linear activations, which only cast.
+        A block for each layer. A linear activation, which only casts, is left out.
 
     Raises:
-        ValueError: an argument is out of range, the backbone takes another size, or the Keras
-            backend is not TensorFlow.
+        ValueError: an argument out of its range, a backbone for another size, or a Keras
+            backend other than TensorFlow.
 
     Example:
         >>> from alignseg_tf import AlignSeg, backbones
@@ -207,17 +215,42 @@ def summarize(
         ['auxiliary_head', 'auxiliary']
     """
     height, width = (int(side) for side in size)
-    _check_arguments(model, (height, width), runs)
+    if min(height, width) < MIN_IMAGE_SIZE:
+        raise ValueError(
+            f"`size` must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels. "
+            f"Received: size={tuple(size)}"
+        )
+    if runs < 0:
+        raise ValueError(f"`runs` must be 0 or more. Received: runs={runs}")
+    if keras.config.backend() != "tensorflow":
+        raise ValueError(
+            "A summary is made of TensorFlow's graphs and needs it as the backend of Keras. "
+            f"Received: the backend {keras.config.backend()!r}"
+        )
+    _check_backbone_size(model, (height, width))
+
     images = tf.TensorSpec((1, height, width, 3), tf.float32)
     if runs:
         noise = np.random.default_rng(0).uniform(0, 255, images.shape)
         images = tf.constant(noise, tf.float32)
-    traced = _trace_layers(model, images, runs > 0)
-    seconds: list[float | None] = [None] * (len(traced) + 1)
+    traced: dict[str, _Traced] = {}
+
+    def execute(layer: keras.layers.Layer) -> Callable[..., Any]:
+        def call(*inputs: Any, **options: Any) -> Any:
+            traced[layer.name] = block = _trace(layer, inputs, options)
+            return block.function(*inputs) if runs else block.output_specs
+
+        return call
+
+    model._run_through_graph([images], execute)
+    seconds: dict[str, float | None] = dict.fromkeys(traced)
+    graph_seconds = None
     if runs:
         whole = _trace(lambda x: model(x, training=False)["segmentation"], (images,), {})
-        seconds = [*_median_seconds([*traced.values(), whole], runs)]
-    seconds_of = dict(zip(traced, seconds, strict=False))
+        medians = _median_seconds([*traced.values(), whole], runs)
+        *block_seconds, graph_seconds = medians
+        seconds = dict(zip(traced, block_seconds, strict=True))
+
     blocks = []
     for layer in model.layers:
         if layer.name not in traced or isinstance(layer, keras.layers.Activation):
@@ -231,49 +264,18 @@ def summarize(
                 parameters=layer.count_params(),
                 convolution_macs=convolution_macs,
                 matmul_macs=matmul_macs,
-                seconds=seconds_of[layer.name],
+                seconds=seconds[layer.name],
                 auxiliary=layer.name in AUXILIARY_LAYERS,
             )
         )
     return ModelSummary(
-        (height, width), runs, tuple(blocks), seconds[-1], _device(), tf.__version__
+        size=(height, width),
+        runs=runs,
+        blocks=tuple(blocks),
+        graph_seconds=graph_seconds,
+        device=_device(),
+        tensorflow=tf.__version__,
     )
-
-
-def _check_arguments(model: AlignSeg, size: tuple[int, int], runs: int) -> None:
-    if min(size) < MIN_IMAGE_SIZE:
-        raise ValueError(
-            f"`size` must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels. "
-            f"Received: size={size}"
-        )
-    if runs < 0:
-        raise ValueError(f"`runs` must be 0 or more. Received: runs={runs}")
-    if keras.config.backend() != "tensorflow":
-        raise ValueError(
-            "A summary is made of TensorFlow's graphs and needs it as the backend of Keras. "
-            f"Received: the backend {keras.config.backend()!r}"
-        )
-    expected = tuple(model.backbone.inputs[0].shape[1:3])
-    if any(side not in (None, n) for side, n in zip(expected, size, strict=True)):
-        raise ValueError(
-            f"The backbone takes images of {expected[0]} x {expected[1]} pixels only. "
-            f"Received: size={size}"
-        )
-
-
-def _trace_layers(model: AlignSeg, images: Any, run: bool) -> dict[str, "_Traced"]:
-    """Trace each layer at its inputs for images: tensors if they `run`, else their specs."""
-    traced: dict[str, _Traced] = {}
-
-    def execute(layer: keras.layers.Layer) -> Callable[..., Any]:
-        def call(*inputs: Any, **options: Any) -> Any:
-            traced[layer.name] = block = _trace(layer, inputs, options)
-            return block.function(*inputs) if run else block.output_specs
-
-        return call
-
-    model._run_through_graph([images], execute)
-    return traced
 
 
 def count_macs(graph: Any) -> tuple[int, int]:
@@ -358,6 +360,15 @@ def _median_seconds(blocks: Sequence[_Traced], runs: int) -> list[float]:
             tf.test.experimental.sync_devices()  # a GPU has only been given orders so far
             times.append(time.perf_counter() - start)
     return [statistics.median(times[1:]) for times in seconds]
+
+
+def _check_backbone_size(model: AlignSeg, size: tuple[int, int]) -> None:
+    expected = tuple(model.backbone.inputs[0].shape[1:3])
+    if any(side not in (None, n) for side, n in zip(expected, size, strict=True)):
+        raise ValueError(
+            f"The backbone takes images of {expected[0]} x {expected[1]} pixels only. "
+            f"Received: size={size}"
+        )
 
 
 def _sum(name: str, blocks: Iterable[Block]) -> Block:
