@@ -103,13 +103,16 @@ def _block_slots(block: ConvNormAct, conv: str, norm: str) -> list[_Slot]:
 def _offset_slots(layer: OffsetPrediction, modules: list[str]) -> list[_Slot]:
     """Several official branches are one here, and each 1x1 kernel is split into its two inputs."""
 
-    def half(number: int) -> Callable[..., np.ndarray]:
-        return lambda *tensors: _kernel(*(np.split(x, 2, axis=1)[number] for x in tensors))
+    def fine_half(*tensors: np.ndarray) -> np.ndarray:
+        return _kernel(*(np.split(tensor, 2, axis=1)[0] for tensor in tensors))
+
+    def coarse_half(*tensors: np.ndarray) -> np.ndarray:
+        return _kernel(*(np.split(tensor, 2, axis=1)[1] for tensor in tensors))
 
     names = tuple(f"{module}.0.weight" for module in modules)
     slots = [
-        _Slot(layer.fine_projection.kernel, names, half(0)),
-        _Slot(layer.coarse_projection.kernel, names, half(1)),
+        _Slot(layer.fine_projection.kernel, names, fine_half),
+        _Slot(layer.coarse_projection.kernel, names, coarse_half),
         *_norm_slots(layer.norm, *(f"{module}.1" for module in modules)),
     ]
     for field, module in zip(layer.fields, modules, strict=True):

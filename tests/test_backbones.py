@@ -206,11 +206,14 @@ def test_pyramid_layers_of_own_model():
     assert backbones.pyramid_layers(model, pyramid) == pyramid
     more = {"P1": "not looked at", **pyramid}
     assert backbones.pyramid_layers(model, more) == pyramid
-    resnet = tiny_resnet()  # an explicit pyramid comes first
-    moved = {**resnet.pyramid_level_inputs, "P5": "layer4_0_add"}
-    assert backbones.pyramid_layers(resnet, moved)["P5"] == "layer4_0_add"
     with_numbers = dict(zip([2, 3, 4, 5], "abcd", strict=True))
     assert backbones.pyramid_layers(model, with_numbers) == pyramid
+
+
+def test_explicit_pyramid_comes_first():
+    model = tiny_resnet()
+    pyramid = {**model.pyramid_level_inputs, "P5": "layer4_0_add"}
+    assert backbones.pyramid_layers(model, pyramid)["P5"] == "layer4_0_add"
 
 
 class HubBackbone(keras.Model):
@@ -227,13 +230,16 @@ def test_pyramid_layers_of_keras_hub():
     layers = backbones.pyramid_layers(backbone)
     assert layers == dict(zip(LEVELS, "abcd", strict=True))
     model = backbones.feature_pyramid(backbone, layers)
-    features = model(np.zeros((1, 64, 96, 3), "float32"))
-    assert [tuple(x.shape[1:3]) for x in features] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert [tuple(x.shape[1:3]) for x in model(np.zeros((1, 64, 96, 3), "float32"))] == [
+        (16, 24),
+        (8, 12),
+        (4, 6),
+        (2, 3),
+    ]
 
 
-@pytest.mark.parametrize(
-    ("kind", "include_rescaling"), [("ResNetV2Backbone", True), ("MobileNetV3Backbone", False)]
-)
+@pytest.mark.parametrize("include_rescaling", [True, False])
+@pytest.mark.parametrize("kind", ["ResNetV2Backbone", "MobileNetV3Backbone"])
 def test_keras_cv_backbones(kind, include_rescaling):
     keras_cv = pytest.importorskip("keras_cv", reason="needs keras-cv")
     arguments = {
@@ -380,13 +386,20 @@ def torch_lite0(weights, images):
     x = torch.from_numpy(images).permute(0, 3, 1, 2)
     x = F.relu6(conv_norm(x, "_conv_stem", "_bn0", stride=2))
     levels, total_stride, index = {}, 2, 0
-    repeats_of_stages, strides = (1, 2, 2, 3, 3, 4, 1), (1, 2, 2, 2, 1, 2, 1)
-    for repeats, stride in zip(repeats_of_stages, strides, strict=True):
+    for repeats, stride, expansion in [
+        (1, 1, 1),
+        (2, 2, 6),
+        (2, 2, 6),
+        (3, 2, 6),
+        (3, 1, 6),
+        (4, 2, 6),
+        (1, 1, 6),
+    ]:
         total_stride *= stride
         for i in range(repeats):
             block = f"_blocks.{index}"
             y = x
-            if index > 0:
+            if expansion > 1:
                 y = F.relu6(conv_norm(y, f"{block}._expand_conv", f"{block}._bn0"))
             y = conv_norm(
                 y,
@@ -412,7 +425,7 @@ def torch_weights():
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-@pytest.mark.parametrize("size", [(64, 96), (75, 101)])
+@pytest.mark.parametrize("size", [(64, 96), (75, 101), (90, 62)])
 def test_lite0_equals_the_reference(lite0, torch_weights, size):
     images = pattern(*size)
     # As stored: 1x1 kernels in half precision.
@@ -505,7 +518,7 @@ def test_lite0_weights(lite0, tmp_path):
     assert np.isfinite(to_numpy([random(pattern(64, 64), training=True)])[0]).all()
 
 
-@pytest.mark.parametrize("weights", ["noisy-student", "missing.weights.h5"])
+@pytest.mark.parametrize("weights", ["noisy-student", "missing.weights.h5", __file__])
 def test_lite0_refuses_other_weights(weights):
     with pytest.raises(ValueError, match=r'"imagenet", None or the path.*Received: weights='):
         backbones.efficientnet_lite0(weights)

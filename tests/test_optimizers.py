@@ -69,6 +69,24 @@ def assert_equal(arrays, expected, **tolerance):
 # Updates
 
 
+def test_equals_torch():
+    """Also under a learning rate that stays, Keras' own weight decay does not."""
+    torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[parity]'")
+    value = np.array([1.0, -2.0, 3.0], "float32")
+    gradients = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    expected = torch.nn.Parameter(torch.tensor(value))
+    reference = torch.optim.SGD([expected], lr=0.1, momentum=0.9, weight_decay=0.05)
+    variable = keras.Variable(value)
+    optimizer = SGDWithL2(0.1, 0.9, 0.05)
+    optimizer.build([variable])
+    for gradient in gradients:
+        expected.grad = torch.tensor(gradient)
+        reference.step()
+        optimizer.apply([keras.ops.convert_to_tensor(gradient)])
+    result = keras.ops.convert_to_numpy(variable)
+    np.testing.assert_allclose(result, expected.detach().numpy(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 @pytest.mark.parametrize("decay_norms_and_biases", [True, False])
 def test_groups_equal_the_parameter_groups_of_torch(kind, decay_norms_and_biases):
@@ -170,7 +188,8 @@ class Record(keras.callbacks.Callback):
         self.weights.append(self.model.get_weights())
 
 
-@pytest.mark.parametrize(("kind", "accumulated"), [(AdamW, 2), (SGDWithL2, None)])
+@pytest.mark.parametrize("accumulated", [None, 2])
+@pytest.mark.parametrize("kind", [AdamW, SGDWithL2])
 def test_averages_follow_the_updates(kind, accumulated):
     """One term an update, the first as it is; statistics of batch norms are not averaged."""
     optimizer = kind(0.05, use_ema=True, ema_momentum=0.7, gradient_accumulation_steps=accumulated)
@@ -279,6 +298,25 @@ def test_compiled_equals_not_compiled(kind):
     assert_equal(train(True), train(False), atol=1e-5)
 
 
+def test_importing_the_package_registers_them():
+    """A saved run holds its optimizer and loads after `import alignseg_tf` alone."""
+    code = (
+        "import alignseg_tf, keras\n"
+        "for name in ('SGDWithL2', 'AdamW', 'WarmUp'):\n"
+        "    registered = keras.saving.get_registered_object(f'alignseg_tf>{name}')\n"
+        "    assert registered is getattr(alignseg_tf.optimizers, name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_config_round_trip():
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.01, 100, 0.0, 0.9)
+    config = keras.saving.serialize_keras_object(SGDWithL2(schedule, 0.8, 1e-3))
+    copy = keras.saving.deserialize_keras_object(config)
+    assert isinstance(copy, SGDWithL2)
+    assert (copy.momentum, copy.l2) == (0.8, 1e-3)
+
+
 def test_a_config_from_before_the_groups_loads():
     config = SGDWithL2(0.1, 0.8, 1e-3).get_config()
     del config["learning_rate_factors"], config["decay_norms_and_biases"]
@@ -332,7 +370,7 @@ def test_layers_of_the_same_name_are_refused():
 # The warm-up
 
 
-@pytest.mark.parametrize("steps", [0, 5])
+@pytest.mark.parametrize("steps", [0, 1, 5])
 def test_warm_up(steps):
     decay = PolynomialDecay(0.8, 10, 0.0, 0.9)
     warm_up = WarmUp(decay, steps)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import shared_tiny_model, tiny_model
+from conftest import tiny_model
 
 from alignseg_tf import AlignSeg, backbones
 from alignseg_tf.transfer import transfer_weights
@@ -21,7 +21,7 @@ def other(num_classes: int, **kwargs) -> AlignSeg:
 
 
 def test_all_is_kept_for_the_same_classes():
-    source, target = shared_tiny_model(), other(3)
+    source, target = tiny_model(), other(3)
     transfer = transfer_weights(source, target)
     assert not transfer.new
     assert not transfer.unused
@@ -58,11 +58,11 @@ def test_another_backbone_or_normalization_is_refused():
     target = scrambled(AlignSeg(backbones.resnet((1, 1, 1, 1), width=4), 3, channels=8), 1)
     before = target.get_weights()
     with pytest.raises(ValueError, match="must have the same backbone. .* have no counterpart"):
-        transfer_weights(shared_tiny_model(), target)
+        transfer_weights(tiny_model(), target)
     deeper = AlignSeg(backbones.resnet((1, 1, 2, 1), width=8), 3, channels=8)
     with pytest.raises(ValueError, match="must have the same backbone. .* 0 of the latter"):
-        transfer_weights(deeper, shared_tiny_model())
+        transfer_weights(deeper, tiny_model())
     for value, old in zip(target.get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, old)
     with pytest.raises(ValueError, match="must normalise pixels alike. Received: None and"):
-        transfer_weights(tiny_model(normalization=None), shared_tiny_model())
+        transfer_weights(tiny_model(normalization=None), other(3))

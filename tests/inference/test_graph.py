@@ -7,7 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, random_images, shared_tiny_model, tiny_model
+from conftest import ROOT, random_images, tiny_model
 
 from alignseg_tf import AlignSeg, Predictor, backbones
 from alignseg_tf import official_weights as checkpoints
@@ -47,7 +47,7 @@ def check_equal(model, fast):
     ids=["align", "bilinear", "coarse", "fine"],
 )
 def test_it_equals_the_model(arguments, operations):
-    model = shared_tiny_model(**arguments)
+    model = tiny_model(**arguments)
     check_equal(model, inference_model(model, operations))
 
 
@@ -67,7 +67,7 @@ def test_the_official_outputs_come_through(golden, sampling):
 
 
 def test_no_norm_no_dropout_and_no_auxiliary_head_is_left():
-    model = shared_tiny_model()
+    model = tiny_model()
     fast = inference_model(model)
     kinds = {type(layer).__name__ for layer in fast._flatten_layers()}
     assert not kinds & {"BatchNormalization", "SpatialDropout2D", "SegmentationHead"}
@@ -89,7 +89,7 @@ def test_a_channel_that_a_norm_switches_off_stays_off():
 
 
 def test_it_is_a_keras_model_like_others(tmp_path, scene):
-    model = shared_tiny_model()
+    model = tiny_model()
     fast = inference_model(model)
     assert type(fast) is keras.Model or type(fast).__name__ == "Functional"
     fast.save(tmp_path / "fast.keras")
@@ -101,7 +101,7 @@ def test_it_is_a_keras_model_like_others(tmp_path, scene):
 
 @pytest.mark.parametrize("sampling", ["standard", "released"])
 def test_its_offset_fields_are_those_of_the_model(sampling):
-    model = shared_tiny_model(sampling=sampling)
+    model = tiny_model(sampling=sampling)
     fast = inference_model(model)
     fields = offset_fields(model, fast)
     outputs = keras.Model(fast.inputs[0], fields)(IMAGES[:1], training=False)
@@ -115,26 +115,26 @@ def test_its_offset_fields_are_those_of_the_model(sampling):
 
 
 def test_a_model_that_does_not_align_has_no_offset_fields():
-    model = shared_tiny_model(aggregation="bilinear", context="global")
+    model = tiny_model(aggregation="bilinear", context="global")
     assert offset_fields(model, inference_model(model)) == {}
 
 
 @pytest.mark.parametrize("operations", ["tensorflow", "fused"])
 def test_mixed_precision_stays(operations):
     """Rounding moves the samples of the tiny model; it is to be no further off than its model."""
-    model = shared_tiny_model(dtype="mixed_bfloat16")
+    model = tiny_model(dtype="mixed_bfloat16")
     fast = inference_model(model, operations)
     assert fast.get_layer("aggregation_p3_add").compute_dtype == "bfloat16"
-    exact = logits(shared_tiny_model())
+    exact = logits(tiny_model())
     error, fast_error = (np.median(np.abs(logits(one) - exact)) for one in (model, fast))
     assert 0 < fast_error < 1.5 * error < 0.1 * np.abs(exact).max()
 
 
 def test_what_is_no_alignseg_is_refused():
     with pytest.raises(ValueError, match="Expected an AlignSeg. Received: a Functional"):
-        inference_model(inference_model(shared_tiny_model()))
+        inference_model(inference_model(tiny_model()))
     with pytest.raises(ValueError, match="operations='fast'"):
-        inference_model(shared_tiny_model(), "fast")
+        inference_model(tiny_model(), "fast")
 
 
 ONEDNN = """
