@@ -12,6 +12,7 @@ from alignseg_tf.prediction.batch import result_names
 from alignseg_tf.prediction.saved_networks import load_model
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.system.files import DiskFullError, remove_leftovers
+from alignseg_tf.system.printable import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
         except (ValueError, OSError) as error:  # such as a name that is too long
             failed += 1
             reason = str(error).removeprefix(f"{path}: ")
-            print(f"skipped: {path}: {reason} (model: {arguments.model})", file=sys.stderr)
+            line = f"skipped: {path}: {reason} (model: {arguments.model})"
+            print(printable(line), file=sys.stderr)
             continue
-        print(f"[{number}/{len(images)}] {path} -> {', '.join(map(str, written))}")
+        print(printable(f"[{number}/{len(images)}] {path} -> {', '.join(map(str, written))}"))
     return 1 if failed else 0

@@ -36,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"folder of LiteRT.js to serve below /litert/ ({DEFAULT_LITERT}, if it is there)",
     )  # fmt: skip
     parser.add_argument("--verbose", action="store_true", help="log each request")
+    # Of versions with batching; a request is one image now.
+    parser.add_argument("--max-batch", help=argparse.SUPPRESS)
     limits = parser.add_argument_group("limits")
     for each in fields(Settings):
         limits.add_argument(
