@@ -82,7 +82,7 @@ def golden() -> Golden:
 
 
 CALIBRATED: dict[tuple[str, str], list[np.ndarray]] = {}
-SHARED: dict[tuple[str, str], AlignSeg] = {}
+_MODELS: dict[tuple[str, str], AlignSeg] = {}
 
 
 def tiny_model(**kwargs) -> AlignSeg:
@@ -111,9 +111,9 @@ def tiny_model(**kwargs) -> AlignSeg:
 def shared_tiny_model(**kwargs) -> AlignSeg:
     """The `tiny_model` that all tests of the process share: do not compile or change it."""
     key = keras.config.dtype_policy().name, repr(sorted(kwargs.items()))
-    if key not in SHARED:
-        SHARED[key] = tiny_model(**kwargs)
-    return SHARED[key]
+    if key not in _MODELS:
+        _MODELS[key] = tiny_model(**kwargs)
+    return _MODELS[key]
 
 
 @pytest.fixture(scope="session")
