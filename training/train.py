@@ -20,7 +20,7 @@ import tensorflow as tf
 from alignseg_tf import AlignSeg, metrics
 from alignseg_tf.commands.options import add_data_arguments, data_from_arguments
 from alignseg_tf.data.listing import DataError
-from alignseg_tf.data.pipeline import evaluation_dataset, steps_per_epoch
+from alignseg_tf.data.pipeline import TrainingBatches, evaluation_dataset, steps_per_epoch
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.evaluation.provenance import RUN_FILE
 from alignseg_tf.evaluation.report import Report
@@ -30,6 +30,7 @@ from alignseg_tf.system.files import DiskFullError, write_text
 from alignseg_tf.system.fingerprints import file_fingerprint
 from alignseg_tf.system.processor import prepare_processor
 from training.build import (
+    build_augmentation,
     build_model,
     build_variables,
     check_batch_size,
@@ -52,10 +53,10 @@ from training.callbacks.stopping import RunStoppedError, StopOnNonFinite, StopOn
 from training.callbacks.tensorboard import TensorBoard
 from training.data import (
     Checked,
-    TrainingBatches,
     check_data,
     for_outputs,
     stages,
+    training_batches,
     training_samples,
     validation_views,
 )
@@ -99,10 +100,19 @@ class Run:
     strategy: tf.distribute.Strategy
     worker: Worker
 
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch."""
-        return steps_per_epoch(len(self.data.training), self.recipe.batch_size)
+    def training_data(
+        self, first: int, end: int, crop_size: tuple[int, int], step: int = 0
+    ) -> tf.data.Dataset:
+        """Return the batches from `step` of epoch `first` until epoch `end` begins."""
+        augmentation = build_augmentation(self.recipe, self.model, crop_size)
+        return for_outputs(self.model, self.batches.dataset(augmentation, first, end, step))
+
+    def batch_of(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Make one batch again: its images, its labels, and the names of its image files."""
+        crop_size = next(crop for first, end, crop in stages(self.recipe) if first <= epoch < end)
+        images, labels = next(iter(self.training_data(epoch, epoch + 1, crop_size, step)))
+        names = [sample.image.name for sample in self.batches.samples_of(epoch, step)]
+        return images.numpy(), labels["segmentation"].numpy(), names
 
 
 def prepare(
@@ -133,14 +143,14 @@ def prepare(
             print(f"Resuming {run_folder.last_file} after epoch {initial_epoch}/{recipe.epochs}")
         else:
             model, initial_epoch = build_model(recipe, data.label_space), 0
-            compile_model(model, recipe, data.label_space, data.training_summary.pixels, steps)
+            compile_model(model, recipe, data.label_space, data.training_report.pixels, steps)
         set_synchronized_batch_norm(model, replicas > 1)
     devices = tf.config.list_physical_devices("GPU") or ["CPU"]
     print(
         f"{recipe.backbone}, {model.count_params() / 1e6:.2f} M parameters, on "
         + (f"{replicas} devices" if replicas > 1 else getattr(devices[0], "name", "the CPU"))
     )
-    views = validation_views(data.validation_summary.sizes)
+    views = validation_views(data.validation_report.sizes)
     if worker.count > 1:
         validation = validation_share(
             data.validation, data.label_space, worker, replicas // worker.count, data.one_size,
@@ -150,7 +160,7 @@ def prepare(
         validation = evaluation_dataset(
             data.validation, data.label_space, replicas, data.one_size, views=views
         )
-    batches = TrainingBatches(recipe, data, model, worker)
+    batches = training_batches(recipe, data, worker)
     validation = for_outputs(model, validation)
     return Run(recipe, data, model, batches, validation, initial_epoch, strategy, worker)
 
@@ -220,9 +230,9 @@ def try_out(recipe: Recipe, data: DataSource, cpu_replicas: int = 1) -> None:
     steps_per_epoch(len(training), recipe.batch_size)
     with global_dtype_policy(recipe.dtype_policy):
         run = prepare(recipe, check_data(data, training), None, cpu_replicas)
-        batches = run.batches(*stages(recipe)[-1])
+        batches = run.training_data(*stages(recipe)[-1])
         validations = len(validation_epochs(recipe))
-        dry_run(run.model, recipe, batches, run.validation, run.steps, validations)
+        dry_run(run.model, recipe, batches, run.validation, run.batches.steps, validations)
 
 
 def run_callbacks(
@@ -235,7 +245,7 @@ def run_callbacks(
     callbacks: list[keras.callbacks.Callback] = [
         SeedDropout(recipe.seed + worker.index),
         metrics.RaiseOnInvalidLabels(),
-        StopOnNonFinite(own_folder, run.batches.of_step),
+        StopOnNonFinite(own_folder, run.batch_of),
         ValidateAveraged(),
     ]
     if worker.is_chief:
@@ -244,7 +254,7 @@ def run_callbacks(
         ]
         samples = run.data.validation[:4]
         callbacks += [
-            Progress(run.steps, work, run.initial_epoch, recipe.batch_size),
+            Progress(run.batches.steps, work, run.initial_epoch, recipe.batch_size),
             run_folder,
             TensorBoard(folder / "tensorboard", samples, run.data.label_space),
         ]
@@ -259,14 +269,15 @@ def fit(run: Run, run_folder: RunFolder) -> None:
     Raises:
         RunStoppedError: by a signal, or by a loss or weights that are not finite.
     """
-    recipe, steps, validation_freq = run.recipe, run.steps, validation_epochs(run.recipe)
+    recipe, steps = run.recipe, run.batches.steps
+    validation_freq = validation_epochs(recipe)
     with StopOnSignal() as stop:
         callbacks = run_callbacks(run, run_folder, stop)
         for first, last, crop_size in stages(recipe):
             first = max(first, run.initial_epoch)
             if first >= last:
                 continue
-            batches = run.batches(first, last, crop_size)
+            batches = run.training_data(first, last, crop_size)
             if run.worker.count > 1:
                 batches = batches.rebatch(recipe.batch_size // run.strategy.num_replicas_in_sync)
                 fit_workers(

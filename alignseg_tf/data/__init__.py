@@ -1,7 +1,7 @@
 """Data: label spaces, readers, augmentation and pipelines.
 
-Label spaces and readers need NumPy and Pillow only; what needs TensorFlow is imported when its
-name is first used.
+Label spaces and readers need only NumPy and Pillow. TensorFlow is imported at the first use of a
+name that needs it.
 """
 
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from alignseg_tf.system.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from alignseg_tf.data.augmentation import Augmentation
-    from alignseg_tf.data.pipeline import evaluation_dataset, training_dataset
+    from alignseg_tf.data.pipeline import TrainingBatches, evaluation_dataset
 
 __all__ = [
     "IGNORE",
@@ -24,20 +24,20 @@ __all__ = [
     "DataError",
     "LabelSpace",
     "Sample",
+    "TrainingBatches",
     "check_samples",
     "evaluation_dataset",
     "load_image",
     "load_label",
     "read_csv",
     "read_folder",
-    "training_dataset",
 ]
 
 __getattr__ = lazy_attributes(
     __name__,
     {
         "Augmentation": "alignseg_tf.data.augmentation",
+        "TrainingBatches": "alignseg_tf.data.pipeline",
         "evaluation_dataset": "alignseg_tf.data.pipeline",
-        "training_dataset": "alignseg_tf.data.pipeline",
     },
 )

@@ -1,35 +1,36 @@
-"""What the header of an image file promises, checked before an image library does the work.
+"""Refuse image files whose header promises endless work, before Pillow decodes them.
 
-A few bytes can ask for hours: a TIFF of millions of tiles, a JPEG of millions of segments. Pillow
-limits pixels and the size of decompressed metadata; this module limits everything else it loops
-over. Damage is not looked for: a decoder names it better.
+A few bytes can cost hours: a TIFF of millions of tiles, a JPEG of millions of segments. Pillow
+limits pixels and decompressed metadata; this module limits everything else that Pillow loops over.
+Damaged files pass, because decoders describe damage better.
 """
 
 import mmap
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-# Segments of a JPEG, chunks of a PNG; Pillow takes half a second for them. A PNG of 89 megapixels,
-# in chunks of the usual 8 KiB, has half as many.
+# Segments of a JPEG, chunks of a PNG; Pillow takes 0.5 s for them. A PNG of 89 megapixels in the
+# usual chunks of 8 KiB has half as many.
 MAX_PARTS = 65_536
 # Strips or tiles of a TIFF, which take Pillow longer.
 MAX_STRIPS = 32_768
-# A progressive JPEG has about ten scans, and its previews have some.
+# Scans of a JPEG and its previews; a progressive JPEG has about 10.
 MAX_SCANS = 100
-# Pillow keeps a copy of each tag's bytes, and tags may share them: so many times the file's size.
+# Bytes of all tags as a multiple of the file's size; tags may share bytes, and Pillow copies each.
 MAX_TAG_COPIES = 4
 # Tags of a directory; real ones have fewer than 200.
 MAX_TAGS = 4096
 # Pixels of one TIFF tile, unless the image has more.
 MAX_TILE_PIXELS = 4096 * 4096
-# Pillow decodes run-length coded BMP files in Python, about a second for each megabyte.
+# Bytes of a run-length coded BMP, which Pillow decodes in Python at about 1 MB/s.
 MAX_RUN_LENGTH_BYTES = 2 << 20
 
 Content = bytes | mmap.mmap
 
-# Bytes of a value, by the number of a TIFF type.
+# Bytes of a value by TIFF type.
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4,
                16: 8, 17: 8, 18: 8}  # fmt: skip
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
@@ -40,11 +41,11 @@ _OFFSETS = (273, 279, 324, 325)
 
 
 class HeaderError(ValueError):
-    """An image's header promises more work than any honest image needs."""
+    """An image header promises more work than any honest image needs."""
 
 
 class Tag(NamedTuple):
-    """An entry of a TIFF or EXIF directory: some values of a type, at a place in the file."""
+    """An entry of a TIFF or EXIF directory: type, number and offset of its values, byte order."""
 
     kind: int
     values: int
@@ -63,28 +64,24 @@ def check_header(content: bytes | str | Path) -> None:
             large run-length coded BMP. A damaged file or one of another format passes.
         OSError: the file cannot be read.
     """
-    if isinstance(content, bytes):
+    if not isinstance(content, bytes):
+        with Path(content).open("rb") as file:
+            if file.seek(0, 2) == 0:  # an empty file cannot be mapped
+                return
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                _check(mapped)
+    else:
         _check(content)
-        return
-    with Path(content).open("rb") as file:
-        if file.seek(0, 2) == 0:  # nothing to map
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            _check(mapped)
 
 
 def _check(content: Content) -> None:
-    checks: dict[bytes, Callable[[Content], None]] = {
+    checks: dict[bytes, Callable[[Content], object]] = {
         b"\xff\xd8": _check_jpeg, b"\x89P": _check_png, b"II": _check_tiff, b"MM": _check_tiff,
         b"BM": _check_bmp,
     }  # fmt: skip
-    check = checks.get(bytes(content[:2]))
-    if check is None:
-        return
-    try:
-        check(content)
-    except (struct.error, IndexError):  # it ends too early, which the decoder says
-        return
+    if check := checks.get(bytes(content[:2])):
+        with suppress(struct.error, IndexError):  # cut short: the decoder reports it
+            check(content)
 
 
 def _check_parts(count: int, what: str, most: int = MAX_PARTS) -> None:
@@ -94,14 +91,14 @@ def _check_parts(count: int, what: str, most: int = MAX_PARTS) -> None:
 
 def _check_jpeg(content: Content) -> None:
     parts, exif = 0, bytearray()
-    place = 1  # as Pillow, which begins between the two bytes of the first marker
+    place = 1  # as Pillow, which starts between the two bytes of the first marker
     while (place := content.find(b"\xff", place + 1)) >= 0:
         parts += 1
         _check_parts(parts, "segments and fill bytes in a JPEG")
         code = content[place + 1]
         if code == 0xDA:
             break
-        # 0 and 0xFF are no markers; the others here have no content.
+        # 0 and 0xFF are no markers; the other ones here have no content.
         if code in (0, 0x01, 0xFF) or 0xD0 <= code <= 0xD9:
             continue
         (length,) = struct.unpack(">H", content[place + 2 : place + 4])
@@ -162,7 +159,7 @@ def _check_bmp(content: Content) -> None:
 
 
 def _check_tags(content: Content) -> dict[int, Tag]:
-    """Return the tags of the first directory; their values must not be many times the file."""
+    """Return the tags of the first directory; refuse values much larger than the file."""
     tags, held = {}, 0
     for code, tag in _tags(content):
         size = _TYPE_BYTES.get(tag.kind, 0) * tag.values
@@ -202,7 +199,7 @@ def _tags(content: Content) -> Iterator[tuple[int, Tag]]:
 
 
 def _integer(content: Content, tag: Tag | None, default: int) -> int:
-    """Return the first value of a tag, or the default where it is no integer."""
+    """Return the first value of a tag, or the default if it is no integer."""
     if tag is None or tag.kind not in _INTEGERS or not tag.values:
         return default
     try:
@@ -212,10 +209,7 @@ def _integer(content: Content, tag: Tag | None, default: int) -> int:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Return the orientation in a block of EXIF, 1 to 8; 1 where it states none.
-
-    Only this tag is read, so that damage in another one does no harm.
-    """
+    """Return the orientation in a block of EXIF, 1 to 8, or 1. Other tags may be damaged."""
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
     try:
@@ -226,7 +220,7 @@ def exif_orientation(exif: bytes) -> int:
 
 
 def describe_tiff(content: bytes) -> str:
-    """Say how many bands of which type a TIFF file has; nothing where it is none."""
+    """Return number and type of the bands of a TIFF file; empty for another file."""
     try:
         tags = dict(_tags(content))
     except HeaderError:

@@ -1,8 +1,7 @@
-"""Label spaces: what the values of a label file mean.
+"""Label spaces: the meaning of the values of a label file.
 
-Everywhere behind the readers a label is a uint8 map of class ids 0..n-1, and `IGNORE` where a
-pixel has none. A label space says how a data set's files become that, and how classes are called
-and coloured.
+Behind the readers a label is a uint8 map of class ids 0..n-1, and `IGNORE` where a pixel has none.
+A label space converts the file values of a data set to these ids, and names and colours classes.
 """
 
 import colorsys
@@ -17,7 +16,7 @@ import numpy as np
 
 IGNORE = 255
 MAX_CLASSES = 255
-# Keys of a `classes.json` that tell people about the data, and are not read.
+# Keys of a `classes.json` that describe the data for people; the program ignores them.
 ABOUT = (
     "name", "description", "comment", "version", "date", "author", "url", "source", "commit",
     "licence", "license", "citation", "size", "split_rule", "images_with_class", "dup_images",
@@ -37,10 +36,7 @@ def default_palette(num_classes: int) -> tuple[Color, ...]:
 
 
 def class_columns(classes: Sequence[str], taken: Iterable[str]) -> list[str]:
-    """Return the column of each class in a table that has other columns too.
-
-    It is the name of the class, with " (class)" after it where another column has that name.
-    """
+    """Return the column of each class in a table: its name, plus " (class)" if that is taken."""
     taken = set(taken)
     columns: list[str] = []
     for name in classes:
@@ -56,14 +52,17 @@ class LabelSpace:
     """Names, colours and file values of the classes of a data set.
 
     Attributes:
-        classes: names; a class's place is its id.
-        palette: RGB colours 0..255, one a class; made up when empty.
+        classes: names; the position of a class is its id.
+        palette: RGB colours 0..255, one per class; made up when empty.
         void: file value of pixels without a class, which are ignored.
         ids: file value of each class; 0..n-1 when empty.
-        ignore_unlisted: other file values mean "no class" instead of being an error.
-        colors: where label files hold RGB colours instead of values, those of each class, one or
-            several a class; `void` and `ids` have no meaning then.
+        ignore_unlisted: treat other file values as pixels without a class, not as an error.
+        colors: one or several colours per class, if label files hold RGB colours instead of
+            values; `void` and `ids` are unused then.
         void_colors: colours of pixels without a class.
+
+    Raises:
+        ValueError: names, colours or values are missing, repeated or out of range.
     """
 
     classes: tuple[str, ...]
@@ -76,8 +75,14 @@ class LabelSpace:
 
     def __post_init__(self) -> None:
         count = len(self.classes)
-        if self.colors:
-            self._check_colors()
+        flat = [*(color for colors in self.colors for color in colors), *self.void_colors]
+        if self.colors and (len(self.colors) != count or not all(self.colors)):
+            raise ValueError(
+                f"`colors` must have one or more colours for each of the {count} classes. "
+                f"Received: {[len(colors) for colors in self.colors]} colours"
+            )
+        if twice := sorted({color for color in flat if flat.count(color) > 1}):
+            raise ValueError(f"`colors` and `void_colors` must differ. Received twice: {twice}")
         first = tuple(colors[0] for colors in self.colors)
         object.__setattr__(self, "palette", self.palette or first or default_palette(count))
         object.__setattr__(self, "ids", self.ids or tuple(range(count)))
@@ -88,36 +93,22 @@ class LabelSpace:
         for name in self.classes:
             if problem := _name_problem(name):
                 raise ValueError(f"the class name {name!a} {problem}")
-        if len(self.palette) != count or any(len(color) != 3 for color in self.palette):
+        if len(self.palette) != count:
             raise ValueError(
                 f"`palette` must have one [r, g, b] for each of the {count} classes. "
                 f"Received: {len(self.palette)} colours"
             )
-        if any(not 0 <= value <= 255 for color in self.palette for value in color):
-            raise ValueError(f"`palette` must hold values 0..255. Received: {self.palette}")
+        for what, colors in (("colors", flat), ("palette", self.palette)):
+            if any(len(c) != 3 or not all(0 <= x <= 255 for x in c) for c in colors):
+                raise ValueError(f"`{what}` must be [r, g, b] of 0..255. Received: {colors}")
         values = (*self.ids, self.void)
+        received = f"Received: ids={self.ids}, void={self.void}"
         if len(self.ids) != count or len(set(values)) != count + 1:
             raise ValueError(
-                f"The file values of {count} classes and of void must all differ. "
-                f"Received: ids={self.ids}, void={self.void}"
+                f"The file values of {count} classes and of void must all differ. {received}"
             )
         if any(not 0 <= value <= 255 for value in values):
-            raise ValueError(
-                f"File values must be 0..255. Received: ids={self.ids}, void={self.void}"
-            )
-
-    def _check_colors(self) -> None:
-        if len(self.colors) != len(self.classes) or not all(self.colors):
-            raise ValueError(
-                f"`colors` must have one or more colours for each of the {len(self.classes)} "
-                f"classes. Received: {[len(colors) for colors in self.colors]} colours"
-            )
-        flat = [*(color for colors in self.colors for color in colors), *self.void_colors]
-        twice = sorted({color for color in flat if flat.count(color) > 1})
-        if twice:
-            raise ValueError(f"`colors` and `void_colors` must differ. Received twice: {twice}")
-        if any(len(color) != 3 or not all(0 <= x <= 255 for x in color) for color in flat):
-            raise ValueError(f"`colors` must be [r, g, b] of 0..255. Received: {flat}")
+            raise ValueError(f"File values must be 0..255. {received}")
 
     @property
     def num_classes(self) -> int:
@@ -125,16 +116,16 @@ class LabelSpace:
         return len(self.classes)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Turn what a label file holds into class ids and `IGNORE`.
+        """Convert file values to class ids and `IGNORE`.
 
         Args:
-            values: uint8 [H, W], or [H, W, 3] where the label space has `colors`.
+            values: uint8 [H, W], or [H, W, 3] if the label space has `colors`.
 
         Returns:
             uint8 [H, W].
 
         Raises:
-            ValueError: values that are neither a class nor void; they are named.
+            ValueError: values are neither a class nor void; the message lists them.
         """
         if self.colors:
             return self._encode_colors(values)
@@ -151,16 +142,16 @@ class LabelSpace:
         return table[values]
 
     def decode(self, class_map: np.ndarray) -> np.ndarray:
-        """Turn class ids into what a label file holds: what `encode` takes.
+        """Convert class ids and `IGNORE` to file values, the inverse of `encode`.
 
         Args:
             class_map: uint8 [H, W], classes 0..n-1 and `IGNORE`.
 
         Returns:
-            uint8 [H, W]; where the label space has `colors`, [H, W, 3], the first of each class.
+            uint8 [H, W]; if the label space has `colors`, [H, W, 3], the first of each class.
 
         Raises:
-            ValueError: there are other ids, or `IGNORE` where nothing in a file stands for it.
+            ValueError: there are other ids, or `IGNORE` without `void_colors`.
         """
         count = self.num_classes
         found = set(np.unique(class_map).tolist())
@@ -168,16 +159,14 @@ class LabelSpace:
             raise ValueError(
                 f"`class_map` must hold 0..{count - 1} and {IGNORE}. Received: {unknown}"
             )
-        if not self.colors:
-            table = np.full(256, self.void, np.uint8)
-            table[:count] = self.ids
-            return table[class_map]
-        if IGNORE in found and not self.void_colors:
-            raise ValueError(f"`class_map` holds {IGNORE}, but there are no `void_colors`")
-        table = np.zeros((256, 3), np.uint8)
-        table[:count] = [colors[0] for colors in self.colors]
-        if self.void_colors:
-            table[IGNORE] = self.void_colors[0]
+        values: list[Any] = list(self.ids)
+        void: Any = self.void
+        if self.colors:
+            if IGNORE in found and not self.void_colors:
+                raise ValueError(f"`class_map` holds {IGNORE}, but there are no `void_colors`")
+            values = [colors[0] for colors in self.colors]
+            void = self.void_colors[0] if self.void_colors else (0, 0, 0)
+        table = np.array(values + (256 - count) * [void], np.uint8)
         return table[class_map]
 
     def _encode_colors(self, values: np.ndarray) -> np.ndarray:
@@ -201,7 +190,7 @@ class LabelSpace:
         return np.where(unknown, np.uint8(IGNORE), ids[place])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return `classes` and `palette` as plain lists: what a trained model keeps."""
+        """Return `classes` and `palette` as plain lists, which a trained model keeps."""
         return {
             "classes": list(self.classes),
             "palette": [list(color) for color in self.palette],
@@ -209,15 +198,16 @@ class LabelSpace:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: str = "label space") -> "LabelSpace":
-        """Build from the content of a `classes.json`; `source` is named in errors.
+        """Build from the content of a `classes.json`; errors name `source`.
 
         Keys: `classes` (required), `palette`, `void`, `ids`, `ignore_unlisted`, or `colors` (one
-        colour a class, or a list of colours) and `void_colors`. Keys of `ABOUT` are not read.
+        colour or a list of colours per class) and `void_colors`. Keys of `ABOUT` are ignored.
 
         Raises:
-            ValueError: a key is missing, unknown, or holds something else than expected.
+            ValueError: a key is missing, unknown, or has an unexpected value.
         """
-        if not isinstance(content, Mapping) or not _is_list_of(content.get("classes"), str):
+        names = content.get("classes") if isinstance(content, Mapping) else None
+        if not _is_list(names) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{source}: expected an object with a list of names under 'classes'")
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(content) - {*known, *ABOUT}):
@@ -225,24 +215,18 @@ class LabelSpace:
                 f"{source}: unknown keys {', '.join(map(ascii, unknown))}; expected 'classes', any "
                 f"of {known[1:]}, or 'label_space' alone; about the data, any of {list(ABOUT)}"
             )
-        read: dict[str, Callable[[Any, str], Any]]
-        read = {"palette": _palette, "void": _integer, "ids": _integers, "colors": _colors,
-                "void_colors": _palette, "ignore_unlisted": _boolean}  # fmt: skip
         try:
-            values = {key: read[key](content[key], key) for key in content if key in read}
-            return cls(tuple(content["classes"]), **values)
+            values = {key: _READ[key](content[key], key) for key in content if key in _READ}
+            return cls(tuple(names), **values)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
 
 
 def _name_problem(name: str) -> str | None:
-    """Return what keeps a class name from being shown anywhere, or None.
-
-    Other letters and marks are data: whoever prints them escapes what the target needs.
-    """
+    """Return why a class name cannot be shown, or None."""
     if not name.strip():
         return "is blank"
-    # Control characters, halves of a surrogate pair, line and paragraph separators.
+    # Control characters, surrogates, line and paragraph separators.
     bad = next((c for c in name if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")), None)
     return None if bad is None else f"has the character U+{ord(bad):04X}, which cannot be shown"
 
@@ -252,7 +236,7 @@ _VOC_VOID: Color = (224, 224, 192)
 
 
 def label_space_of_labelmap(text: str, path: Path) -> LabelSpace:
-    """Return the label space of the text of a CVAT `labelmap.txt`; `path` is named in errors."""
+    """Return the label space of a CVAT `labelmap.txt`; errors name `path`."""
     colors = read_labelmap(text, str(path))
     void = () if _VOC_VOID in colors.values() else (_VOC_VOID,)
     try:
@@ -264,10 +248,10 @@ def label_space_of_labelmap(text: str, path: Path) -> LabelSpace:
 
 
 def read_labelmap(text: str, source: str) -> dict[str, Color]:
-    """Read the lines `label:red,green,blue:parts:actions` of CVAT; `source` is named in errors.
+    """Read the lines `label:red,green,blue:parts:actions` of CVAT; errors name `source`.
 
     Raises:
-        ValueError: a line has another form, or a label or colour is there twice.
+        ValueError: a line has another form, or a label or colour is repeated.
     """
     colors: dict[str, Color] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -288,6 +272,10 @@ def read_labelmap(text: str, source: str) -> dict[str, Color]:
     return colors
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def _integer(value: Any, key: str) -> int:
     """Return a whole number; 2.0 is one."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
@@ -301,50 +289,44 @@ def _boolean(value: Any, key: str) -> bool:
     return value
 
 
-def _list(value: Any, key: str, what: str) -> Sequence[Any]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ValueError(f"'{key}' must be a list of {what}. Received: {value!r}")
-    return value
+def _tuple_of(read: Callable[[Any, str], Any], what: str) -> Callable[[Any, str], Any]:
+    """Return a function that reads each item of a list."""
+
+    def read_list(value: Any, key: str) -> tuple[Any, ...]:
+        if not _is_list(value):
+            raise ValueError(f"'{key}' must be a list of {what}. Received: {value!r}")
+        return tuple(read(item, key) for item in value)
+
+    return read_list
 
 
-def _integers(values: Any, key: str) -> tuple[int, ...]:
-    return tuple(_integer(value, key) for value in _list(values, key, "whole numbers"))
-
-
-def _color(values: Any, key: str) -> Color:
-    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != 3:
-        raise ValueError(f"'{key}' must hold colours [r, g, b] of 0..255. Received: {values!r}")
-    red, green, blue = (_integer(value, key) for value in values)
+def _color(value: Any, key: str) -> Color:
+    if not _is_list(value) or len(value) != 3:
+        raise ValueError(f"'{key}' must hold colours [r, g, b] of 0..255. Received: {value!r}")
+    red, green, blue = (_integer(item, key) for item in value)
     return red, green, blue
 
 
-def _palette(values: Any, key: str) -> tuple[Color, ...]:
-    return tuple(_color(color, key) for color in _list(values, key, "colours [r, g, b]"))
+def _one_or_more_colors(value: Any, key: str) -> tuple[Color, ...]:
+    is_one = _is_list(value) and len(value) > 0 and not isinstance(value[0], Sequence)
+    return (_color(value, key),) if is_one else _COLORS(value, key)
 
 
-def _colors(values: Any, key: str) -> tuple[tuple[Color, ...], ...]:
-    """For each class one colour, or a list of colours."""
-    found = []
-    for colors in _list(values, key, "colours [r, g, b], or lists of them"):
-        several = _list(colors, key, "colours [r, g, b], or lists of them")
-        is_one = several and not isinstance(several[0], Sequence)
-        found.append((_color(several, key),) if is_one else _palette(several, key))
-    return tuple(found)
+_COLORS = _tuple_of(_color, "colours [r, g, b]")
+_READ: dict[str, Callable[[Any, str], Any]] = {
+    "palette": _COLORS,
+    "void": _integer,
+    "ids": _tuple_of(_integer, "whole numbers"),
+    "colors": _tuple_of(_one_or_more_colors, "colours [r, g, b], or lists of them"),
+    "void_colors": _COLORS,
+    "ignore_unlisted": _boolean,
+}
 
 
 def _color_number(values: np.ndarray) -> np.ndarray:
     """[..., 3] -> [...]: a colour as a number of 24 bits."""
     red, green, blue = np.moveaxis(values.astype(np.int32), -1, 0)
     return (red << 16) + (green << 8) + blue
-
-
-def _is_list_of(value: Any, kind: type) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and bool(value)
-        and all(isinstance(item, kind) for item in value)
-    )
 
 
 def _ranges(ids: tuple[int, ...]) -> str:
@@ -356,13 +338,11 @@ def _ranges(ids: tuple[int, ...]) -> str:
 def voc_palette(num_colors: int) -> tuple[Color, ...]:
     """Return the colours of the PASCAL VOC development kit.
 
-    The bits of a number are dealt out to red, green and blue in turn, lowest first; what a
-    channel gets fills it from its highest bit down. 0 is black, 1 (128, 0, 0), 2 (0, 128, 0).
+    Bits 3i, 3i + 1 and 3i + 2 of a number are bit 7 - i of red, green and blue. 0 is black,
+    1 (128, 0, 0), 2 (0, 128, 0).
     """
-    colors = []
-    for number in range(num_colors):
-        channels = [0, 0, 0]
-        for bit in range(24):
-            channels[bit % 3] |= (number >> bit & 1) << (7 - bit // 3)
-        colors.append((channels[0], channels[1], channels[2]))
-    return tuple(colors)
+
+    def channel(number: int, start: int) -> int:
+        return sum((number >> (3 * i + start) & 1) << (7 - i) for i in range(8))
+
+    return tuple((channel(n, 0), channel(n, 1), channel(n, 2)) for n in range(num_colors))

@@ -1,4 +1,12 @@
-"""List the images and labels of a folder or a CSV file."""
+"""List the images and labels of a folder or a CSV file.
+
+A folder holds `images/{train,val}`, `labels/{train,val}` and `classes.json`; an image and its label
+share a name up to the suffix. A CSV list has the columns `image` and `label` with paths relative to
+the list, optionally `split`, and `classes.json` beside it.
+
+Hidden files and folders are skipped, links to folders are followed, and names are compared in the
+Unicode form NFC.
+"""
 
 import csv
 import glob
@@ -17,17 +25,17 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff"
 )  # fmt: skip
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")
-# Files that systems and tools leave beside the data; so are all hidden ones.
+# Files that systems and tools write beside the data, in addition to hidden ones.
 DERIVED_NAMES = ("__macosx", "thumbs.db", "desktop.ini")
-# So many problems are listed in one message.
+# Maximum number of problems listed in one error message.
 LISTED = 5
-# What was left out, by why: a suffix, or one of the reasons below.
+# Skipped paths by kind: a suffix, or one of the kinds below.
 Skipped = dict[str, list[Path]]
 DERIVED, SPECIAL, LOOP = "hidden", "not a file", "a link to a folder around it"
 
 
 class DataError(ValueError):
-    """Something is wrong with the data; the message names the file."""
+    """The data are wrong; the message names the file."""
 
 
 class ListingError(DataError):
@@ -35,7 +43,7 @@ class ListingError(DataError):
 
     Attributes:
         problems: what is wrong, each with its file.
-        samples: those that can.
+        samples: the samples that can be listed.
     """
 
     def __init__(self, source: str, problems: Sequence[str], samples: Sequence["Sample"]):
@@ -76,44 +84,77 @@ def read_folder(root: str | Path, split: str) -> list[Sample]:
                 f"{folder}: no such folder; expected images/{{train,val}}, labels/{{train,val}} "
                 f"and classes.json under {root}. Received: {', '.join(there) or 'no folders'}"
             )
-    image_files, problems = _files_by_key(images, IMAGE_SUFFIXES, "image")
-    if not image_files and not problems:
+    image_of, problems = _files_by_name(images, IMAGE_SUFFIXES, "image")
+    if not image_of and not problems:
         raise _no_images(images)
-    label_of, more_problems = _files_by_key(labels, LABEL_SUFFIXES, "label")
-    problems += more_problems
-    unlabelled = [key for key in image_files if key not in label_of]
-    if unlabelled:
-        used = {label_of[key] for key in image_files if key in label_of}
-        others = [path for path in list_files(labels) if path not in used]
-        for key in unlabelled[:LISTED]:
-            problems.append(_no_label(image_files[key], labels / key, others))
-        for key in unlabelled[LISTED:]:
-            problems.append(_no_label(image_files[key], labels / key, ()))
-    samples = [Sample(image_files[key], label_of[key]) for key in image_files if key in label_of]
+    label_of, label_problems = _files_by_name(labels, LABEL_SUFFIXES, "label")
+    problems += label_problems
+    missing = [name for name in image_of if name not in label_of]
+    used = {label_of[name] for name in image_of if name in label_of}
+    others = [path for path in list_files(labels) if path not in used] if missing else []
+    for count, name in enumerate(missing):  # only the first are shown, so search only for these
+        near = others if count < LISTED else ()
+        problems.append(_no_label(image_of[name], labels / name, near))
+    samples = [Sample(path, label_of[name]) for name, path in image_of.items() if name in label_of]
     if problems:
         raise ListingError(str(images), problems, samples)
     return samples
 
 
 def labels_without_image(root: str | Path, split: str) -> list[Path]:
-    """List the files of `root/labels/split` that `read_folder` has no use for."""
-    images, labels = Path(root) / "images" / split, Path(root) / "labels" / split
-    image_files, _ = _files_by_key(images, IMAGE_SUFFIXES, "image")
-    label_of, _ = _files_by_key(labels, LABEL_SUFFIXES, "label")
-    return [path for key, path in label_of.items() if key not in image_files]
+    """List the labels of `root/labels/split` that have no image."""
+    image_of, _ = _files_by_name(Path(root) / "images" / split, IMAGE_SUFFIXES, "image")
+    label_of, _ = _files_by_name(Path(root) / "labels" / split, LABEL_SUFFIXES, "label")
+    return [path for name, path in label_of.items() if name not in image_of]
+
+
+def _files_by_name(
+    folder: Path, suffixes: Sequence[str], what: str
+) -> tuple[dict[str, Path], list[str]]:
+    """Return files by path below the folder without suffix, in NFC, and problems of others."""
+    found: dict[str, Path] = {}
+    problems = []
+    for path in list_files(folder):
+        if path.suffix.lower() not in suffixes:
+            continue
+        name = unicodedata.normalize("NFC", str(path.relative_to(folder).with_suffix("")))
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raw = os.fsencode(path.name)
+            problems.append(f"{path.parent}: the name {raw!r} is not UTF-8; rename the file")
+            continue
+        if name in found:
+            problems.append(f"{path}: a second {what} beside {found[name].name}; remove one")
+        else:
+            found[name] = path
+    return found, problems
+
+
+def _no_images(folder: Path) -> DataError:
+    suffixes = Counter(path.suffix or path.name for path in list_files(folder))
+    there = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(LISTED))
+    return DataError(
+        f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder. "
+        f"Received: {there or 'no files'}"
+    )
+
+
+def _no_label(image: Path, expected: Path, others: Iterable[Path]) -> str:
+    """Say that a label is missing, and name a similar file."""
+    text = f"{image}: no label {expected}.png"
+    stem = image.stem.casefold()
+    near = next((path for path in others if stem in path.stem.casefold()), None)
+    if near is None:
+        return text
+    return (
+        f"{text}; there is {near}, but a label has its image's name and one of the suffixes "
+        f"{', '.join(LABEL_SUFFIXES)}"
+    )
 
 
 def list_files(folder: Path, skipped: Skipped | None = None) -> list[Path]:
-    """List the files below a folder at all depths, also behind links, sorted.
-
-    Args:
-        folder: where to look.
-        skipped: gets the files of tools and systems (`is_derived_file`), what is neither a file
-            nor a folder, and links that lead back to a folder around them.
-
-    Raises:
-        DataError: a folder is not readable.
-    """
+    """List the files below a folder at all depths, sorted; see `walk_files`."""
     return sorted(map(Path, walk_files(folder, {} if skipped is None else skipped)))
 
 
@@ -123,11 +164,11 @@ def walk_files(
     leave_out: Path | None = None,
     around: tuple[tuple[int, int], ...] = (),
 ) -> Iterator[str]:
-    """Yield the paths that `list_files` lists, without a list of them all.
+    """Yield the files below a folder at all depths, following links.
 
     Args:
-        folder: where to look.
-        skipped: as in `list_files`.
+        folder: the folder.
+        skipped: gets hidden and derived files, special files, and links to a folder around them.
         leave_out: a folder that is not entered.
         around: devices and inodes of the folders around this one.
 
@@ -145,9 +186,9 @@ def walk_files(
         return
     folders = []
     for entry in entries:
-        if _is_derived_name(entry.name):
+        if is_derived_file(PurePath(entry.name)):
             skipped.setdefault(DERIVED, []).append(Path(entry.path))
-        elif entry.is_file(follow_symlinks=False):  # without asking the disk once more
+        elif entry.is_file(follow_symlinks=False):  # known without another system call
             yield entry.path
         elif Path(entry.path).is_dir():
             folders.append(entry.path)
@@ -172,109 +213,47 @@ def describe_skipped(skipped: Mapping[str, Sequence[Path]]) -> str:
 
 
 def find_spelled(path: Path) -> Path:
-    """Return a path in the Unicode form in which it is there; as it is if it is not there."""
-    if not path.exists():
-        for form in ("NFC", "NFD"):
-            other = Path(unicodedata.normalize(form, str(path)))
-            if other.exists():
-                return other
-    return path
-
-
-def _key(path: Path, folder: Path) -> Path:
-    """What an image and its label have in common."""
-    return Path(unicodedata.normalize("NFC", str(path.relative_to(folder).with_suffix(""))))
-
-
-def _files_by_key(
-    folder: Path, suffixes: Sequence[str], what: str
-) -> tuple[dict[Path, Path], list[str]]:
-    """Return the files with one of the suffixes by `_key`, and what is wrong with others."""
-    found: dict[Path, Path] = {}
-    problems = []
-    for path in list_files(folder):
-        key = _key(path, folder)
-        if path.suffix.lower() not in suffixes:
-            continue
-        if not _is_utf8(path.name):
-            name = os.fsencode(path.name)
-            problems.append(f"{path.parent}: the name {name!r} is not UTF-8; rename the file")
-        elif key in found:
-            problems.append(f"{path}: a second {what} beside {found[key].name}; remove one")
-        else:
-            found[key] = path
-    return found, problems
-
-
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # what Python makes of other bytes in a name
-        return False
-    return True
-
-
-def _no_images(folder: Path) -> DataError:
-    suffixes = Counter(path.suffix or path.name for path in list_files(folder))
-    there = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(LISTED))
-    return DataError(
-        f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder. "
-        f"Received: {there or 'no files'}"
-    )
-
-
-def _no_label(image: Path, expected: Path, others: Iterable[Path]) -> str:
-    """Say that a label is missing, and which of other files may be meant."""
-    text = f"{image}: no label {expected}.png"
-    stem = image.stem.casefold()
-    near = next((path for path in others if stem in path.stem.casefold()), None)
-    if near is None:
-        return text
-    return (
-        f"{text}; there is {near}, but a label has its image's name and one of the suffixes "
-        f"{', '.join(LABEL_SUFFIXES)}"
-    )
+    """Return a path in the Unicode form in which it exists, or unchanged."""
+    forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+    return next((other for other in (path, *forms) if other.exists()), path)
 
 
 def read_csv(path: str | Path, split: str | None = None) -> list[Sample]:
     """List the samples of a CSV file with the columns `image` and `label`.
 
-    Spaces around names and values do not count, unless a file's name has them.
+    Spaces around names and values are ignored, except where a file name has them.
 
     Args:
         path: the file; its paths are relative to its folder.
         split: keep the rows with this value in the column `split`; None keeps all rows.
 
     Raises:
-        ListingError: rows are incomplete, or name files that are not there.
-        DataError: no such file, no such columns, or no rows.
+        ListingError: rows are incomplete, or name missing files.
+        DataError: the file, a column or the rows are missing.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    expected = {"image", "label"} if split is None else {"image", "label", "split"}
+    columns = ["image", "label"] if split is None else ["image", "label", "split"]
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected UTF-8 text ({error})") from error
+    rows = csv.DictReader(io.StringIO(text, newline=""), restval="")
+    rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
+    if not set(columns) <= set(rows.fieldnames or ()):
+        raise DataError(f"{path}: expected the columns {columns}. Received: {rows.fieldnames}")
     samples, problems, splits = [], [], Counter[str]()
-    with io.StringIO(text, newline="") as file:
-        rows = csv.DictReader(file, restval="")
-        rows.fieldnames = [name.strip() for name in rows.fieldnames or ()]
-        if not expected <= set(rows.fieldnames or ()):
-            raise DataError(
-                f"{path}: expected the columns {sorted(expected)}. Received: {rows.fieldnames}"
-            )
-        for row in rows:
-            if split is not None:
-                splits[row["split"].strip()] += 1
-                if row["split"].strip() != split:
-                    continue
-            image, label = (_listed_file(path.parent, row[name]) for name in ("image", "label"))
-            if problem := _row_problem(path.parent, image, label):
-                problems.append(f"{path}, line {rows.line_num}: {problem}")
-            else:
-                samples.append(Sample(image, label))
+    for row in rows:
+        if split is not None:
+            splits[row["split"].strip()] += 1
+            if row["split"].strip() != split:
+                continue
+        image, label = (_listed_file(path.parent, row[name]) for name in ("image", "label"))
+        if problem := _row_problem(path.parent, image, label):
+            problems.append(f"{path}, line {rows.line_num}: {problem}")
+        else:
+            samples.append(Sample(image, label))
     if problems:
         raise ListingError(str(path), problems, samples)
     if not samples:
@@ -302,25 +281,23 @@ def _row_problem(folder: Path, *paths: Path) -> str | None:
 
 
 def is_derived_file(path: PurePath) -> bool:
-    """Return whether a system or a tool made a file, which is therefore no data.
+    """Return whether a part of a path is hidden, `__MACOSX`, `Thumbs.db` or `desktop.ini`.
 
-    Such are hidden files and folders (`._a.png`, `.ipynb_checkpoints`), `__MACOSX`, `Thumbs.db` and
-    `desktop.ini`.
+    Systems and tools make such files, for example `._a.png` and `.ipynb_checkpoints`.
 
     Args:
-        path: a path below the folder or inside the archive that is read; all its parts count.
+        path: a path relative to the folder or archive that is read.
     """
-    return any(map(_is_derived_name, path.parts))
-
-
-def _is_derived_name(name: str) -> bool:
-    return name.casefold() in DERIVED_NAMES or (name.startswith(".") and name not in (".", ".."))
+    return any(
+        part.casefold() in DERIVED_NAMES or (part.startswith(".") and part not in (".", ".."))
+        for part in path.parts
+    )
 
 
 def special_kind(path: str | Path) -> str | None:
-    """Return what a path is that is neither a file nor a folder, such as "a pipe", or None.
+    """Return what a path is if neither a file nor a folder, such as "a pipe", else None.
 
-    Opening a pipe may wait forever, and reading a device may not end.
+    Opening a pipe may block forever, and reading a device may not end.
     """
     try:
         mode = Path(path).stat().st_mode
@@ -333,11 +310,7 @@ def special_kind(path: str | Path) -> str | None:
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """List the images among files, folders and patterns, in order.
-
-    Raises:
-        DataError: as `find_named_images`.
-    """
+    """List the images among files, folders and patterns, in order; see `find_named_images`."""
     return [path for path, _ in find_named_images(paths)]
 
 
@@ -346,19 +319,19 @@ def find_named_images(
     leave_out: Path | None = None,
     skipped: Skipped | None = None,
 ) -> list[tuple[Path, Path]]:
-    """List images, each with its path below the folder that was asked for.
+    """List images, each with its path below the given folder.
 
     Args:
         paths: files, folders (searched at all depths), and patterns such as `street/*.jpg` or
             `**/left.png`.
-        leave_out: a folder whose files are not taken.
-        skipped: gets what is no image in folders and among files, for `describe_skipped`.
+        leave_out: a folder whose files are omitted.
+        skipped: gets other files of folders, and special files, for `describe_skipped`.
 
     Returns:
-        (path, path below the folder, or the name of a file), in the order of `paths`, each once.
+        (path, path below the folder or name of a file), in the order of `paths`, each once.
 
     Raises:
-        DataError: a path is not there, a folder has no image, or nothing fits a pattern.
+        DataError: a path is missing, a folder has no image, or nothing matches a pattern.
     """
     found: dict[Path, Path] = {}
     skipped = {} if skipped is None else skipped
@@ -368,7 +341,7 @@ def find_named_images(
                 found |= {p: p.relative_to(match) for p in _images(match, leave_out, skipped)}
             elif kind := special_kind(match):
                 skipped.setdefault(f"{SPECIAL} but {kind}", []).append(match)
-            elif match.is_file() or match.is_symlink():  # what is wrong with a link, reading says
+            elif match.is_file() or match.is_symlink():  # reading reports a broken link
                 found[match] = Path(match.name)
             else:
                 raise DataError(f"{match}: no such file or folder")
@@ -389,12 +362,16 @@ def _matches(path: Path) -> list[Path]:
 def _images(folder: Path, leave_out: Path | None, skipped: Skipped) -> list[Path]:
     inside = list_files(folder, skipped)
     if leave_out is not None:
-        # Unlike `Path.resolve`, it takes a link to itself.
+        # Unlike `Path.resolve`, `realpath` accepts a link to itself.
         inside = [p for p in inside if not Path(os.path.realpath(p)).is_relative_to(leave_out)]
     images = [path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES]
-    for path in inside:
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            skipped.setdefault(path.suffix.lower() or "without a suffix", []).append(path)
+    add_by_suffix(skipped, (p for p in inside if p.suffix.lower() not in IMAGE_SUFFIXES))
     if not images:
         raise _no_images(folder)
     return images
+
+
+def add_by_suffix(skipped: Skipped, paths: Iterable[Path]) -> None:
+    """Add paths to the skipped ones, by suffix."""
+    for path in paths:
+        skipped.setdefault(path.suffix.lower() or "without a suffix", []).append(path)

@@ -1,14 +1,9 @@
-"""tf.data pipelines: samples on disk -> batches of images and labels.
-
-What a training batch holds is a function of (seed, epoch, place in the epoch) alone, so a run
-that was interrupted goes on with the batches that it would have seen, and each of several
-machines can make its part of a batch by itself.
-"""
+"""tf.data pipelines: samples on disk -> batches of images and labels."""
 
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,10 +15,10 @@ from alignseg_tf.data.listing import DataError, Sample
 from alignseg_tf.data.readers import load_sample
 
 DEFAULT_CACHE_BYTES = 2 << 30
-# Batches that wait for the model: as many as fit in here, between these two numbers.
+# Bytes of batches that wait for the model, and limits of their number.
 READ_AHEAD_BYTES = 256 << 20
 MIN_READ_AHEAD, MAX_READ_AHEAD = 2, 8
-# Samples that are decoded and augmented at the same time: bounded, since each takes memory.
+# Maximum number of samples decoded and augmented at the same time, which bounds memory.
 MAX_PARALLEL = 16
 # Rare class sampling: an image holds a class that has this share of its labelled pixels.
 HELD_SHARE = 1e-3
@@ -32,10 +27,10 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 class SampleCache:
-    """Decoded samples, kept in memory as far as a budget allows; datasets can share one.
+    """Keep decoded samples in memory within a budget; datasets and threads can share one.
 
-    What was read first stays: nothing is thrown out, so a cache that is too small for an epoch
-    still saves its share of the decoding. Threads may use it at the same time.
+    Nothing is evicted: the first samples stay, so a cache that is too small for an epoch still
+    saves its share of the decoding.
 
     Args:
         max_bytes: the budget; 0 keeps nothing.
@@ -49,8 +44,8 @@ class SampleCache:
     def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES):
         self.free_bytes = max_bytes
         self._arrays: dict[tuple[Sample, LabelSpace], Arrays] = {}
-        # Decoded last, also beyond the budget: tiles of one image follow one another.
-        self._latest: tuple[tuple[Sample, LabelSpace], Arrays] | None = None
+        # The last decoded sample, also beyond the budget: tiles of one image follow each other.
+        self._latest: dict[tuple[Sample, LabelSpace], Arrays] = {}
         self._lock = threading.Lock()
         self._decoding: dict[tuple[Sample, LabelSpace], threading.Lock] = {}
 
@@ -65,13 +60,11 @@ class SampleCache:
             return self._arrays[key]
         with self._lock:
             decoding = self._decoding.setdefault(key, threading.Lock())
-        with decoding:  # of this sample alone: threads decode others beside it
-            if key in self._arrays:  # by now
-                return self._arrays[key]
-            if (latest := self._latest) is not None and latest[0] == key:
-                return latest[1]
+        with decoding:  # other threads decode other samples meanwhile
+            if arrays := self._arrays.get(key) or self._latest.get(key):
+                return arrays
             arrays = load_sample(sample, label_space)
-            self._latest = key, arrays
+            self._latest = {key: arrays}
             size = sum(array.nbytes for array in arrays)
             with self._lock:
                 if size <= self.free_bytes:
@@ -82,16 +75,15 @@ class SampleCache:
 
 @dataclass(frozen=True, eq=False)
 class RareClassSampling:
-    """Draw a class, the rarer the likelier, and then an image that holds it.
+    """Draw a class, a rare one more often, and then an image that holds it.
 
     A class c with the share f(c) of all labelled pixels is drawn with a probability proportional
     to exp((1 - f(c)) / temperature). An image holds a class that has 1/1000 of its labelled
-    pixels, or any pixels where no image has so many.
+    pixels; where no image has that many, any pixel suffices.
 
     Attributes:
-        counts: pixels of each class in each image, [images, classes], as in
-            `DataSummary.counts`.
-        temperature: 0.01 is the paper's; larger is nearer to drawing all classes alike.
+        counts: pixels of each class in each image, [images, classes], as `check_samples` counts.
+        temperature: the paper's is 0.01; a larger one draws classes more evenly.
 
     Reference:
         Hoyer, Dai, Van Gool: "DAFormer: Improving Network Architectures and Training Strategies
@@ -148,132 +140,121 @@ class RareClassSampling:
         return draw
 
 
-def training_dataset(
-    samples: Sequence[Sample],
-    label_space: LabelSpace,
-    augmentation: Augmentation,
-    batch_size: int,
-    epochs: int,
-    initial_epoch: int = 0,
-    seed: int = 0,
-    cache: SampleCache | None = None,
-    rare_classes: RareClassSampling | None = None,
-    shard: tuple[int, int] = (0, 1),
-    initial_step: int = 0,
-) -> tf.data.Dataset:
-    """Shuffled and augmented batches of all epochs from `initial_epoch` on, one after another.
+@dataclass(frozen=True, eq=False)
+class TrainingBatches:
+    """Shuffled and augmented batches of every epoch of a training run.
 
-    An epoch has `steps_per_epoch(len(samples), batch_size)` batches. It has each sample once, but
-    for those that fill no batch; with `rare_classes`, samples are drawn with replacement, and the
-    crop of each is to hold the class that it was drawn for.
+    A batch depends only on the fields, the epoch and the step. An interrupted run therefore
+    continues with the batches it would have seen, and each of several machines makes its part.
 
-    Args:
-        samples: what to read.
-        label_space: what the labels mean.
-        augmentation: what is drawn for each sample.
+    An epoch has each sample once, except those that fill no batch. With `rare_classes`, samples
+    are drawn with replacement, and the crop of each shall hold the class it was drawn for.
+
+    Attributes:
+        samples: the images and labels.
+        label_space: the meaning of the label values.
         batch_size: samples in a batch, over all machines.
-        epochs: the epoch to end before.
-        initial_epoch: the epoch to start with.
-        seed: of order and augmentation.
-        cache: where decoded files are kept; None for one of its own with the default budget.
-        rare_classes: how to draw samples, instead of each once an epoch.
-        shard: (index, count) of one of several machines: the batches are then the part `index` of
-            `count` equal, contiguous parts of each batch.
-        initial_step: the batch of `initial_epoch` to start with.
-
-    Returns:
-        Batches (float32 [B, height, width, 3] in 0..255, int32 [B, height, width]), where B is
-        batch_size / count.
+        seed: seed of order and augmentation.
+        rare_classes: how to draw samples; None for each sample once an epoch.
+        shard: (index, count) of this machine, which gets part `index` of `count` equal,
+            contiguous parts of each batch.
+        cache: cache of decoded files.
 
     Raises:
-        DataError: fewer samples than a batch needs; when read, an unreadable file.
-        ValueError: the batch has no `count` equal parts, or `counts` are not those of `samples`.
+        DataError: fewer samples than a batch needs.
+        ValueError: `count` does not divide the batch, or `rare_classes` has the counts of other
+            samples.
     """
-    steps = steps_per_epoch(len(samples), batch_size)
-    draw = _drawing(len(samples), batch_size, seed, rare_classes, shard)
-    load = _loading(samples, label_space, SampleCache() if cache is None else cache)
 
-    def sample(number: Any) -> tuple[Any, Any]:
-        index, stream, wanted = draw(number)
-        return augmentation(*load(index), stream, wanted)
+    samples: Sequence[Sample]
+    label_space: LabelSpace
+    batch_size: int
+    seed: int = 0
+    rare_classes: RareClassSampling | None = None
+    shard: tuple[int, int] = (0, 1)
+    cache: SampleCache = field(default_factory=SampleCache)
 
-    local = batch_size // shard[1]
-    first, last = (initial_epoch * steps + initial_step) * local, epochs * steps * local
-    dataset = tf.data.Dataset.range(first, last)
-    dataset = dataset.map(sample, num_parallel_calls=parallel_calls(), deterministic=True)
-    dataset = dataset.batch(local, drop_remainder=True)
-    return dataset.prefetch(read_ahead(local, augmentation.crop_size))
+    def __post_init__(self) -> None:
+        steps_per_epoch(len(self.samples), self.batch_size)
+        part, parts = self.shard
+        if not 0 <= part < parts or self.batch_size % parts:
+            raise ValueError(
+                "`shard` must be (index, count) with 0 <= index < count and a batch that count "
+                f"divides. Received: shard={self.shard}, batch_size={self.batch_size}"
+            )
+        rare = self.rare_classes
+        if rare is not None and len(rare.counts) != len(self.samples):
+            raise ValueError(
+                f"`rare_classes` must have the counts of the {len(self.samples)} samples. "
+                f"Received: counts of {len(rare.counts)}"
+            )
 
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return steps_per_epoch(len(self.samples), self.batch_size)
 
-def batch_samples(
-    samples: Sequence[Sample],
-    batch_size: int,
-    epoch: int,
-    step: int,
-    seed: int = 0,
-    rare_classes: RareClassSampling | None = None,
-    shard: tuple[int, int] = (0, 1),
-) -> list[Sample]:
-    """Return the samples that one batch of `training_dataset` is made of, in order.
+    def dataset(
+        self, augmentation: Augmentation, first: int = 0, end: int = 1, step: int = 0
+    ) -> tf.data.Dataset:
+        """Return the batches from `step` of epoch `first` until epoch `end` begins.
 
-    Raises:
-        DataError: as `training_dataset`.
-        ValueError: as `training_dataset`.
-    """
-    draw = _drawing(len(samples), batch_size, seed, rare_classes, shard)
-    local = batch_size // shard[1]
-    first = (epoch * steps_per_epoch(len(samples), batch_size) + step) * local
-    numbers = tf.range(first, first + local, dtype=tf.int64)
-    return [samples[int(draw(number)[0])] for number in numbers]
+        Returns:
+            Batches (float32 [B, height, width, 3] in 0..255, int32 [B, height, width]), where B is
+            batch_size / count. Reading raises DataError for an unreadable file.
+        """
+        local = self.batch_size // self.shard[1]
+        draw, load = self._drawing(), _loading(self.cache, self.samples, self.label_space)
 
+        def sample(number: Any) -> tuple[Any, Any]:
+            index, stream, wanted = draw(number)
+            return augmentation(*load(index), stream, wanted)
 
-def _drawing(
-    total: int,
-    batch_size: int,
-    seed: int,
-    rare_classes: RareClassSampling | None,
-    shard: tuple[int, int],
-) -> Callable[[Any], tuple[Any, Any, Any]]:
-    """Return what a number, counted over all epochs on this machine, stands for.
-
-    That is the index of a sample, the seed of its augmentation, int64 [2], and the class that its
-    crop is to hold, or None.
-    """
-    per_epoch = steps_per_epoch(total, batch_size) * batch_size
-    part, parts = shard
-    if not 0 <= part < parts or batch_size % parts:
-        raise ValueError(
-            "`shard` must be (index, count) with 0 <= index < count and a batch that count divides."
-            f" Received: shard={shard}, batch_size={batch_size}"
+        numbers = tf.data.Dataset.range(
+            (first * self.steps + step) * local, end * self.steps * local
         )
-    if rare_classes is not None and len(rare_classes.counts) != total:
-        raise ValueError(
-            f"`rare_classes` must have the counts of the {total} samples. "
-            f"Received: counts of {len(rare_classes.counts)}"
-        )
-    local = batch_size // parts
-    draw_rare = None if rare_classes is None else rare_classes.drawing()
+        dataset = numbers.map(sample, num_parallel_calls=parallel_calls(), deterministic=True)
+        dataset = dataset.batch(local, drop_remainder=True)
+        return dataset.prefetch(read_ahead(local, augmentation.crop_size))
 
-    def draw(number: Any) -> tuple[Any, Any, Any]:
-        place = number // local * batch_size + part * local + number % local
-        epoch, place = place // per_epoch, place % per_epoch
-        # Not the index of the sample: the second draw of the same one must differ.
-        stream = tf.stack([tf.constant(seed, tf.int64) * 1_000_003 + epoch, place])
-        if draw_rare is not None:
-            index, wanted = draw_rare(-1 - stream)  # another seed than that of the augmentation
-            return index, stream, wanted
-        order = tf.stack([tf.constant(seed, tf.int64), epoch])
-        index = tf.random.experimental.index_shuffle(place, seed=order, max_index=total - 1)
-        return index, stream, None
+    def samples_of(self, epoch: int, step: int) -> list[Sample]:
+        """Return the samples of one batch, in order."""
+        draw, local = self._drawing(), self.batch_size // self.shard[1]
+        start = (epoch * self.steps + step) * local
+        numbers = tf.range(start, start + local, dtype=tf.int64)
+        return [self.samples[int(draw(number)[0])] for number in numbers]
 
-    return draw
+    def _drawing(self) -> Callable[[Any], tuple[Any, Any, Any]]:
+        """Return a function of a sample's number, counted over all epochs on this machine.
+
+        It returns the index of the sample, the seed of its augmentation, int64 [2], and the class
+        that its crop shall hold, or None.
+        """
+        total, batch_size, (part, parts) = len(self.samples), self.batch_size, self.shard
+        local, per_epoch = batch_size // parts, self.steps * batch_size
+        seed = tf.constant(self.seed, tf.int64)
+        draw_rare = None if self.rare_classes is None else self.rare_classes.drawing()
+
+        def draw(number: Any) -> tuple[Any, Any, Any]:
+            place = number // local * batch_size + part * local + number % local
+            epoch, place = place // per_epoch, place % per_epoch
+            # The place, not the sample's index: two draws of one sample in an epoch must differ.
+            stream = tf.stack([seed * 1_000_003 + epoch, place])
+            if draw_rare is not None:
+                index, wanted = draw_rare(-1 - stream)  # another seed than the augmentation's
+                return index, stream, wanted
+            order = tf.stack([seed, epoch])
+            index = tf.random.experimental.index_shuffle(place, seed=order, max_index=total - 1)
+            return index, stream, None
+
+        return draw
 
 
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:
     """Return the number of whole batches in an epoch.
 
     Raises:
-        DataError: there is not one.
+        DataError: there are fewer samples than a batch needs.
     """
     if num_samples < batch_size:
         raise DataError(
@@ -283,27 +264,33 @@ def steps_per_epoch(num_samples: int, batch_size: int) -> int:
 
 
 def read_ahead(batch_size: int, crop_size: tuple[int, int]) -> int:
-    """Return how many batches may wait for the model."""
-    # Four values a pixel, three colours and a label, of four bytes each.
+    """Return the number of batches that wait for the model."""
+    # A pixel has three colours and a label, of four bytes each.
     batch_bytes = batch_size * crop_size[0] * crop_size[1] * 16
     return min(max(READ_AHEAD_BYTES // batch_bytes, MIN_READ_AHEAD), MAX_READ_AHEAD)
 
 
 def parallel_calls() -> int:
-    """Return how many samples are made at the same time: one on each processor, up to 16."""
+    """Return the number of samples to make at the same time: one per processor, at most 16."""
     return min(os.cpu_count() or 1, MAX_PARALLEL)
 
 
 def _loading(
-    samples: Sequence[Sample], label_space: LabelSpace, cache: SampleCache
+    cache: SampleCache,
+    samples: Sequence[Sample],
+    label_space: LabelSpace,
+    views: Sequence["View"] | None = None,
 ) -> Callable[[Any], tuple[Any, Any]]:
-    """Return a function in tf.data: int64 scalar -> uint8 [H, W, 3], uint8 [H, W]."""
+    """Return a tf.data function: index of a sample or view -> uint8 [H, W, 3], uint8 [H, W]."""
 
     def read(index: np.ndarray) -> Arrays:
-        return cache.load(samples[int(index)], label_space)
+        if views is None:
+            return cache.load(samples[int(index)], label_space)
+        view = views[int(index)]
+        return view.cut(*cache.load(samples[view.index], label_space))
 
     def load(index: Any) -> tuple[Any, Any]:
-        # Python runs one thread at a time, but Pillow lets the others run while it decodes.
+        # Python runs one thread at a time, but Pillow releases its lock while it decodes.
         image, label = tf.numpy_function(read, [index], [tf.uint8, tf.uint8])
         return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(label, [None, None])
 
@@ -312,10 +299,10 @@ def _loading(
 
 @dataclass(frozen=True)
 class View:
-    """An image, or a tile of one, that goes through the network by itself.
+    """An image, or a tile of one, to run through the network.
 
     Attributes:
-        index: of the sample.
+        index: index of the sample.
         tile: rows and columns of the tile; None for the whole image.
         counted: rows and columns of the image whose labels count in this tile; None for all.
     """
@@ -343,38 +330,32 @@ def evaluation_dataset(
     cache: SampleCache | None = None,
     views: Sequence[View] | None = None,
 ) -> tf.data.Dataset:
-    """Whole images in order, each at its own size, or given views of them.
+    """Return whole images in order, each at its own size, or given views of them.
 
     Args:
-        samples: what to read.
-        label_space: what the labels mean.
-        replicas: samples in a batch, one for each device. A device without one fails, so a batch
-            that lacks samples is filled up with copies whose labels are ignored everywhere.
+        samples: the images and labels.
+        label_space: the meaning of the label values.
+        replicas: samples in a batch, one for each device. A batch that lacks samples is filled
+            up with copies whose labels are all ignored, since a device without a sample fails.
         one_size: whether all views have the same size; otherwise a batch has one of them and
             is filled up.
-        cache: where decoded files are kept; None for one of its own with the default budget.
-        views: what to put into batches; None for every sample as a whole.
+        cache: cache of decoded files.
+        views: the views to put into batches; None for every sample as a whole.
 
     Returns:
         Batches (float32 [B, H, W, 3] in 0..255, int32 [B, H, W]).
     """
     views = [View(i) for i in range(len(samples))] if views is None else views
-    cache = SampleCache() if cache is None else cache
+    load = _loading(cache or SampleCache(), samples, label_space, views)
     together = replicas if one_size else 1
     index = np.arange(-(-len(views) // together) * together).reshape(-1, together)
     index = np.pad(index, ((0, 0), (0, replicas - together)), "edge")
     is_copy = (index >= len(views)) | (np.arange(replicas) >= together)
     index = np.minimum(index, len(views) - 1)
 
-    def cut(index: np.ndarray) -> Arrays:
-        view = views[int(index)]
-        return view.cut(*cache.load(samples[view.index], label_space))
-
     def read(index: Any, is_copy: Any) -> tuple[Any, Any]:
-        image, label = tf.numpy_function(cut, [index], [tf.uint8, tf.uint8])
-        image, label = tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(label, [None, None])
-        label = tf.cast(label, tf.int32)
-        return tf.cast(image, tf.float32), tf.where(is_copy, IGNORE, label)
+        image, label = load(index)
+        return tf.cast(image, tf.float32), tf.where(is_copy, IGNORE, tf.cast(label, tf.int32))
 
     dataset = tf.data.Dataset.from_tensor_slices((index.ravel(), is_copy.ravel()))
     calls = min(parallel_calls(), MAX_PARALLEL // 4)  # whole images are large

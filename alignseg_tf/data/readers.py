@@ -1,19 +1,10 @@
-"""From files to arrays: which image has which label, and what is in them.
-
-A folder holds `images/{train,val}`, `labels/{train,val}` and `classes.json`; a label has its
-image's name, up to the suffix. A CSV list has the columns `image` and `label` with paths
-relative to the list, optionally `split`, and `classes.json` beside it.
-
-Hidden files and folders, such as `._a.png` or `.ipynb_checkpoints`, are no data. Links to folders
-are followed. Names are equal whatever their Unicode form: macOS splits an accented letter in two.
-"""
+"""Decode images and labels from files."""
 
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -22,13 +13,11 @@ from alignseg_tf.data.image_headers import check_header, describe_tiff, exif_ori
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import DataError, Sample, special_kind
 
-# What Pillow may take a file for. It knows more formats: some run other programs (EPS), some are
-# decoded in Python (QOI, FITS), whatever the suffix says.
+# Formats that Pillow may detect. Others run programs (EPS) or are decoded in Python (QOI, FITS).
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 # Pillow's modes of more than 8 bits a channel.
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-# The network's coarsest stride: what is smaller leaves nothing there. The model refuses it too, as
-# its `MIN_IMAGE_SIZE`; data and model know nothing of each other, so a test holds both equal.
+# The network's coarsest stride, in pixels. A test holds it equal to the model's `MIN_IMAGE_SIZE`.
 MIN_SIDE = 32
 
 
@@ -36,25 +25,24 @@ MIN_SIDE = 32
 def opened(
     path: str | Path, what: str = "an image", content: bytes | None = None
 ) -> Iterator[Image.Image]:
-    """Open an image file with Pillow; the pixels are decoded when they are asked for.
+    """Open an image file with Pillow, without decoding its pixels.
 
-    Whatever Pillow raises, here or in the body, becomes a DataError that names the file.
+    Every error of Pillow, here or in the body, becomes a DataError that names the file.
 
     Args:
         path: the file.
-        what: what it should be, for messages.
-        content: the file's bytes, where they have been read already.
+        what: the expected content, for messages.
+        content: the file's bytes, if they were read already.
 
     Raises:
         DataError: the file is missing, unreadable or damaged, holds several images, has more
-            pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million), above which Pillow warns, or
-            fails `check_header`.
+            pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million), or fails `check_header`.
     """
     try:
         if content is None and (kind := special_kind(path)):
             raise DataError(f"{path}: expected a file. Received: {kind}")
         check_header(Path(path) if content is None else content)
-        # Given a path, Pillow 13 maps a TIFF into memory, and garbles one that is to be turned.
+        # Given a path, Pillow 13 maps a TIFF into memory and garbles one that EXIF turns.
         with (
             Path(path).open("rb") if content is None else io.BytesIO(content) as file,
             Image.open(file, formats=FORMATS) as image,
@@ -62,8 +50,7 @@ def opened(
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
-            # Photographs as MPO carry a preview behind the image.
-            # Not counted: a TIFF may have a million, which Pillow reads one by one.
+            # An MPO photograph carries a preview. Counting all images of a TIFF may take hours.
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise DataError(f"{path}: expected one image. Received: several in this file")
             yield image
@@ -100,9 +87,9 @@ def _why_unreadable(path: Path, error: Exception, content: bytes | None) -> str:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn and mirror an image as its EXIF orientation says.
+    """Turn and mirror an image by its EXIF orientation.
 
-    `PIL.ImageOps.exif_transpose` also rewrites all EXIF, and fails where any tag is mistyped.
+    `PIL.ImageOps.exif_transpose` also rewrites all EXIF, and fails if any tag has a wrong type.
     """
     image.load()
     orientation = orientation_of(image)
@@ -121,17 +108,16 @@ _TURNS = {
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Read the EXIF orientation, 1 to 8, of the header, and of what is loaded already.
+    """Return the EXIF orientation, 1 to 8, from the header and the loaded metadata.
 
-    Pillow's `getexif` reads all tags instead, and of a PNG all pixels to look behind them.
+    Pillow's `getexif` reads all tags, and all pixels of a PNG.
     """
     info = image.info
-    if image.format == "TIFF":
-        value = getattr(image, "tag_v2", {}).get(274, 1)
-        return value if value in _TURNS else 1
     exif = info.get("exif") or b""
-    if image.format is None and not exif:  # in memory: tags may have been set
-        value = image.getexif().get(274, 1)
+    in_memory = image.format is None and not exif  # tags may have been set
+    if image.format == "TIFF" or in_memory:
+        tags = image.getexif() if in_memory else getattr(image, "tag_v2", {})
+        value = tags.get(274, 1)
         return value if value in _TURNS else 1
     if not exif and (text := info.get("Raw profile type exif")):
         try:
@@ -147,21 +133,21 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Turn to RGB; transparent pixels show the colour that is stored for them."""
-    if "transparency" in image.info:  # Pillow warns of a palette with several such colours
+    """Convert to RGB; transparent pixels keep their stored colour."""
+    if "transparency" in image.info:  # Pillow warns about a palette with several such colours
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def load_image(path: str | Path, content: bytes | None = None) -> np.ndarray:
-    """Decode an image to uint8 RGB [H, W, 3], turned as its EXIF orientation says.
+    """Decode an image to uint8 RGB [H, W, 3], turned by its EXIF orientation.
 
-    Grey, palette, CMYK and 1-bit images become RGB; of 16 bits a channel the upper 8 are kept.
-    Transparency is dropped, as `tf.io.decode_image(channels=3)` in a served model does.
+    Grey, palette, CMYK and 1-bit images become RGB; 16-bit channels keep their upper 8 bits.
+    Transparency is dropped, as `tf.io.decode_image(channels=3)` does in a served model.
 
     Args:
         path: the file.
-        content: its bytes, where they have been read already.
+        content: the file's bytes, if they were read already.
 
     Raises:
         DataError: as `opened`, or the values are not 8 or 16 bits a channel.
@@ -171,7 +157,7 @@ def load_image(path: str | Path, content: bytes | None = None) -> np.ndarray:
 
 
 def rgb_pixels(image: Image.Image, name: str = "the image") -> np.ndarray:
-    """Turn a Pillow image to uint8 RGB [H, W, 3], as `load_image` does; `name` is for errors.
+    """Convert a Pillow image to uint8 RGB [H, W, 3] as `load_image`; `name` is for errors.
 
     Raises:
         DataError: the values are not 8 or 16 bits a channel.
@@ -179,7 +165,7 @@ def rgb_pixels(image: Image.Image, name: str = "the image") -> np.ndarray:
     image = upright(image)
     if image.mode not in DEEP_MODES:
         return np.asarray(_to_rgb(image))
-    # 16-bit grey, which Pillow's own conversion would clip at 255.
+    # Pillow's own conversion clips 16-bit grey at 255.
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise DataError(
@@ -192,13 +178,12 @@ def rgb_pixels(image: Image.Image, name: str = "the image") -> np.ndarray:
 def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
     """Decode a label file to class ids, uint8 [H, W], with `IGNORE` where there is none.
 
-    Palette files give their indices, not their colours; grey files of 1, 2 or 4 bits give what is
-    stored, not the grey that shows it; floats must be whole numbers. As an image, a label is
-    turned as its EXIF orientation says.
+    Palette files give their indices, grey files of 1, 2 or 4 bits the stored values. Floats must
+    be whole numbers. The EXIF orientation turns a label as it turns an image.
 
     Raises:
-        DataError: as `opened`, or the file is a JPEG, has transparent pixels, several channels
-            where no colours are expected, or unknown values.
+        DataError: as `opened`, or the file is a JPEG, or has transparent pixels, unknown values,
+            or several channels where the label space has no colours.
     """
     with opened(path, "a label") as image:
         if image.format in ("JPEG", "MPO"):
@@ -210,61 +195,57 @@ def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
             if turned.getchannel("A").getextrema() != (255, 255):
                 raise DataError(f"{path}: a label must not have transparent pixels")
             turned = turned.convert(mode[:-1])
-        values = np.asarray(_to_rgb(turned) if label_space.colors else stored(turned))
+        values = np.asarray(_to_rgb(turned)) if label_space.colors else stored(np.asarray(turned))
     if values.ndim != 2 and not label_space.colors:
+        equal = (values == values[..., :1]).all()
         raise DataError(
             f"{path}: expected one channel of class ids, or a palette. Received: {mode} with "
-            f"shape {values.shape}{_channels_hint(values)}"
-        )
-    if values.dtype != np.uint8:
-        if not (values.min() >= 0 and values.max() <= 255 and (values == np.rint(values)).all()):
-            raise DataError(
-                f"{path}: label values must be whole numbers 0..255. Received: "
-                f"{values.dtype}, {values.min()} to {values.max()}{_fraction(values)}"
-            )
-        values = values.astype(np.uint8)
+            f"shape {values.shape}"
+            + ("; its channels are all equal, so save one of them" if equal else
+               "; for colours, list them as 'colors' in classes.json")
+        )  # fmt: skip
     try:
-        return label_space.encode(values)
+        return label_space.encode(_whole_bytes(values))
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def _stored_grey(image: Image.Image) -> Callable[[Image.Image], Any]:
-    """Return what turns grey pixels back into the stored values.
+def _stored_grey(image: Image.Image) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from Pillow's grey values to the stored ones.
 
-    Pillow makes grey of few bits as bright as one of 8, and inverts a TIFF in which 0 is white.
+    Pillow stretches grey of 2 or 4 bits to 8, and inverts a TIFF in which 0 is white.
     """
     tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
     arguments = tile.args if tile else ""
     raw_mode = str(arguments[0] if isinstance(arguments, tuple) else arguments)
     scale = {"L;2": 85, "L;4": 17}.get(raw_mode[:3], 1)
-    is_inverted = image.format == "TIFF" and raw_mode in ("1;I", "1;IR", "L;I", "L;IR", "L;2I",
-                                                           "L;2IR", "L;4I", "L;4IR")  # fmt: skip
-    if scale == 1 and not is_inverted:
-        return lambda grey: grey
+    inverted = image.format == "TIFF" and bool(re.fullmatch(r"(1|L);[24]?IR?", raw_mode))
 
-    def undo(grey: Image.Image) -> np.ndarray:
-        values = np.asarray(grey)
-        if values.dtype == bool:
-            return ~values
-        return (255 - values if is_inverted else values) // np.uint8(scale)
+    def undo(values: np.ndarray) -> np.ndarray:
+        if inverted:
+            values = ~values  # of bytes, 255 - values
+        return values if scale == 1 else values // np.uint8(scale)
 
     return undo
 
 
-def _fraction(values: np.ndarray) -> str:
-    if values.dtype.kind != "f":
-        return ""
-    if not np.isfinite(values).all():
-        return ", not all finite"
+def _whole_bytes(values: np.ndarray) -> np.ndarray:
+    """Return label values as uint8.
+
+    Raises:
+        ValueError: they are not whole numbers 0..255.
+    """
+    if values.dtype == np.uint8:
+        return values
     parts = values[values != np.rint(values)]
-    return f", for instance {parts[0]}" if len(parts) else ""
-
-
-def _channels_hint(values: np.ndarray) -> str:
-    if (values == values[..., :1]).all():
-        return "; its channels are all equal, so save one of them"
-    return "; for colours, list them as 'colors' in classes.json"
+    if not (len(parts) == 0 and values.min() >= 0 and values.max() <= 255):
+        hint = f", for instance {parts[0]}" if len(parts) else ""
+        hint = hint if np.isfinite(values).all() else ", not all finite"
+        raise ValueError(
+            "label values must be whole numbers 0..255. Received: "
+            f"{values.dtype}, {values.min()} to {values.max()}{hint}"
+        )
+    return values.astype(np.uint8)
 
 
 def load_sample(sample: Sample, label_space: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
@@ -299,14 +280,14 @@ def read_image_sizes(paths: Iterable[str | Path]) -> np.ndarray:
     for path in paths:
         with opened(path) as image:
             width, height = image.size
-            # Pillow has turned the size of a TIFF already.
-            turned = image.format != "TIFF" and orientation_of(image) >= 5  # 5 to 8: on its side
-        sizes.append((width, height) if turned else (height, width))
+            # Orientations 5 to 8 swap the sides; Pillow has swapped those of a TIFF already.
+            swapped = image.format != "TIFF" and orientation_of(image) >= 5
+        sizes.append((width, height) if swapped else (height, width))
     return np.array(sizes, np.int64)
 
 
 def is_turned(path: str | Path) -> bool:
-    """Return whether the EXIF orientation says that an image is to be turned or mirrored.
+    """Return whether the EXIF orientation turns or mirrors an image.
 
     Raises:
         DataError: as `opened`.

@@ -1,8 +1,8 @@
-"""What `--data` may be, and what stands behind it: images with labels, and what these mean.
+"""Open what `--data` names: images with labels, and the meaning of the label values.
 
-PATH              a folder or a CSV list in one of the layouts of `layouts.py`
-tfds:NAME         a data set of TensorFlow Datasets, turned once into a folder
-street_scenes     the embedded data set, drawn once into a folder
+PATH              a folder or a CSV list in one of the layouts of `datasets/layout.py`
+tfds:NAME         a data set of TensorFlow Datasets, written once as a folder
+street_scenes     the built-in data set, drawn once as a folder
 """
 
 import os
@@ -21,7 +21,14 @@ from alignseg_tf.data.datasets.catalog import (
 from alignseg_tf.data.datasets.layout import Layout
 from alignseg_tf.data.datasets.tfds import TfdsOptions
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.data.listing import IMAGE_SUFFIXES, DataError, Sample, Skipped, list_files
+from alignseg_tf.data.listing import (
+    IMAGE_SUFFIXES,
+    DataError,
+    Sample,
+    Skipped,
+    add_by_suffix,
+    list_files,
+)
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,9 @@ class DataSource:
 
     Attributes:
         root: the folder, or the CSV list.
-        layout: how the files lie.
-        label_space: what the labels mean.
-        classes_file: the file of the data set that states it, if one does.
+        layout: the layout of the files.
+        label_space: the meaning of the label values.
+        classes_file: the file that states it, if there is one.
     """
 
     root: Path
@@ -41,7 +48,7 @@ class DataSource:
     classes_file: Path | None = None
 
     def samples(self, split: str) -> list[Sample]:
-        """List the samples of a split: train, val, or test where there is one.
+        """List the samples of a split: train, val, or test.
 
         Raises:
             DataError: there is no such split, or a file is missing.
@@ -49,29 +56,28 @@ class DataSource:
         return self.layout.find(self.root, split)
 
     def skipped(self, split: str, samples: Sequence[Sample]) -> Skipped:
-        """Return what is in the folder of the images and is none of the samples, by kind.
+        """Return the files in the folder of the images that are no samples, by kind.
 
-        Empty for layouts that list their images: nothing is skipped there.
+        Layouts that list their images skip nothing.
 
         Raises:
             DataError: the folder is not readable.
         """
         skipped: Skipped = {}
         folder = self.layout.images and self.layout.images(self.root, split)
-        if not folder or not folder.is_dir():
-            return skipped
-        used = {sample.image for sample in samples}
-        # In a plain folder, each image is a sample or a problem.
-        named = IMAGE_SUFFIXES if self.layout.name == "folder" else ()
-        for path in list_files(folder, skipped):
-            suffix = path.suffix.lower()
-            if path not in used and suffix not in named:
-                skipped.setdefault(suffix or "without a suffix", []).append(path)
+        if folder and folder.is_dir():
+            used = {sample.image for sample in samples}
+            # In the layout `folder`, each image is a sample or a problem.
+            named = IMAGE_SUFFIXES if self.layout.name == "folder" else ()
+            files = list_files(folder, skipped)
+            add_by_suffix(
+                skipped, (p for p in files if p not in used and p.suffix.lower() not in named)
+            )
         return skipped
 
 
 def cache_folder() -> Path:
-    """Return where data sets that are made once are kept.
+    """Return the folder of data sets that are made once.
 
     `ALIGNSEG_TF_CACHE`, else `alignseg_tf` under `XDG_CACHE_HOME` or `~/.cache`.
     """
@@ -86,17 +92,17 @@ def open_data(
     label_space: str | Path | None = None,
     tfds_options: TfdsOptions | None = None,
 ) -> DataSource:
-    """Return what stands behind `--data`.
+    """Open a data set.
 
     Args:
         data: a path, `tfds:NAME` or `street_scenes`.
-        layout: one of `LAYOUTS`, or None to tell it from the files.
-        label_space: what the labels mean, one of `LABEL_SPACES` or a file like `classes.json`;
-            None for what a file of the data set states, or else the layout or TFDS.
+        layout: one of `LAYOUTS`, or None to detect it.
+        label_space: one of `LABEL_SPACES` or a file like `classes.json`; None to use a file of the
+            data set, else its layout or TFDS.
         tfds_options: features and splits of `tfds:NAME`.
 
     Raises:
-        DataError: there is no such data, or its layout or classes are not as expected.
+        DataError: there is no such data set, or its layout or classes are invalid.
     """
     given = None if label_space is None else _named_label_space(label_space)
     if str(data).startswith("tfds:"):

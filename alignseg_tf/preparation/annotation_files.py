@@ -1,7 +1,4 @@
-"""Read files of other tools: archives, names, text, JSON, numbers.
-
-Nothing in them is trusted: each function checks what it reads and names what is wrong.
-"""
+"""Read untrusted files of other tools: archives, names, text, JSON, numbers."""
 
 import base64
 import binascii
@@ -12,8 +9,9 @@ import tempfile
 import unicodedata
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -21,7 +19,7 @@ from alignseg_tf.data.listing import DataError, is_derived_file, special_kind
 
 Size = tuple[int, int]  # height, width
 
-# An archive may unpack to this many bytes, or to this many times its size if that is more.
+# Maximum unpacked size of an archive: bytes, or a multiple of its size, whichever is more.
 MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO = 1 << 30, 100
 
 
@@ -30,8 +28,8 @@ class Invalid:
     """Collect invalid annotations, or raise on the first.
 
     Attributes:
-        skip: collect them.
-        problems: the messages.
+        skip: whether to collect.
+        problems: the collected messages.
     """
 
     skip: bool = False
@@ -39,7 +37,7 @@ class Invalid:
 
     @contextmanager
     def skipped(self) -> Iterator[None]:
-        """Turn a `DataError` of the body into a problem if `skip` is set."""
+        """Collect a `DataError` of the body if `skip` is set."""
         try:
             yield
         except DataError as error:
@@ -52,12 +50,11 @@ class Invalid:
 def unpacked(export: str | Path) -> Iterator[Path]:
     """Yield a folder, or a temporary one with the content of a .zip file.
 
-    Where all content is in one folder at the top, that folder is yielded. Derived files in the
-    archive are left out.
+    A folder at the top that holds everything is entered. Derived files in the archive are skipped.
 
     Raises:
         DataError: `export` is neither, the archive is damaged, unpacks to too many bytes, or holds
-            links, special files or paths that leave the folder.
+            links, special files or paths outside the folder.
     """
     export = Path(export)
     if export.is_dir():
@@ -71,8 +68,7 @@ def unpacked(export: str | Path) -> Iterator[Path]:
         folder.mkdir()
         try:
             with zipfile.ZipFile(export) as archive:
-                for member in _checked_members(archive, export, folder):
-                    archive.extract(member, folder)
+                archive.extractall(folder, _checked_members(archive, export, folder))
         except DataError:
             raise
         except Exception as error:  # zipfile raises many kinds on broken and encrypted files
@@ -81,17 +77,13 @@ def unpacked(export: str | Path) -> Iterator[Path]:
 
 
 def _checked_members(archive: zipfile.ZipFile, export: Path, folder: Path) -> list[zipfile.ZipInfo]:
-    """Return the files of an archive, once none is unsafe and all fit."""
-    members = archive.infolist()
-    for member in members:
-        member.filename = member.filename.replace("\\", "/")  # as some Windows tools write it
-    members = [
-        member
-        for member in members
-        if not member.is_dir() and not is_derived_file(PurePosixPath(member.filename))
-    ]
-    for member in members:
+    """Return the files of an archive after checking their paths, kinds and total size."""
+    members = []
+    for member in archive.infolist():
+        member.filename = member.filename.replace("\\", "/")  # some Windows tools write backslashes
         path = PureWindowsPath(member.filename)
+        if member.is_dir() or is_derived_file(path.relative_to(path.anchor)):
+            continue
         if path.anchor or ".." in path.parts:
             raise DataError(
                 f"{export}: expected paths below the archive's top. Received: {member.filename!r}"
@@ -101,6 +93,7 @@ def _checked_members(archive: zipfile.ZipFile, export: Path, folder: Path) -> li
                 f"{export}: expected files and folders only. Received: {member.filename!r}, a link "
                 "or a special file"
             )
+        members.append(member)
     total = sum(member.file_size for member in members)
     limit = max(MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO * export.stat().st_size)
     limit = min(limit, shutil.disk_usage(folder).free)
@@ -122,24 +115,24 @@ def _content_folder(folder: Path) -> Path:
 
 
 def composed(name: str) -> str:
-    """Return a name in the Unicode form NFC, in which equal names are equal text."""
+    """Return a name in the Unicode form NFC."""
     return unicodedata.normalize("NFC", name)
 
 
 def image_name(path: PurePath) -> str:
-    """Return a path without its suffix, as the name of an image."""
+    """Return the name of an image: its path without suffix."""
     return composed(path.with_suffix("").as_posix())
 
 
 class FileFinder:
-    """Find files by names that another system wrote: other Unicode form, case or separators.
+    """Find files by names of another system: other Unicode form, case or separators.
 
-    A folder is listed once, when a name is not there as it is written.
+    A folder is listed once, when a name does not exist as written.
     """
 
     def __init__(self) -> None:
-        self._listings: dict[Path, dict[str, list[str]]] = {}
-        self._subfolders: dict[Path, list[Path]] = {}
+        self._listed = cache(_names_by_folded)
+        self._subfolders = cache(lambda folder: sorted(p for p in folder.iterdir() if p.is_dir()))
 
     def find(self, folder: Path, name: str) -> Path | None:
         """Return the regular file of a name below a folder; None if there is none, or several."""
@@ -161,12 +154,10 @@ class FileFinder:
         return next((found for tail in tails if (found := self.find(folder, tail))), None)
 
     def nearby(self, folder: Path, name: str) -> str:
-        """Say where a file is, for a message, if it is in a subfolder or a sibling of a folder."""
+        """Return a hint for a message if a subfolder or sibling of a folder has the file."""
         base = PureWindowsPath(name).name
         for parent in (folder, folder.absolute().parent):
-            if parent not in self._subfolders:
-                self._subfolders[parent] = sorted(p for p in parent.iterdir() if p.is_dir())
-            for child in self._subfolders[parent]:
+            for child in self._subfolders(parent):
                 if base and _is_file(child / base):
                     return f"; there is {child / base}, so try --images {child}"
         return ""
@@ -177,17 +168,13 @@ class FileFinder:
         same = exact or [there for there in names if composed(there) == composed(name)] or names
         return same[0] if len(same) == 1 else None
 
-    def _listed(self, folder: Path) -> dict[str, list[str]]:
-        if folder not in self._listings:
-            listing: dict[str, list[str]] = {}
-            try:
-                names = sorted(path.name for path in folder.iterdir())
-            except (OSError, ValueError):
-                names = []
-            for name in names:
-                listing.setdefault(_folded(name), []).append(name)
-            self._listings[folder] = listing
-        return self._listings[folder]
+
+def _names_by_folded(folder: Path) -> dict[str, list[str]]:
+    listing: dict[str, list[str]] = {}
+    with suppress(OSError, ValueError):
+        for name in sorted(path.name for path in folder.iterdir()):
+            listing.setdefault(_folded(name), []).append(name)
+    return listing
 
 
 def _folded(name: str) -> str:
@@ -197,16 +184,12 @@ def _folded(name: str) -> str:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or holds a zero byte
+    except (OSError, ValueError):  # the name is too long, or holds a zero byte
         return False
 
 
 def path_below(folder: Path, name: Any, where: str) -> str:
-    """Return a name if it is a relative path that stays below a folder.
-
-    Raises:
-        DataError: it is not.
-    """
+    """Return a name; DataError unless it is a relative path that stays below a folder."""
     parts = PureWindowsPath(name).parts if isinstance(name, str) else ()
     if not parts or ".." in parts:
         raise DataError(f"{where} must be a path below {folder}. Received: {name!r}")
@@ -214,11 +197,7 @@ def path_below(folder: Path, name: Any, where: str) -> str:
 
 
 def class_name(value: Any, where: str) -> str:
-    """Return a class name as NFC without spaces around it.
-
-    Raises:
-        DataError: it is no text, or empty.
-    """
+    """Return a class name in NFC, stripped; DataError if it is empty or no text."""
     name = composed(str(value)).strip() if isinstance(value, str | int) else ""
     if not name:
         raise DataError(f"{where}: expected a name. Received: {value!r}")
@@ -233,7 +212,7 @@ def whole_number(value: Any) -> int | None:
 
 
 def declared_size(row: Mapping[str, Any], height: str, width: str, where: str) -> Size | None:
-    """Return the size that a file gives for an image, if it gives one."""
+    """Return the size that a file states for an image, or None."""
     given = (row.get(height), row.get(width))
     if given == (None, None):
         return None
@@ -244,11 +223,7 @@ def declared_size(row: Mapping[str, Any], height: str, width: str, where: str) -
 
 
 def decode_base64(text: Any, where: str) -> bytes:
-    """Return the bytes of base64 text.
-
-    Raises:
-        DataError: it is none.
-    """
+    """Return the bytes of base64 text, or raise DataError."""
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError, binascii.Error) as error:
@@ -256,11 +231,7 @@ def decode_base64(text: Any, where: str) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Return the UTF-8 text of a regular file.
-
-    Raises:
-        DataError: it is none.
-    """
+    """Return the UTF-8 text of a regular file, or raise DataError."""
     if not path.exists():
         raise DataError(f"{path}: no such file")
     if not path.is_file():
@@ -272,11 +243,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        DataError: it is none.
-    """
+    """Return the content of a JSON file, or raise DataError."""
     text = read_text(path)
     try:
         return json.loads(text)

@@ -1,11 +1,13 @@
-"""Annotations of other tools, drawn as label maps: COCO, CVAT's "Segmentation mask 1.1", LabelMe.
+"""Read annotations of other tools as label maps: COCO, CVAT's "Segmentation mask 1.1", LabelMe.
 
-Points are x, y in pixels; (0, 0) is the outer corner of the upper left pixel.
+Points are x, y in pixels; (0, 0) is the outer corner of the upper left pixel. Each reader takes an
+`Invalid`, which decides whether invalid annotations and images are errors (default) or skipped.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
@@ -32,9 +34,9 @@ from alignseg_tf.preparation.annotation_files import (
 )
 
 Drawing = Callable[[Size, Mapping[str, int], int], np.ndarray]
+Ids = Mapping[str, int]
 
-# Pixels that the outline of one polygon may be long. pycocotools takes 80 bytes for each, and does
-# not check whether it gets them.
+# Maximum outline of a polygon, in pixels. pycocotools allocates 80 bytes for each, unchecked.
 MAX_OUTLINE = 10_000_000
 
 
@@ -44,13 +46,13 @@ class Annotated:
 
     Attributes:
         source: where the annotations are, for messages.
-        name: the image's name below its folder, without its suffix: `a/b`.
-        suffix: its suffix.
+        name: path of the image below its folder, without suffix.
+        suffix: suffix of the image.
         image: the file, or its content.
-        size: (height, width) of the image that the annotations are for, where they say it.
-        draw: (size, class name -> id, id of what is not annotated) -> uint8 [height, width].
+        size: (height, width) of the annotated image, if the source states it.
+        draw: (size, class name -> id, id of pixels without annotation) -> uint8 [height, width].
             Raises DataError.
-        split: train, val or test, where the source has splits.
+        split: train, val or test, if the source has splits.
     """
 
     source: str
@@ -64,13 +66,13 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a tool has written.
+    """The annotations of a tool.
 
     Attributes:
         classes: names, in the order of the tool; `background` may be one of them.
-        images: the images with annotations, and those the tool lists without any.
-        colors: the colours of classes, where the tool has them.
-        invalid: what was skipped so far; drawing adds to it.
+        images: the images with annotations, and listed images without any.
+        colors: colours of classes, if the tool has them.
+        invalid: what was skipped; drawing adds to it.
     """
 
     classes: tuple[str, ...]
@@ -80,27 +82,30 @@ class Annotations:
 
 
 def merge_annotations(parts: Sequence[Annotations]) -> Annotations:
-    """Return the annotations of several files as one; classes of one name are one class."""
+    """Return the annotations of several files as one; equal class names are one class."""
     classes = dict.fromkeys(name for part in parts for name in part.classes)
     images = tuple(image for part in parts for image in part.images)
     colors = {name: color for part in parts for name, color in part.colors.items()}
     return Annotations(tuple(classes), images, colors, parts[0].invalid)
 
 
+# COCO: an object is (where it is, its row, its class)
+_CocoObject = tuple[str, Mapping[str, Any], str]
+
+
 def read_coco(file: str | Path, images: str | Path, invalid: Invalid | None = None) -> Annotations:
     """Read a COCO file of instances: polygons, and RLE compressed or not.
 
-    A larger object is drawn before a smaller one, so that what lies on a table is not lost under
-    it. Crowd regions get no class; they are drawn first. Polygons become pixels as pycocotools
-    does it. A root category, as Roboflow writes it, is no class.
+    Larger objects are drawn before smaller ones. Crowd regions get no class and are drawn first.
+    Polygons are rasterized by pycocotools. A root category, as Roboflow writes it, is no class.
 
     Args:
         file: the JSON, such as `instances_val2017.json`.
-        images: the folder under which each `file_name` of it is.
-        invalid: whether invalid annotations and images are skipped; they are errors by default.
+        images: the folder of its `file_name`s.
+        invalid: whether to skip invalid annotations and images.
 
     Raises:
-        DataError: the file is not as expected, or an image is not there.
+        DataError: the file is invalid, or an image is missing.
         ImportError: pycocotools is missing.
     """
     try:
@@ -125,9 +130,8 @@ def read_coco(file: str | Path, images: str | Path, invalid: Invalid | None = No
     found: list[tuple[str, Mapping[str, Any], list[_CocoObject]]] = []
     for where, row in _coco_rows(file, content, "images", ("id", "file_name"), invalid):
         with invalid.skipped():
-            key = _new_id(row["id"], objects_of, where)
-            objects_of[key] = []
-            found.append((where, row, objects_of[key]))
+            objects = objects_of.setdefault(_new_id(row["id"], objects_of, where), [])
+            found.append((where, row, objects))
     used: set[int | str] = set()
     keys = ("image_id", "category_id")
     for where, row in _coco_rows(file, content, "annotations", keys, invalid):
@@ -135,29 +139,22 @@ def read_coco(file: str | Path, images: str | Path, invalid: Invalid | None = No
             category = _known_id(row["category_id"], names, "category", where)
             used.add(category)
             image = _known_id(row["image_id"], objects_of, "image", where)
-            objects_of[image].append(_CocoObject(where, row, names[category]))
+            objects_of[image].append((where, row, names[category]))
     finder, records = FileFinder(), []
     for where, row, objects in found:
         with invalid.skipped():
             path = _coco_image(finder, images, row["file_name"], where)
-            records.append(
-                Annotated(
-                    source=where,
-                    name=image_name(path.relative_to(images)),
-                    suffix=path.suffix,
-                    image=path,
-                    size=declared_size(row, "height", "width", where),
-                    draw=_CocoDrawing(objects, invalid),
-                )
-            )
-    classes = _coco_classes(file, names, parents, used)
-    return Annotations(classes, tuple(records), {}, invalid)
+            name = image_name(path.relative_to(images))
+            size = declared_size(row, "height", "width", where)
+            draw = partial(_draw_coco, objects, invalid)
+            records.append(Annotated(where, name, path.suffix, path, size, draw))
+    return Annotations(_coco_classes(file, names, parents, used), tuple(records), {}, invalid)
 
 
 def _coco_rows(
     file: Path, content: Any, table: str, keys: Sequence[str], invalid: Invalid
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the rows of a table that have all keys, each with where it is."""
+    """Yield the rows of a table that have all keys, each with its location."""
     rows = content.get(table) if isinstance(content, Mapping) else None
     if not isinstance(rows, list):
         raise DataError(f"{file}: expected a list {table!r}, as in COCO's instances")
@@ -172,7 +169,7 @@ def _coco_rows(
 
 
 def _shown(value: Any) -> str:
-    """Return a value for a message, cut where it is long."""
+    """Return a value for a message, cut to 80 characters."""
     return repr(value)[:80]
 
 
@@ -216,7 +213,7 @@ def _coco_classes(
     parents: Mapping[int | str, str],
     used: set[int | str],
 ) -> tuple[str, ...]:
-    """Return the names of categories, without roots: unused ones that only others belong to."""
+    """Return the names of categories, without unused roots of others."""
     has_children = set(parents.values()) - {"none"}
     classes: dict[str, int | str] = {}
     for key, name in names.items():
@@ -231,40 +228,28 @@ def _coco_classes(
     return tuple(classes)
 
 
-@dataclass(frozen=True)
-class _CocoObject:
-    where: str
-    row: Mapping[str, Any]
-    name: str
-
-
-@dataclass(frozen=True)
-class _CocoDrawing:
-    objects: Sequence[_CocoObject]
-    invalid: Invalid
-
-    def __call__(self, size: Size, ids: Mapping[str, int], unlabelled: int) -> np.ndarray:
-        regions = []
-        for item in self.objects:
-            with self.invalid.skipped():
-                crowd = item.row.get("iscrowd") or 0
-                if crowd not in (0, 1):
-                    raise DataError(
-                        f"{item.where}: iscrowd must be 0 or 1. Received: {_shown(crowd)}"
-                    )
-                runs = _coco_runs(item.row.get("segmentation"), size, item.where)
-                value = IGNORE if crowd else ids[item.name]
-                regions.append((not crowd, -sum(runs[1::2]), value, runs))
-        label = np.full(size[0] * size[1], unlabelled, np.uint8)  # column after column
-        for _, _, value, runs in sorted(regions, key=lambda region: region[:2]):
-            ends = list(accumulate(runs))
-            for start, end in zip(ends[::2], ends[1::2], strict=False):
-                label[start:end] = value
-        return np.ascontiguousarray(label.reshape(size[1], size[0]).T)
+def _draw_coco(
+    objects: Sequence[_CocoObject], invalid: Invalid, size: Size, ids: Ids, unlabelled: int
+) -> np.ndarray:
+    regions = []
+    for where, row, name in objects:
+        with invalid.skipped():
+            crowd = row.get("iscrowd") or 0
+            if crowd not in (0, 1):
+                raise DataError(f"{where}: iscrowd must be 0 or 1. Received: {_shown(crowd)}")
+            runs = _coco_runs(row.get("segmentation"), size, where)
+            value = IGNORE if crowd else ids[name]
+            regions.append((not crowd, -sum(runs[1::2]), value, runs))
+    label = np.full(size[0] * size[1], unlabelled, np.uint8)  # column after column
+    for _, _, value, runs in sorted(regions, key=lambda region: region[:2]):
+        ends = list(accumulate(runs))
+        for start, end in zip(ends[::2], ends[1::2], strict=False):
+            label[start:end] = value
+    return np.ascontiguousarray(label.reshape(size[1], size[0]).T)
 
 
 def _coco_runs(shape: Any, size: Size, where: str) -> list[int]:
-    """Return a region as lengths of runs, off and on in turn, column after column."""
+    """Return a region as lengths of runs, alternately off and on, column after column."""
     if isinstance(shape, list) and shape:
         shape = _merged_polygons(shape, size, where)
     if not isinstance(shape, Mapping) or "counts" not in shape:
@@ -278,11 +263,17 @@ def _coco_runs(shape: Any, size: Size, where: str) -> list[int]:
             f"{where}: expected an RLE of size {list(size)}, the image's height and width. "
             f"Received: {_shown(given)}"
         )
+    counts = shape["counts"]
     try:
-        runs = _run_lengths(shape["counts"])
+        if isinstance(counts, str):
+            runs = _decompress(counts.encode())
+        elif isinstance(counts, list):
+            runs = [_run_length(count) for count in counts]
+        else:
+            raise ValueError(f"expected a list or text. Received: {_shown(counts)}")
     except (ValueError, IndexError) as error:
         raise DataError(f"{where}: broken RLE ({error})") from error
-    # In Python's integers: those of NumPy overflow, and then add up to anything.
+    # Python's integers, because those of NumPy overflow.
     pixels, total = size[0] * size[1], sum(runs)
     if total != pixels or min(runs) < 0:
         received = "a negative run" if min(runs, default=0) < 0 else min(total, 10**18)
@@ -293,18 +284,10 @@ def _coco_runs(shape: Any, size: Size, where: str) -> list[int]:
     return runs
 
 
-def _run_lengths(counts: Any) -> list[int]:
-    """Return the runs of COCO's RLE, compressed or not."""
-    if isinstance(counts, str):
-        return _decompress(counts.encode())
-    if not isinstance(counts, list):
-        raise ValueError(f"expected a list or text. Received: {_shown(counts)}")
-    runs = []
-    for count in counts:
-        if (run := whole_number(count)) is None:
-            raise ValueError(f"expected whole numbers. Received: {_shown(count)}")
-        runs.append(run)
-    return runs
+def _run_length(count: Any) -> int:
+    if (run := whole_number(count)) is None:
+        raise ValueError(f"expected whole numbers. Received: {_shown(count)}")
+    return run
 
 
 def _merged_polygons(shape: Sequence[Any], size: Size, where: str) -> dict[str, Any]:
@@ -327,25 +310,25 @@ def _merged_polygons(shape: Sequence[Any], size: Size, where: str) -> dict[str, 
 def _decompress(text: bytes) -> list[int]:
     """Return the runs of COCO's compressed RLE.
 
-    Each is a number in groups of 5 bits, the lowest first, a character each; from the fourth run
-    on it is the difference to the run before the last.
+    Each run is a number in groups of 5 bits, the lowest first, a character per group. From the
+    fourth run on it is the difference to the run before the last.
     """
     runs: list[int] = []
-    place = 0
-    while place < len(text):
-        value = shift = 0
-        more = True
-        while more:
-            group = text[place] - 48
-            if not 0 <= group < 64 or shift > 60:
-                raise ValueError(f"character {text[place]:#x}")
-            place += 1
-            value |= (group & 31) << shift
-            shift += 5
-            more = bool(group & 32)
+    value = shift = 0
+    for character in text:
+        group = character - 48
+        if not 0 <= group < 64 or shift > 60:
+            raise ValueError(f"character {character:#x}")
+        value |= (group & 31) << shift
+        shift += 5
+        if group & 32:  # more groups follow
+            continue
         if group & 16:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("the last number is cut short")
     return runs
 
 
@@ -361,17 +344,17 @@ def read_cvat(
     """Read a folder of CVAT's format "Segmentation mask 1.1".
 
     It holds `labelmap.txt`, `ImageSets/Segmentation/SUBSET.txt`, `SegmentationClass/X.png` in the
-    colours of `labelmap.txt` and, when exported with images, `JPEGImages/X.*`. Black, and the
-    colour of `background`, is what is not annotated; so is a listed image without a mask. The
-    subsets Train, Validation and Test are splits.
+    colours of `labelmap.txt` and, if exported with images, `JPEGImages/X.*`. Black, the colour of
+    `background`, and a listed image without a mask are not annotated. The subsets Train,
+    Validation and Test are splits.
 
     Args:
         export: the unpacked export.
-        images: the folder of the images, where the export has none.
-        invalid: whether images that do not fit are skipped; they are errors by default.
+        images: the folder of the images, if the export has none.
+        invalid: whether to skip invalid images.
 
     Raises:
-        DataError: something is not there or not as expected.
+        DataError: a file is missing or invalid.
     """
     export, invalid = Path(export), invalid or Invalid()
     images = Path(images) if images is not None else export / "JPEGImages"
@@ -394,26 +377,18 @@ def read_cvat(
     listed: dict[Path, Path] = {}
     records = []
     for subset in lists:
-        for name in read_text(subset).splitlines():
-            if not (name := name.strip()):
-                continue
+        split = CVAT_SPLITS.get(subset.stem.lower())
+        for name in filter(None, map(str.strip, read_text(subset).splitlines())):
             with invalid.skipped():
                 path = _cvat_image(finder, images, name, subset)
                 if path in listed:
                     raise DataError(f"{subset}: {name!r} is also in {listed[path].name}")
                 listed[path] = subset
                 mask = finder.find(masks, f"{name}.png")
-                records.append(
-                    Annotated(
-                        source=str(mask or masks / f"{name}.png"),
-                        name=image_name(path.relative_to(images)),
-                        suffix=path.suffix,
-                        image=path,
-                        size=None,
-                        draw=_CvatDrawing(mask, space),
-                        split=CVAT_SPLITS.get(subset.stem.lower()),
-                    )
-                )
+                source = str(mask or masks / f"{name}.png")
+                image = image_name(path.relative_to(images))
+                draw = partial(_draw_cvat, mask, space)
+                records.append(Annotated(source, image, path.suffix, path, None, draw, split))
     return Annotations(space.classes, tuple(records), colors, invalid)
 
 
@@ -428,57 +403,55 @@ def _cvat_image(finder: FileFinder, images: Path, name: str, subset: Path) -> Pa
     return found[0]
 
 
-@dataclass(frozen=True)
-class _CvatDrawing:
-    mask: Path | None
-    space: LabelSpace
-
-    def __call__(self, size: Size, ids: Mapping[str, int], unlabelled: int) -> np.ndarray:
-        if self.mask is None:
-            return np.full(size, unlabelled, np.uint8)
-        with opened(self.mask, "a mask") as image:
-            values = np.asarray(image.convert("RGB"))
-        if values.shape[:2] != size:
-            raise DataError(
-                f"{self.mask}: the mask is {values.shape[1]} x {values.shape[0]} pixels, its "
-                f"image {size[1]} x {size[0]}"
-            )
-        table = np.full(256, unlabelled, np.uint8)
-        table[: self.space.num_classes] = [ids[name] for name in self.space.classes]
-        try:
-            return table[self.space.encode(values)]
-        except ValueError as error:
-            raise DataError(f"{self.mask}: {error}") from error
+def _draw_cvat(
+    mask: Path | None, space: LabelSpace, size: Size, ids: Ids, unlabelled: int
+) -> np.ndarray:
+    if mask is None:
+        return np.full(size, unlabelled, np.uint8)
+    with opened(mask, "a mask") as image:
+        values = np.asarray(image.convert("RGB"))
+    if values.shape[:2] != size:
+        raise DataError(
+            f"{mask}: the mask is {values.shape[1]} x {values.shape[0]} pixels, its image "
+            f"{size[1]} x {size[0]}"
+        )
+    table = np.full(256, unlabelled, np.uint8)
+    table[: space.num_classes] = [ids[name] for name in space.classes]
+    try:
+        return table[space.encode(values)]
+    except ValueError as error:
+        raise DataError(f"{mask}: {error}") from error
 
 
 def _read_labelmap(path: Path) -> tuple[dict[str, Color], LabelSpace]:
-    """Read lines `label:red,green,blue:parts:actions`."""
+    """Return the colours of a `labelmap.txt`, and its label space without the background."""
     try:
         lines = read_labelmap(read_text(path), str(path))
-    except ValueError as error:
-        raise DataError(str(error)) from error
-    colors = {class_name(name, str(path)): color for name, color in lines.items()}
-    if len(colors) < len(lines):
-        raise DataError(f"{path}: labels that are the same in the form NFC")
-    classes = {name: color for name, color in colors.items() if name != "background"}
-    if not classes:
-        raise DataError(f"{path}: no labels besides the background")
-    blank = {(0, 0, 0), colors.get("background", (0, 0, 0))} - set(classes.values())
-    try:
+        colors = {class_name(name, str(path)): color for name, color in lines.items()}
+        if len(colors) < len(lines):
+            raise DataError(f"{path}: labels that are the same in the form NFC")
+        classes = {name: color for name, color in colors.items() if name != "background"}
+        if not classes:
+            raise DataError(f"{path}: no labels besides the background")
+        blank = {(0, 0, 0), colors.get("background", (0, 0, 0))} - set(classes.values())
         space = LabelSpace(
             classes=tuple(classes),
             colors=tuple((color,) for color in classes.values()),
             void_colors=tuple(sorted(blank)),
         )
+    except DataError:
+        raise
     except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     return colors, space
 
 
-# What LabelMe's own list of labels calls what is ignored, and the background.
+# LabelMe's labels of ignored pixels and of the background.
 LABELME_IGNORE, LABELME_BACKGROUND = "__ignore__", "_background_"
-# Folders beside that of the JSON files in which images are looked for.
+# Folders beside the annotations that may hold the images.
 LABELME_IMAGE_FOLDERS = ("images", "pictures")
+# A shape is (class, where it is, its content).
+LabelmeShape = tuple[str, str, Mapping[str, Any]]
 
 
 def read_labelme(
@@ -490,19 +463,19 @@ def read_labelme(
 ) -> Annotations:
     """Read the JSON files of LabelMe in a folder, at all depths.
 
-    Later shapes are drawn over earlier ones, and all by Pillow, as LabelMe itself does it:
-    polygon, rectangle, oriented_rectangle, circle, mask, and with a width line, linestrip and
-    point. The label `__ignore__` has no class, `_background_` is the background.
+    Later shapes are drawn over earlier ones, by Pillow, as LabelMe does: polygon, rectangle,
+    oriented_rectangle, circle, mask, and with a width line, linestrip and point. The label
+    `__ignore__` has no class, `_background_` is the background.
 
     Args:
         folder: the folder.
-        classes: names in the order of their ids; those found, sorted, when empty.
-        line_width: pixels across a line or a point; None refuses them, since they have no area.
-        images: a folder to look for the images in, before that of the JSON file.
-        invalid: whether invalid shapes and files are skipped; they are errors by default.
+        classes: names in the order of their ids; the sorted labels when empty.
+        line_width: pixels across a line or a point; None refuses them.
+        images: a folder of images, searched before that of the JSON file.
+        invalid: whether to skip invalid shapes and files.
 
     Raises:
-        DataError: a file is not as expected, or an image is not there.
+        DataError: a file is invalid, or an image is missing.
     """
     folder, invalid = Path(folder), invalid or Invalid()
     images = None if images is None else Path(images)
@@ -524,29 +497,19 @@ def read_labelme(
             shapes = _labelme_shapes(file, content, classes, invalid)
             found |= {label for label, _, _ in shapes}
             image, suffix = _labelme_image(finder, file, content, folder, images)
-            records.append(
-                Annotated(
-                    source=str(file),
-                    name=image_name(file.relative_to(folder)),
-                    suffix=suffix,
-                    image=image,
-                    size=declared_size(content, "imageHeight", "imageWidth", str(file)),
-                    draw=_LabelmeDrawing(shapes, line_width, invalid),
-                )
-            )
+            name = image_name(file.relative_to(folder))
+            size = declared_size(content, "imageHeight", "imageWidth", str(file))
+            draw = partial(_draw_labelme, shapes, line_width, invalid)
+            records.append(Annotated(str(file), name, suffix, image, size, draw))
     names = classes or tuple(sorted(found - {LABELME_IGNORE}))
     if "background" in found and "background" not in names:
         names = ("background", *names)
     return Annotations(names, tuple(records), {}, invalid)
 
 
-LabelmeShape = tuple[str, str, Mapping[str, Any]]
-
-
 def _labelme_shapes(
     file: Path, content: Any, classes: Sequence[str], invalid: Invalid
 ) -> list[LabelmeShape]:
-    """Return the shapes of a file as (class, where, content)."""
     shapes = content.get("shapes") if isinstance(content, Mapping) else None
     if not isinstance(shapes, list):
         raise DataError(f"{file}: expected a list 'shapes', as in the files of LabelMe")
@@ -583,7 +546,10 @@ def _labelme_image(
     if path is not None:
         return path, path.suffix
     if content.get("imageData"):
-        return _stored_image(decode_base64(content["imageData"], f"{file}: imageData"), file)
+        stored = decode_base64(content["imageData"], f"{file}: imageData")
+        with opened(f"{file}: imageData", content=stored) as image:
+            kind = str(image.format)
+        return stored, {"JPEG": ".jpg", "MPO": ".jpg"}.get(kind, f".{kind}".lower())
     beside = [root.absolute().parent / other for other in LABELME_IMAGE_FOLDERS]
     for place in (place for other in beside for place in (other / below, other)):
         if path := finder.find_tail(place, name):
@@ -594,28 +560,23 @@ def _labelme_image(
     )
 
 
-def _stored_image(content: bytes, file: Path) -> tuple[bytes, str]:
-    with opened(f"{file}: imageData", content=content) as image:
-        kind = str(image.format)
-    return content, {"JPEG": ".jpg", "MPO": ".jpg"}.get(kind, f".{kind}".lower())
+def _draw_labelme(
+    shapes: Sequence[LabelmeShape],
+    line_width: int | None,
+    invalid: Invalid,
+    size: Size,
+    ids: Ids,
+    unlabelled: int,
+) -> np.ndarray:
+    canvas = Image.new("L", size[::-1], unlabelled)
+    for label, where, shape in shapes:
+        with invalid.skipped():
+            value = IGNORE if label == LABELME_IGNORE else ids[label]
+            _draw_shape(canvas, shape, value, line_width, where)
+    return np.array(canvas)
 
 
-@dataclass(frozen=True)
-class _LabelmeDrawing:
-    shapes: Sequence[LabelmeShape]
-    line_width: int | None
-    invalid: Invalid
-
-    def __call__(self, size: Size, ids: Mapping[str, int], unlabelled: int) -> np.ndarray:
-        canvas = Image.new("L", size[::-1], unlabelled)
-        for label, where, shape in self.shapes:
-            with self.invalid.skipped():
-                value = IGNORE if label == LABELME_IGNORE else ids[label]
-                _draw_shape(canvas, shape, value, self.line_width, where)
-        return np.array(canvas)
-
-
-# Number of points of LabelMe's shapes: at least, at most. A rotation is X-AnyLabeling's.
+# Minimum and maximum number of points of a shape. X-AnyLabeling writes rotation.
 LABELME_POINTS = {
     "polygon": (3, math.inf), "rectangle": (2, 2), "oriented_rectangle": (4, 4),
     "rotation": (4, 4), "circle": (2, 2), "mask": (2, 2), "line": (2, 2),
@@ -637,24 +598,22 @@ def _draw_shape(
     width = line_width or 0
     points = shape.get("points")
     if kind == "rectangle" and isinstance(points, list) and len(points) == 4:
-        kind = "oriented_rectangle"  # its four corners, as X-AnyLabeling writes them
+        kind = "oriented_rectangle"  # X-AnyLabeling writes four corners
     points = _check_points(points, (canvas.height, canvas.width), where, *LABELME_POINTS[kind])
     draw = ImageDraw.Draw(canvas)
-    first, last = points[0], points[-1]
-    low = (min(first[0], last[0]), min(first[1], last[1]))
-    high = (max(first[0], last[0]), max(first[1], last[1]))
+    (x, y), last = points[0], points[-1]
+    box = [min(x, last[0]), min(y, last[1]), max(x, last[0]), max(y, last[1])]
     if kind in ("polygon", "oriented_rectangle", "rotation"):
         draw.polygon(points, fill=value, outline=value)
     elif kind == "rectangle":
-        draw.rectangle((low, high), fill=value, outline=value)
+        draw.rectangle(box, fill=value, outline=value)
     elif kind in ("circle", "point"):
-        radius = math.dist(first, last) if kind == "circle" else width / 2
-        (x, y), r = first, radius
-        draw.ellipse(((x - r, y - r), (x + r, y + r)), fill=value, outline=value)
+        r = math.dist(points[0], last) if kind == "circle" else width / 2
+        draw.ellipse((x - r, y - r, x + r, y + r), fill=value, outline=value)
     elif kind in ("line", "linestrip"):
         draw.line(points, fill=value, width=width)
     else:
-        _draw_mask(canvas, shape.get("mask"), (*low, *high), value, where)
+        _draw_mask(canvas, shape.get("mask"), box, value, where)
 
 
 def _draw_mask(
@@ -675,7 +634,7 @@ def _draw_mask(
 def _check_points(
     points: Any, size: Size, where: str, least: float, most: float = math.inf
 ) -> list[tuple[float, float]]:
-    """Return points as numbers; they must be near the image, and their outline not endless."""
+    """Return points as numbers; they must lie near the image, and their outline be short."""
     try:
         found = [(float(x), float(y)) for x, y in points]
     except (TypeError, ValueError, OverflowError) as error:
@@ -684,8 +643,6 @@ def _check_points(
         expected = f"{least}" if least == most else f"at least {least}"
         raise DataError(f"{where}: expected {expected} points. Received: {len(found)}")
     height, width = size
-    outline = 0.0
-    before = found[-1]
     for x, y in found:
         # Also false for NaN.
         if not (-width <= x <= 2 * width and -height <= y <= 2 * height):
@@ -693,10 +650,10 @@ def _check_points(
                 f"{where}: the point ({x:g}, {y:g}) is far outside the image of {width} x "
                 f"{height} pixels"
             )
-        outline += max(abs(x - before[0]), abs(y - before[1])) + 1
-        before = x, y
-    if outline > MAX_OUTLINE:
+    steps = np.abs(np.array(found) - np.roll(found, 1, 0)).max(1) + 1
+    if steps.sum() > MAX_OUTLINE:
         raise DataError(
-            f"{where}: expected an outline of at most {MAX_OUTLINE} pixels. Received: {outline:.0f}"
+            f"{where}: expected an outline of at most {MAX_OUTLINE} pixels. "
+            f"Received: {steps.sum():.0f}"
         )
     return found

@@ -1,8 +1,7 @@
-"""Annotations of other tools, written as a folder that trains: `python -m alignseg_tf import`.
+"""Write annotations of other tools as a folder for training: `python -m alignseg_tf import`.
 
-The folder holds `images/{train,val}` with the images, copied byte for byte,
-`labels/{train,val}/X.png` with class ids as grey values and 255 for no class, `classes.json`, and
-`import.json`, which says where they are from.
+The folder holds `images/{train,val}` with byte-for-byte copies, `labels/{train,val}/X.png` with
+class ids as grey values and 255 for no class, `classes.json`, and `import.json` with the source.
 """
 
 import filecmp
@@ -16,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from alignseg_tf.data.datasets.catalog import label_space_from_file
 from alignseg_tf.data.label_space import IGNORE, LabelSpace, default_palette
@@ -28,12 +27,9 @@ from alignseg_tf.data.listing import (
     is_derived_file,
     list_problems,
 )
-from alignseg_tf.data.readers import load_sample, opened, orientation_of
+from alignseg_tf.data.readers import load_sample, opened, orientation_of, upright
 from alignseg_tf.preparation.annotation_files import Invalid, composed
-from alignseg_tf.preparation.annotations import (
-    Annotated,
-    Annotations,
-)
+from alignseg_tf.preparation.annotations import Annotated, Annotations
 from alignseg_tf.system.files import (
     RECORD_FILE,
     Output,
@@ -54,7 +50,7 @@ IMPORT = Output(
     lambda folder: has_keys(folder / "import.json", "imports"),
     ("images/*", "labels/*", "classes.json", "import.json"),
 )
-# The least EXIF orientation that swaps height and width.
+# The smallest EXIF orientation that swaps height and width.
 LEAST_TURNED = 5
 
 
@@ -63,13 +59,12 @@ class ImportOptions:
     """How annotations become labels.
 
     Attributes:
-        split: the split that all images belong to; None where they have splits of their own, or
-            `val_share` is given.
-        val_share: share of the images, chosen by a hash of their names, that become val.
-        unlabelled: what pixels without annotation are: class 0, `background`, or `void`.
+        split: the split of all images; None if they have splits, or `val_share` is given.
+        val_share: share of the images that become val, chosen by a hash of their names.
+        unlabelled: meaning of pixels without annotation: class 0, `background`, or `void`.
         void: classes whose pixels get no class.
-        annotated_on: for images that EXIF turns, what the annotations are of: `upright`, as
-            they are shown, or `stored`, as their pixels are stored.
+        annotated_on: for images that EXIF turns, whether the annotations are of the `upright`
+            image or of the `stored` pixels.
     """
 
     split: str | None = None
@@ -80,22 +75,20 @@ class ImportOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "void", tuple(map(composed, self.void)))
-        if self.split not in (None, *SPLITS):
-            raise DataError(f"--split must be one of {', '.join(SPLITS)}. Received: {self.split!r}")
+        for option, value, choices in (
+            ("--split", self.split, (None, *SPLITS)),
+            ("--unlabelled", self.unlabelled, (BACKGROUND, "void")),
+            ("--annotated-on", self.annotated_on, ("upright", "stored")),
+        ):
+            if value not in choices:
+                named = ", ".join(filter(None, choices))
+                raise DataError(f"{option} must be one of {named}. Received: {value!r}")
         if self.val_share is not None and not 0 < self.val_share < 1:
             raise DataError(f"--val-share must be between 0 and 1. Received: {self.val_share}")
         if self.split is not None and self.val_share is not None:
             raise DataError("give --split or --val-share, not both")
-        if self.unlabelled not in (BACKGROUND, "void"):
-            raise DataError(
-                f"--unlabelled must be background or void. Received: {self.unlabelled!r}"
-            )
         if self.unlabelled == BACKGROUND and BACKGROUND in self.void:
             raise DataError("--void background is --unlabelled void: give that")
-        if self.annotated_on not in ("upright", "stored"):
-            raise DataError(
-                f"--annotated-on must be upright or stored. Received: {self.annotated_on!r}"
-            )
 
 
 @dataclass(frozen=True)
@@ -106,10 +99,10 @@ class ImportReport:
         root: the folder.
         label_space: its classes.
         images: number of images of each split that was written.
-        pixels: pixels of each class in them, int64 [n].
+        pixels: pixels of each class, int64 [n].
         ignored: pixels without a class.
-        left_out: images in which no pixel has a class.
-        skipped: what was invalid and skipped, with the reason.
+        left_out: number of images without a pixel that has a class.
+        skipped: what was skipped as invalid, with the reason.
     """
 
     root: Path
@@ -121,7 +114,7 @@ class ImportReport:
     skipped: tuple[str, ...] = ()
 
     def text(self) -> str:
-        """Return a summary and what to do next."""
+        """Return a summary and the next commands."""
         split = " and ".join(f"{count} {name}" for name, count in self.images.items())
         total = int(self.pixels.sum()) + self.ignored
         names = [*map(printable, self.label_space.classes), "(void)"]
@@ -138,7 +131,7 @@ class ImportReport:
         if absent := [name for name, count in rows[:-1] if not count]:
             lines += ["", f"Warning: no pixel has the classes: {', '.join(absent)}"]
         if BACKGROUND in absent:
-            lines.append("Every pixel is annotated: --unlabelled void leaves background away")
+            lines.append("Every pixel is annotated: --unlabelled void omits background")
         if self.skipped:
             shown = list_problems([printable(problem) for problem in self.skipped])
             more = f"; all are in {self.root / 'import.json'}" * (len(self.skipped) > LISTED)
@@ -159,50 +152,50 @@ def write_import(
     source: str = "",
     overwrite: bool = False,
 ) -> ImportReport:
-    """Write annotated images as a folder, at once when all of it is done.
+    """Write annotated images as a folder, which appears when it is complete.
 
-    A folder that an import wrote may be given again: the same splits are replaced, others are
-    kept, with their classes. Every image and label is read back once.
+    The folder of an earlier import may be given: the same splits are replaced, others and their
+    classes are kept. Every image and label is read back once.
 
     Args:
-        annotations: what a reader of `annotations.py` found.
-        output: the folder; it must be new, empty, or from an import.
+        annotations: the annotations.
+        output: the folder; new, empty, or of an import.
         options: how annotations become labels.
-        source: what `import.json` shall say.
-        overwrite: replace what is there even if no import wrote it, or it was changed since.
+        source: description of the source for `import.json`.
+        overwrite: replace a folder even if no import wrote it, or it was changed since.
 
     Raises:
         ForeignFileError: a file that would be replaced was added or changed since.
-        DataError: `output` holds something else, or images or annotations do not fit; the first
-            ones are named. Those that `annotations.invalid` skips are in the report instead.
+        DataError: `output` holds something else, or images or annotations are invalid and
+            `annotations.invalid` does not skip them.
     """
     options = options or ImportOptions()
     output = Path(output)
     invalid = annotations.invalid
-    unknown = set(options.void) - set(annotations.classes)
-    if unknown:
+    if unknown := set(options.void) - set(annotations.classes):
         raise DataError(
             f"--void must name classes: {', '.join(annotations.classes)}. "
             f"Received: {', '.join(sorted(unknown))}"
         )
-    split_of = _choose_splits(_writable(annotations), options, invalid)
-    splits = [split for split in SPLITS if split in split_of]
+    chosen = _choose_splits(_writable(annotations), options, invalid)
+    splits = [split for split in SPLITS if split in chosen]
     remove_leftovers(output.absolute().parent)
     former = _former_import(output, overwrite)
     kept = _kept_imports(output, former, splits, options)
+    kept_splits = [split for record in kept for split in record["splits"]]
     label_space = _label_space(annotations, options, output / "classes.json" if kept else None)
-    split_of = {split: _not_kept(split, split_of[split], output, kept, invalid) for split in splits}
+    split_of = {}
+    for split in splits:
+        split_of[split] = _not_kept(split, chosen[split], output, kept_splits, invalid)
+    carried_over = [f"{kind}/{split}" for split in kept_splits for kind in ("images", "labels")]
+    carried_over += ["classes.json"] if kept else []
 
-    carried_over = [
-        f"{kind}/{split}"
-        for record in kept
-        for split in record["splits"]
-        for kind in ("images", "labels")
-    ]
-    if kept:
-        carried_over.append("classes.json")
     with atomic_folder(output, IMPORT, overwrite, carried_over) as folder:
-        _copy_kept(output, folder, kept)
+        for name in carried_over:
+            if (output / name).is_dir():
+                shutil.copytree(output / name, folder / name, copy_function=_link)
+            else:
+                _link(output / name, folder / name)
         writer = _Writer(folder, output, label_space, options)
         pixels, left_out = _write_splits(writer, split_of, invalid)
         if not kept:
@@ -220,15 +213,6 @@ def write_import(
     return ImportReport(output, label_space, images, total[:count], ignored, left_out, skipped)
 
 
-def _copy_kept(output: Path, folder: Path, kept: Sequence[Mapping[str, Any]]) -> None:
-    """Link what earlier imports wrote into a new folder."""
-    for split in (split for record in kept for split in record["splits"]):
-        for kind in ("images", "labels"):
-            shutil.copytree(output / kind / split, folder / kind / split, copy_function=_link)
-    if kept:
-        _link(output / "classes.json", folder / "classes.json")
-
-
 def _write_splits(
     writer: "_Writer",
     split_of: Mapping[str, Sequence[Annotated]],
@@ -237,8 +221,8 @@ def _write_splits(
     """Write all images.
 
     Returns:
-        For each split the pixels of each label value in each image, int64 [images, 256], and the
-        number of images that are left out, since no pixel has a class.
+        For each split the pixels of each label value, int64 [images, 256], and the number of
+        images that were left out because no pixel has a class.
     """
 
     def write(job: tuple[str, Annotated]) -> np.ndarray | str | None:
@@ -263,14 +247,17 @@ def _write_splits(
         )
     invalid.problems.extend(problems)
     if empty := [split for split, found in counts.items() if not found]:
-        skipped = f"; skipped as invalid:{list_problems(invalid.problems)}" * bool(invalid.problems)
-        raise DataError(f"{empty[0]}: in none of its images has a pixel a class{skipped}")
+        raise DataError(f"{empty[0]}: in none of its images has a pixel a class{_also(invalid)}")
     left_out = len(jobs) - len(problems) - sum(map(len, counts.values()))
     return {split: np.array(found) for split, found in counts.items()}, left_out
 
 
+def _also(invalid: Invalid) -> str:
+    return f"; skipped as invalid:{list_problems(invalid.problems)}" * bool(invalid.problems)
+
+
 def _writable(annotations: Annotations) -> list[Annotated]:
-    """Return the images that can be written; refuse names that readers would not find again."""
+    """Return the images; refuse names that readers would not find."""
     seen: dict[str, Annotated] = {}
     for image in annotations.images:
         with annotations.invalid.skipped():
@@ -301,15 +288,14 @@ def _choose_splits(
     images: Sequence[Annotated], options: ImportOptions, invalid: Invalid
 ) -> dict[str, list[Annotated]]:
     if not images:
-        skipped = f"; skipped as invalid:{list_problems(invalid.problems)}" * bool(invalid.problems)
-        raise DataError(f"there are no images to import{skipped}")
+        raise DataError(f"there are no images to import{_also(invalid)}")
     chosen: dict[str, list[Annotated]] = {}
     if options.split is not None:
         chosen[options.split] = list(images)
     elif options.val_share is not None:
         if len(images) < 2:
             raise DataError("--val-share needs two or more images")
-        # The same images always fall on the same side, in whatever order they come.
+        # A hash, so that the choice does not depend on the order.
         hashed = sorted(images, key=lambda p: hashlib.sha256(p.name.encode()).digest())
         count = min(max(1, round(options.val_share * len(hashed))), len(hashed) - 1)
         chosen = {"train": hashed[count:], "val": hashed[:count]}
@@ -323,29 +309,28 @@ def _choose_splits(
 
 
 def _former_import(output: Path, overwrite: bool) -> dict[str, Any]:
-    """Return what an import left in a folder; nothing where it is new or empty."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return {"imports": []}
-    found = {path.name for path in output.iterdir()} if output.is_dir() else {output.name}
-    found.discard(RECORD_FILE)
+    """Return the record of a former import in a folder; an empty one if there is none."""
+    none: dict[str, Any] = {"imports": []}
+    found = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    if not found and not output.is_file():
+        return none
+    found = (found or {output.name}) - {RECORD_FILE}
     former = None
     if IMPORT.from_before(output):
         former = json.loads((output / "import.json").read_text(encoding="utf-8"))
-    if overwrite:
-        return former or {"imports": []}
-    if former is None or found - OURS:
+    if not overwrite and (former is None or found - OURS):
         others = ", ".join(sorted(found - OURS) or sorted(found))
         raise DataError(
             f"{output}: expected a new or empty folder, or one from an import. Received: one with "
             f"{others}; give another name, or --overwrite"
         )
-    return former
+    return former or none
 
 
 def _kept_imports(
     output: Path, former: Mapping[str, Any], splits: Sequence[str], options: ImportOptions
 ) -> list[dict[str, Any]]:
-    """Return the former imports whose splits are not replaced."""
+    """Return the former imports with other splits."""
     kept = [record for record in former["imports"] if not set(record["splits"]) <= set(splits)]
     for record in kept:
         if set(record["splits"]) & set(splits):
@@ -364,7 +349,7 @@ def _kept_imports(
 def _label_space(
     annotations: Annotations, options: ImportOptions, classes_file: Path | None
 ) -> LabelSpace:
-    """Return the classes: those of a folder that is kept, else those of the annotations."""
+    """Return the classes of the kept folder, or of the annotations."""
     names = [name for name in annotations.classes if name not in options.void]
     if options.unlabelled == BACKGROUND:
         names = [BACKGROUND, *(name for name in names if name != BACKGROUND)]
@@ -389,14 +374,14 @@ def _not_kept(
     split: str,
     images: Sequence[Annotated],
     output: Path,
-    kept: Sequence[Mapping[str, Any]],
+    kept_splits: Sequence[str],
     invalid: Invalid,
 ) -> list[Annotated]:
-    """Return images, and refuse those that are in a kept split already."""
+    """Return images; refuse those that are in a kept split."""
     found = []
     for image in images:
         with invalid.skipped():
-            for other in (name for record in kept for name in record["splits"]):
+            for other in kept_splits:
                 there = output / "images" / other / f"{image.name}{image.suffix}"
                 if there.is_file() and _same_content(image.image, there):
                     raise DataError(
@@ -414,28 +399,20 @@ def _same_content(image: Path | bytes, path: Path) -> bool:
 
 
 class _Writer:
-    """Writes images and their labels.
-
-    Args:
-        folder: where they are written.
-        output: what messages call it.
-        label_space: the classes.
-        options: how annotations become labels.
-    """
+    """Write images and labels to a folder, which messages call `output`."""
 
     def __init__(self, folder: Path, output: Path, label_space: LabelSpace, options: ImportOptions):
         self.folder, self.output = folder, output
         self.label_space, self.options = label_space, options
-        self.ids = dict.fromkeys(options.void, IGNORE)
-        for index, name in enumerate(label_space.classes):
-            self.ids.setdefault(name, index)
+        self.ids = {name: index for index, name in enumerate(label_space.classes)}
+        self.ids |= dict.fromkeys(options.void, IGNORE)
         self.unlabelled = self.ids[BACKGROUND] if options.unlabelled == BACKGROUND else IGNORE
 
     def write_pair(self, split: str, image: Annotated) -> np.ndarray | None:
-        """Write an image and its label, and count the label's values; nothing where all are void.
+        """Write an image and its label; return the counts of label values, None if all are void.
 
         Raises:
-            DataError: the annotations do not fit the image; nothing is left of it.
+            DataError: the annotations do not fit the image, whose files are removed.
         """
         label = self._label(image)
         if (label == IGNORE).all():
@@ -459,51 +436,46 @@ class _Writer:
         return np.bincount(label.ravel(), minlength=256)
 
     def _label(self, image: Annotated) -> np.ndarray:
-        """Draw the annotations on an image as it is shown."""
-        stored, upright, orientation = _sizes(image)
-        as_stored = self.options.annotated_on == "stored"
-        size = stored if as_stored else upright
+        """Draw the annotations on the upright image."""
+        size, upright_size, orientation = _sizes(image)
+        how, other = self.options.annotated_on, "stored"
+        if how == "upright":
+            size = upright_size
+        else:
+            other = "upright"
         if image.size is not None and image.size != size:
             height, width = image.size
-            other = "upright" if as_stored else "stored"
-            hint = (
-                f", {self.options.annotated_on}; EXIF turns it by 90 degrees, so try "
-                f"--annotated-on {other}"
-            )
+            hint = f", {how}; EXIF turns it by 90 degrees, so try --annotated-on {other}"
             raise DataError(
                 f"{image.source}: the annotations are for {width} x {height} pixels, the image "
                 f"{image.name}{image.suffix} has {size[1]} x {size[0]}"
-                + hint
-                * (orientation >= LEAST_TURNED)
+                + (hint if orientation >= LEAST_TURNED else "")
             )
         label = image.draw(size, self.ids, self.unlabelled)
-        if not as_stored:
+        if how == "upright":
             return label
         turned = Image.fromarray(label)
         turned.getexif()[ExifTags.Base.Orientation] = orientation
-        return np.asarray(ImageOps.exif_transpose(turned))
+        return np.asarray(upright(turned))
 
 
 def _sizes(image: Annotated) -> tuple[tuple[int, int], tuple[int, int], int]:
-    """Return (height, width) as stored and as shown, and the EXIF orientation."""
-    content = image.image
+    """Return (height, width) as stored and upright, and the EXIF orientation."""
+    content = image.image if isinstance(image.image, bytes) else None
+    path = f"{image.name}{image.suffix}" if isinstance(image.image, bytes) else image.image
     try:
-        if isinstance(content, bytes):
-            context = opened(f"{image.name}{image.suffix}", content=content)
-        else:
-            context = opened(content)
-        with context as pixels:
+        with opened(path, content=content) as pixels:
             size = (pixels.height, pixels.width)
             is_tiff, orientation = pixels.format == "TIFF", orientation_of(pixels)
     except DataError as error:
         raise DataError(f"{image.source}: {error}") from error
-    turned = size[::-1] if orientation >= LEAST_TURNED else size
-    # Pillow has turned the size of a TIFF already.
-    return (turned, size, orientation) if is_tiff else (size, turned, orientation)
+    swapped = size[::-1] if orientation >= LEAST_TURNED else size
+    # Pillow has swapped the sides of a TIFF already.
+    return (swapped, size, orientation) if is_tiff else (size, swapped, orientation)
 
 
 def _link(source: str | Path, target: str | Path) -> None:
-    """Let a file be in two folders, or copy it where the file system cannot do that."""
+    """Hard-link a file, or copy it where the file system cannot."""
     try:
         os.link(source, target)
     except OSError:

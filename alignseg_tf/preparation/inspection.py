@@ -1,13 +1,13 @@
-"""What is in a data set and what is wrong with it, to be known before anything is trained.
+"""Report what a data set holds and what is wrong with it, before training.
 
 `inspect_data` decodes every file once and writes `images.csv` (a row an image),
 `inspection.json` (all numbers) and `contact_sheet.png` (some images with their labels).
-A problem keeps a data set from being trained on; a note is worth a look.
 """
 
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,22 +36,22 @@ from alignseg_tf.system.files import (
 )
 from alignseg_tf.system.printable import csv_cell
 
-# Kinds of problems shown.
+# Maximum number of kinds of problems shown.
 KINDS = 12
-# Crops of a first run are at most this high and wide.
+# Largest suggested crop side, in pixels.
 LARGEST_CROP = 512
-# A class with less than this part of an equal share of the pixels calls for class weights.
+# Below this part of an equal share of the pixels, a class calls for class weights.
 RARE = 0.1
 
 
 @dataclass
 class Inspection(Findings):
-    """What `inspect_data` found.
+    """The findings of `inspect_data`.
 
     Attributes:
-        data: the path.
-        layout: how its files lie.
-        classes_file: the file of the data set that states the classes, if one does.
+        data: path of the data set.
+        layout: name of its layout.
+        classes_file: the file that states the classes, if there is one.
     """
 
     data: str = ""
@@ -65,12 +65,12 @@ class Inspection(Findings):
 
     def suggestions(self) -> list[tuple[str, str]]:
         """Return options for `training.train`, each with its reason."""
-        training = next((split for split in self.splits if split.sound), None)
+        training = next((split for split in self.splits if split.facts), None)
         if training is None:
             return []
-        width, height = np.median(training.side_lengths(), axis=0)
+        height, width = np.median(training.sizes, axis=0)
         crop = [max(64, min(LARGEST_CROP, int(side) // 32 * 32)) for side in (height, width)]
-        share = training.pixels[:-1] / max(1, training.pixels[:-1].sum())
+        share = training.pixels / max(1, training.pixels.sum())
         present = np.flatnonzero(share)
         rarest = present[np.argmin(share[present])] if len(present) else 0
         is_rare = share[rarest] < RARE / self.label_space.num_classes
@@ -78,8 +78,8 @@ class Inspection(Findings):
         return [
             (
                 f"--crop-size {crop[0]} {crop[1]}",
-                f"height and width: of the median image, {width:.0f} x {height:.0f}, what is a "
-                f"multiple of 32, up to {LARGEST_CROP}",
+                f"height and width: the largest multiples of 32 in the median image, {width:.0f} x "
+                f"{height:.0f}, up to {LARGEST_CROP}",
             ),
             (
                 f"--class-weights {'sqrt_inverse' if is_rare else 'none'}",
@@ -90,7 +90,6 @@ class Inspection(Findings):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers for JSON."""
-        names = (*self.label_space.classes, "void")
         return {
             "data": self.data,
             "layout": self.layout,
@@ -98,26 +97,26 @@ class Inspection(Findings):
             "splits": {
                 split.name: {
                     "images": split.listed,
-                    "sound": len(split.sound),
-                    "bytes": split.file_bytes,
-                    "sizes": [[*size, count] for size, count in sorted(split.sizes.items())],
-                    "image_files": dict(split.image_kinds),
-                    "label_files": dict(split.label_kinds),
-                    "pixels": split.pixels.tolist(),
-                    "images_with": split.images_with.tolist(),
+                    "sound": len(split.facts),
+                    "bytes": sum(facts.file_bytes for facts in split.facts),
+                    "sizes": [[*size, count] for size, count in sorted(_counted(split, "size"))],
+                    "image_files": dict(_counted(split, "image_kind")),
+                    "label_files": dict(_counted(split, "label_kind")),
+                    "pixels": split.all_counts.sum(0).tolist(),
+                    "images_with": (split.all_counts > 0).sum(0).tolist(),
                     "problems": split.problems,
                     "skipped": {kind: len(paths) for kind, paths in split.skipped.items()},
                 }
                 for split in self.splits
             },
-            "pixels_of": list(names),
+            "pixels_of": [*self.label_space.classes, "void"],
             "repeated": [[a, str(b), c, str(d)] for a, b, c, d in self.repeated],
             "notes": self.notes(),
             "suggestions": [option for option, _ in self.suggestions()],
         }
 
     def text(self) -> str:
-        """Return the report that a person reads."""
+        """Return the report as text."""
         lines = [
             f"{self.data}: layout {self.layout}, {self.label_space.num_classes} classes"
             + (f" of {self.classes_file.name}" if self.classes_file else ""),
@@ -139,38 +138,42 @@ class Inspection(Findings):
         width = max(len(name) for name in ("class", *names))
         titles = [f"{split.name} {unit}" for unit in ("pixels", "images") for split in self.splits]
         yield "  ".join([f"{'class':{width}}", *(f"{title:>14}" for title in titles)])
+        counts = [split.all_counts for split in self.splits]
+        shares = [100 * table.sum(0) / max(1, table.sum()) for table in counts]
+        images = [(table > 0).sum(0) for table in counts]
         for index, name in enumerate(names):
-            shares = [
-                f"{100 * split.pixels[index] / max(1, split.pixels.sum()):12.2f} %"
-                for split in self.splits
-            ]
-            images = [f"{split.images_with[index]:14}" for split in self.splits]
-            yield "  ".join([f"{name:{width}}", *shares, *images])
+            cells = [f"{share[index]:12.2f} %" for share in shares]
+            cells += [f"{number[index]:14}" for number in images]
+            yield "  ".join([f"{name:{width}}", *cells])
+
+
+def _counted(split: SplitReport, attribute: str) -> list[tuple[Any, int]]:
+    """Return the values of an attribute of `ImageFacts`, the most frequent first."""
+    return Counter(getattr(facts, attribute) for facts in split.facts).most_common()
 
 
 def _split_lines(split: SplitReport) -> Iterator[str]:
-    sound = f", {len(split.sound)} sound" if len(split.sound) < split.listed else ""
-    megabytes = f"{split.file_bytes / 1e6:.1f} MB with labels"
-    yield f"\n{split.name}: {split.listed} images{sound}, {megabytes}"
+    sound = f", {len(split.facts)} sound" if len(split.facts) < split.listed else ""
+    megabytes = sum(facts.file_bytes for facts in split.facts) / 1e6
+    yield f"\n{split.name}: {split.listed} images{sound}, {megabytes:.1f} MB with labels"
     if split.skipped:
         yield f"  not read  {describe_skipped(split.skipped)}"
-    if not split.sound:
+    if not split.facts:
         return
-    sides = split.side_lengths()
-    low, middle, high = (np.quantile(sides, q, axis=0).astype(int) for q in (0, 0.5, 1))
-    sizes = f"{low[0]} x {low[1]}"
-    if len(split.sizes) > 1:
-        sizes += (
-            f" to {high[0]} x {high[1]}, median {middle[0]} x {middle[1]}, "
-            f"{len(split.sizes)} different"
-        )
-    yield f"  size      {sizes}"
-    for what, kinds in (("images", split.image_kinds), ("labels", split.label_kinds)):
-        yield f"  {what:8}  {', '.join(f'{kind} ({n})' for kind, n in kinds.most_common())}"
+    sides = split.sizes[:, ::-1]
+    low, middle, high = (
+        "{} x {}".format(*np.quantile(sides, q, axis=0).astype(int)) for q in (0, 0.5, 1)
+    )
+    if different := len(_counted(split, "size")) - 1:
+        low += f" to {high}, median {middle}, {different + 1} different"
+    yield f"  size      {low}"
+    for what, kind in (("images", "image_kind"), ("labels", "label_kind")):
+        kinds = (f"{kind} ({count})" for kind, count in _counted(split, kind))
+        yield f"  {what:8}  {', '.join(kinds)}"
 
 
 def _problem_lines(problems: Sequence[str], root: Path) -> Iterator[str]:
-    """Show the first problems of each kind."""
+    """Yield the first problems of each kind."""
     if not problems:
         yield "No problems"
         return
@@ -187,12 +190,12 @@ def _problem_lines(problems: Sequence[str], root: Path) -> Iterator[str]:
 
 
 def _kind(problem: str, root: Path) -> str:
-    """Return what a problem has in common with others: its message without paths and values."""
+    """Return the kind of a problem: its message without paths and values."""
     folder = re.escape(str(root.parent if root.is_file() else root))
     return re.sub(rf"{folder}[^:;,()]*|b'[^']*'|[\d\s,.\[\]]+", " ", problem)
 
 
-# In the folder of an inspection.
+# The files of an inspection.
 INSPECTION_FILES = ("inspection.json", "images.csv", "contact_sheet.png")
 INSPECTION = Output(
     "inspect", lambda folder: has_keys(folder / INSPECTION_FILES[0], "layout", "splits")
@@ -208,9 +211,9 @@ def inspect_data(
     """Decode every file of a data set once, and write what it holds.
 
     Args:
-        data: what to inspect.
+        data: the data set.
         output: folder for `images.csv`, `inspection.json` and `contact_sheet.png`.
-        splits: which parts.
+        splits: the splits to read.
         overwrite: replace files of these names even if no inspection wrote them.
 
     Raises:
@@ -221,12 +224,7 @@ def inspect_data(
     output = Path(output)
     remove_leftovers(output)
     check_replaceable(output, INSPECTION, INSPECTION_FILES, overwrite)
-    report = Inspection(
-        data.label_space,
-        data=str(data.root),
-        layout=data.layout.name,
-        classes_file=data.classes_file,
-    )
+    report = Inspection(data.label_space, [], str(data.root), data.layout.name, data.classes_file)
     found = {name: _list_split(data, name) for name in splits}
     if not any(samples for samples, _ in found.values()):
         raise DataError(
@@ -240,8 +238,7 @@ def inspect_data(
         rows.writerow(map(csv_cell, _columns(data.label_space)))
         for name, (samples, problems) in found.items():
             for facts in report.read(name, samples):
-                cells = _row(name, facts, data.label_space.num_classes + 1)
-                rows.writerow(map(csv_cell, cells))
+                rows.writerow(map(csv_cell, _row(name, facts, data.label_space.num_classes + 1)))
             split = report.splits[-1]
             split.problems[:0] = problems
             split.skipped = data.skipped(name, samples)
@@ -249,7 +246,7 @@ def inspect_data(
                 for path in labels_without_image(data.root, name):
                     split.note("have no image", path)
     numbers = {"inspection.json": json.dumps(report.to_dict(), indent=1)}
-    write_files(output, INSPECTION, numbers, overwrite=True)  # all were checked above
+    write_files(output, INSPECTION, numbers, overwrite=True)  # checked above
     with atomic_result(output, INSPECTION, "contact_sheet.png") as temporary:
         sound = {split.name: split.sound for split in report.splits}
         draw_contact_sheet(sound, data.label_space).save(temporary)
@@ -274,8 +271,6 @@ def _columns(label_space: LabelSpace) -> list[str]:
 
 
 def _row(split: str, facts: ImageFacts, columns: int) -> list[Any]:
-    width, height = facts.size or ("", "")
-    kinds = facts.image_kind, facts.label_kind
+    size, counts = (["", ""], [""] * columns) if facts.problem else (facts.size, facts.counts)
     files = facts.sample.image, facts.sample.label
-    counts = [""] * columns if facts.counts is None else facts.counts.tolist()
-    return [split, *files, width, height, *kinds, *counts, facts.problem]
+    return [split, *files, *size, facts.image_kind, facts.label_kind, *counts, facts.problem]

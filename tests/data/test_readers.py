@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
-from conftest import CLASSES, write_folder
-from PIL import Image, ImageFile, TiffImagePlugin
+from conftest import CLASSES
+from PIL import Image, TiffImagePlugin
 
 from alignseg_tf.data import image_headers
-from alignseg_tf.data.checking import check_sample, check_samples
+from alignseg_tf.data.checking import check_samples
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import (
     DataError,
@@ -32,7 +32,6 @@ from alignseg_tf.data.readers import (
     is_turned,
     load_image,
     load_label,
-    load_sample,
     read_image_sizes,
 )
 from alignseg_tf.data.sources import open_data
@@ -47,6 +46,19 @@ def test_folder_pairs_images_with_labels(folder):
     assert [s.image.name for s in samples] == [f"{i:03d}.png" for i in range(6)]
     assert all(s.label == folder / "labels" / "train" / s.image.name for s in samples)
     assert open_data(folder).label_space.classes == CLASSES
+    found = find_images([folder / "images/val", folder / "images/train/001.png"])
+    assert [p.name for p in found] == ["000.png", "001.png", "001.png"]
+    with pytest.raises(DataError, match="no such file or folder"):
+        find_images([folder / "nowhere"])
+    for kind in ("images", "labels"):
+        (folder / kind / "val/._000.png").write_bytes(b"rubbish")
+        (folder / kind / "val/.ipynb_checkpoints").mkdir()
+        shutil.copy(folder / kind / "val/000.png", folder / kind / "val/.ipynb_checkpoints/x.png")
+    assert [sample.image.name for sample in read_folder(folder, "val")] == ["000.png", "001.png"]
+    assert len(find_images([folder / "images/val"])) == 2
+    assert labels_without_image(folder, "val") == []
+    (folder / "images/val/000.png").unlink()
+    assert labels_without_image(folder, "val") == [folder / "labels/val/000.png"]
 
 
 def test_folder_searches_subfolders_and_other_suffixes(folder):
@@ -109,42 +121,15 @@ def test_csv_problems_are_named(folder):
     path = write_csv(folder, [("images/train/000.png", "gone.png", "train")])
     with pytest.raises(DataError, match=r"list\.csv, line 2: .*gone\.png is not there"):
         read_csv(path)
-    path = write_csv(folder, [("a", "b")], ("image", "mask"))
-    with pytest.raises(DataError, match=r"expected the columns \['image', 'label'\]"):
-        read_csv(path)
-
-
-def test_csv_rows_are_checked(folder):
-    path = write_csv(folder, [("images/train/000.png", "labels/train/000.png", " train ")])
-    assert len(read_csv(path, "train")) == 1
-    path = write_csv(folder, [("images/train/000.png",)], ("image", "label"))
-    with pytest.raises(DataError, match=r"list\.csv, line 2: image and label expected"):
-        read_csv(path)
     path.write_bytes("image,label\nä.png,b.png\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"list\.csv: expected UTF-8"):
         read_csv(path)
-
-
-def test_hidden_files_are_no_data(folder):
-    for kind in ("images", "labels"):
-        (folder / kind / "val/._000.png").write_bytes(b"rubbish")
-        (folder / kind / "val/.ipynb_checkpoints").mkdir()
-        shutil.copy(folder / kind / "val/000.png", folder / kind / "val/.ipynb_checkpoints/x.png")
-    assert [sample.image.name for sample in read_folder(folder, "val")] == ["000.png", "001.png"]
-    assert labels_without_image(folder, "val") == []
-    assert len(find_images([folder / "images/val"])) == 2
-
-
-def test_labels_without_image(folder):
-    (folder / "images/train/002.png").unlink()
-    assert labels_without_image(folder, "train") == [folder / "labels/train/002.png"]
-    assert len(read_folder(folder, "train")) == 5
-
-
-def test_two_labels_of_one_image_are_refused(folder):
-    shutil.copy(folder / "labels/val/000.png", folder / "labels/val/000.tif")
-    with pytest.raises(DataError, match=r"000\.tif: a second label beside 000\.png"):
-        read_folder(folder, "val")
+    path = write_csv(folder, [("images/train/000.png",)], ("image", "label"))
+    with pytest.raises(DataError, match=r"list\.csv, line 2: image and label expected"):
+        read_csv(path)
+    path = write_csv(folder, [("a", "b")], ("image", "mask"))
+    with pytest.raises(DataError, match=r"expected the columns \['image', 'label'\]"):
+        read_csv(path)
 
 
 # What the EXIF orientations 1 to 8 ask for, by NumPy.
@@ -161,7 +146,7 @@ UPRIGHT = (
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
     rng = np.random.default_rng(0)
     exif = Image.Exif()
@@ -172,19 +157,10 @@ def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
     expected = UPRIGHT[orientation - 1](pixels)
     assert read_image_sizes([path]).tolist() == [list(expected.shape[:2])]
     assert is_turned(path) == (orientation > 1)
-    if suffix == ".jpg":
-        assert load_image(path).shape == expected.shape
-        return
     np.testing.assert_array_equal(load_image(path), expected)
-    if suffix != ".webp":
-        ids = rng.integers(0, 3, (40, 60), np.uint8)  # Pillow maps such a TIFF into memory
-        Image.fromarray(ids).save(path, exif=exif)
-        np.testing.assert_array_equal(load_label(path, SPACE), UPRIGHT[orientation - 1](ids))
-
-
-def test_sizes_are_read_without_decoding(folder, monkeypatch):
-    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *args: pytest.fail("decoded"))
-    assert read_image_sizes([folder / "images/val/000.png"]).tolist() == [[64, 96]]
+    ids = rng.integers(0, 3, (40, 60), np.uint8)  # Pillow maps such a TIFF into memory
+    Image.fromarray(ids).save(path, exif=exif)
+    np.testing.assert_array_equal(load_label(path, SPACE), UPRIGHT[orientation - 1](ids))
 
 
 def write_deep_png(path, values):
@@ -258,14 +234,14 @@ def test_an_opaque_alpha_channel_of_a_label_is_dropped(tmp_path):
                                   lambda p: read_image_sizes([p])])  # fmt: skip
 def test_all_readers_say_what_is_wrong_with_a_file(read, tmp_path, monkeypatch):
     path = tmp_path / "x.png"
-    with pytest.raises(DataError, match=r"x\.png: not readable as a \w+ \(no such file\)"):
+    with pytest.raises(DataError, match=r"x\.png: not readable as an? \w+ \(no such file\)"):
         read(path)
     path.symlink_to("gone.png")
     with pytest.raises(DataError, match=r"\(a link to gone\.png, which is not there\)"):
         read(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(DataError, match=r"x\.png: not readable as a \w+ \(a folder\)"):
+    with pytest.raises(DataError, match=r"x\.png: not readable as an? \w+ \(a folder\)"):
         read(path)
     path.rmdir()
     path.touch()
@@ -332,47 +308,6 @@ def test_palette_labels_keep_their_indices(tmp_path):
     np.testing.assert_array_equal(load_label(tmp_path / "label.png", SPACE), ids)
 
 
-def test_changed_bytes_of_a_png_are_found(folder):
-    sample = read_folder(folder, "val")[0]
-    content = bytearray(sample.image.read_bytes())
-    content[-20] ^= 1  # the last pixels, and what decoding does not look at
-    sample.image.write_bytes(content)
-    with pytest.raises(DataError, match=r"000\.png: not readable .*broken PNG file"):
-        check_sample(sample, SPACE)
-
-
-def test_truncated_files_are_named(folder):
-    for kind, message in (("images", "as an image"), ("labels", "as a label")):
-        path = folder / kind / "train" / "000.png"
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(DataError, match=rf"{kind}/train/000\.png: not readable {message}"):
-            load_image(path) if kind == "images" else load_label(path, SPACE)
-
-
-@pytest.mark.parametrize(
-    ("label", "message"),
-    [
-        (np.zeros((64, 97), np.uint8), r"label is 97 x 64 pixels, its image .* is 96 x 64"),
-        (np.full((64, 96), 7, np.uint8), r"unknown label values \[7\]"),
-        (np.zeros((64, 96, 3), np.uint8), r"one channel of class ids.*save one of them"),
-        (np.full((64, 96, 3), (1, 2, 3), np.uint8), r"one channel.*'colors' in classes\.json"),
-        (
-            np.full((64, 96), 300, np.uint16),
-            r"whole numbers 0\.\.255. Received: uint16, 300 to 300",
-        ),
-    ],
-)
-def test_the_check_finds_bad_labels_and_goes_on(folder, label, message):
-    bad = folder / "labels" / "train" / "002.png"
-    Image.fromarray(label).save(bad)
-    (folder / "images/train/004.png").write_bytes(b"nothing")
-    with pytest.raises(DataError, match=message) as error:
-        check_samples(read_folder(folder, "train"), SPACE)
-    assert str(bad) in str(error.value)
-    assert "2 of 6 samples are unfit" in str(error.value)
-    assert "images/train/004.png: not readable" in str(error.value)
-
-
 def test_the_check_counts(folder):
     samples = read_folder(folder, "val")
     summary = check_samples(samples, SPACE)
@@ -382,30 +317,6 @@ def test_the_check_counts(folder):
     np.testing.assert_array_equal(summary.pixels, expected.sum(0))
     np.testing.assert_array_equal(summary.ignored, [96, 96])
     np.testing.assert_array_equal(summary.sizes, [[64, 96]] * 2)
-
-
-def test_labels_without_any_class_are_refused(folder):
-    for path in (folder / "labels/val").iterdir():
-        Image.fromarray(np.full((64, 96), 255, np.uint8)).save(path)
-    with pytest.raises(DataError, match="no pixel has a class"):
-        check_samples(read_folder(folder, "val"), SPACE)
-
-
-def test_a_small_image_is_refused(tmp_path):
-    root = write_folder(tmp_path / "small")
-    for kind in ("images", "labels"):
-        path = root / kind / "val" / "000.png"
-        Image.open(path).crop((0, 0, 96, 20)).save(path)
-    with pytest.raises(DataError, match=r"000\.png: the image is 96 x 20 .* at least 32 x 32"):
-        load_sample(read_folder(root, "val")[0], SPACE)
-
-
-def test_finding_images(folder):
-    found = find_images([folder / "images/val", folder / "images/train/001.png"])
-    assert [p.name for p in found] == ["000.png", "001.png", "001.png"]
-    np.testing.assert_array_equal(read_image_sizes(found), [[64, 96]] * 3)
-    with pytest.raises(DataError, match="no such file or folder"):
-        find_images([folder / "nowhere"])
 
 
 def test_files_that_tools_make_are_told_by_any_part_of_their_path():
@@ -530,13 +441,6 @@ def test_labels_in_floats_must_be_whole(tmp_path):
             load_label(path, SPACE)
 
 
-def test_a_tiff_that_pillow_does_not_read_is_described(tmp_path):
-    grey_tiff(tmp_path / "x.tif", np.zeros((40, 60)), 64, floats=True)
-    for read in (load_image, lambda path: load_label(path, SPACE)):
-        with pytest.raises(DataError, match=r"x\.tif: .*\(a TIFF of 1 band of 64-bit floats; what"):
-            read(tmp_path / "x.tif")
-
-
 def site(root, name, count=2):
     """Write `count` images with labels below a folder that is no part of a data set."""
     for index in range(count):
@@ -599,15 +503,6 @@ def test_a_link_to_itself_is_left_to_its_reader(folder):
     assert [path.name for path, _ in found] == ["000.png", "001.png", "self.png"]
     with pytest.raises(DataError, match=r"self\.png: not readable"):
         load_image(folder / "images/val/self.png")
-
-
-def test_all_suffixes_of_jpeg_are_images(folder):
-    with Image.open(folder / "images/val/000.png") as image:
-        for suffix in (".jfif", ".jpe", ".JPEG"):
-            image.save(folder / f"images/val/x{suffix}", "JPEG")
-            shutil.copy(folder / "labels/val/000.png", folder / "labels/val/x.png")
-            assert f"x{suffix}" in [s.image.name for s in read_folder(folder, "val")]
-            (folder / f"images/val/x{suffix}").unlink()
 
 
 @pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])

@@ -127,15 +127,11 @@ def test_coco_becomes_a_folder_that_passes_the_check(coco, tmp_path):
     assert report.images == {"train": 3}
 
 
-def test_small_objects_stay_visible_in_whatever_order_they_come(coco, tmp_path):
-    run(coco, tmp_path / "a")
+def test_small_objects_lie_over_large_ones_and_over_a_crowd(coco, tmp_path):
     coco[1]["annotations"].reverse()
-    run(coco, tmp_path / "b")
-    np.testing.assert_array_equal(label_of(tmp_path / "a", "city/0"),
-                                  label_of(tmp_path / "b", "city/0"))  # fmt: skip
-
-
-def test_an_object_lies_over_a_crowd_of_any_size(coco, tmp_path):
+    run(coco, tmp_path / "reversed")
+    assert label_of(tmp_path / "reversed", "city/0")[7, 12] == 2
+    coco[1]["annotations"].reverse()
     crowd = np.zeros(SIZE, np.uint8)
     crowd[15:25, 30:34] = 1
     coco[1]["annotations"][2]["segmentation"]["counts"] = run_lengths(crowd)
@@ -145,22 +141,16 @@ def test_an_object_lies_over_a_crowd_of_any_size(coco, tmp_path):
     assert (label[20:25, 30:34] == 255).all()
 
 
-def test_unlabelled_void(coco, tmp_path):
+def test_unlabelled_and_void_classes(coco, tmp_path):
     report = run(coco, tmp_path / "out", unlabelled="void")
     assert report.label_space.classes == ("table", "cup")
     label = label_of(tmp_path / "out", "city/0")
-    assert label[0, 0] == 255
-    assert label[5, 5] == 0
-    assert label[7, 12] == 1
-    assert report.left_out == 1
-    assert not (tmp_path / "out/images/train/city/2.png").exists()
+    assert [label[0, 0], label[5, 5], label[7, 12]] == [255, 0, 1]
     assert "Left out: 1 images" in report.text()
-
-
-def test_void_classes(coco, tmp_path):
-    report = run(coco, tmp_path / "out", void=("table",))
+    assert not (tmp_path / "out/images/train/city/2.png").exists()
+    report = run(coco, tmp_path / "void", void=("table",))
     assert report.label_space.classes == ("background", "cup")
-    label = label_of(tmp_path / "out", "city/0")
+    label = label_of(tmp_path / "void", "city/0")
     assert [label[5, 5], label[7, 12], label[0, 0]] == [255, 1, 0]
     with pytest.raises(DataError, match="--void must name classes: table, cup. Received: chair"):
         run(coco, tmp_path / "out2", void=("chair",))
@@ -184,7 +174,7 @@ def test_polygons_become_the_pixels_whose_centres_they_hold(coco, tmp_path):
     """Convex polygons against half planes; pycocotools may round within a pixel of the edge."""
     rng = np.random.default_rng(2)
     y, x = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
-    for _ in range(5):
+    for _ in range(3):
         angles = np.sort(rng.uniform(0, 2 * np.pi, 7))
         corners = np.stack([32 + 25 * np.cos(angles), 24 + 20 * np.sin(angles)], 1)
         distance = np.full(SIZE, np.inf)
@@ -203,121 +193,70 @@ def test_polygons_become_the_pixels_whose_centres_they_hold(coco, tmp_path):
         np.testing.assert_array_equal(label, reference)
 
 
-def change(rows, place, **values):
-    def apply(content):
-        content[rows][place].update(values)
-
-    return apply
-
-
-BOX = {"segmentation": []}
-OVERFLOWING = [2**63 - 1, 2**63 - 1, 2 + 48 * 64]  # 48 * 64 in 64 bits
-SHORT = {"size": [48, 64], "counts": [1000, 2]}
 POLYGON = [square(4, 4, 40, 20)]
+SEGMENTATIONS = {
+    "expected a segmentation.*only a box": [],
+    "expected at least 3 points. Received: 2": [[1, 1, 3, 3]],
+    "expected a polygon as": [[1, 1, 3, 3, 1]],
+    r"the point \(640, 0\) is far outside the image of 64 x 48": [square(0, 0, 640, 480)],
+    r"the point \(nan, 1\)": [[1, 1, 3, 3, float("nan"), 1]],
+    "expected an outline of at most 10000000 pixels": [[0, 0, 64, 48] * 80_000],
+    "expected points as pairs of numbers": [[1, 1, 3, 3, 10**400, 1]],
+    r"runs .* 48 \* 64 .* Received: 1002": {"size": [48, 64], "counts": [1000, 2]},
+    # 48 * 64 in 64 bits
+    "the runs of an RLE must add up to 48 . 64 pixels": {
+        "size": [48, 64], "counts": [2**63 - 1, 2**63 - 1, 2 + 48 * 64]
+    },
+    "the runs .* Received: a negative run": {"size": [48, 64], "counts": [-1, 3073]},
+    "broken RLE .expected whole numbers. Received: 1.5": {
+        "size": [48, 64], "counts": [1.5, 3070.5]
+    },
+    r"broken RLE \(character 0x7e": {"size": [48, 64], "counts": "~~"},
+    r"broken RLE \(character 0x6f": {"size": [48, 64], "counts": "o" * 10**6},
+    "broken RLE .the last number is cut short": {"size": [48, 64], "counts": "o"},
+    r"expected an RLE of size \[48, 64\]": {"size": [64, 48], "counts": "a"},
+    "expected an RLE of size": {"size": 48, "counts": [3072]},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("table", "values", "message"),
     [
-        (
-            change("images", 1, file_name="gone.png"),
-            r"images\[1\], id 11: the image 'gone.png' is not",
+        ("images", {"file_name": "gone.png"}, "id 11: the image 'gone.png' is not"),
+        ("images", {"file_name": "../a.png"}, "id 11: file_name must be a path below"),
+        ("images", {"file_name": None}, "id 11: file_name must be a path below"),
+        ("images", {"file_name": "city/.1.png"}, r"id 11: city/\.1\.png is hidden"),
+        ("images", {"file_name": "city/0.png"}, "a second image city/0.png, beside"),
+        ("images", {"height": 50}, "id 11: .* for 64 x 50 pixels, .* has 64 x 48$"),
+        ("images", {"height": "x"}, "id 11: height and width must be whole numbers"),
+        ("images", {"id": 10}, r"images\[1\], id 10: another one"),
+        ("categories", {"name": "table"}, "ids 7 and 3 have the same name, 'table'"),
+        ("annotations", {"category_id": 5}, r"\[3\], id 4: no category has the id 5"),
+        ("annotations", {"category_id": []}, r"no category has the id \[\]; there are 7"),
+        ("annotations", {"image_id": 5}, r"annotations\[3\], id 4: no image has the id 5"),
+        ("annotations", {"iscrowd": "0"}, "id 4: iscrowd must be 0 or 1. Received: '0'"),
+        *(
+            ("annotations", {"segmentation": shape}, f"id 4: .*{message}")
+            for message, shape in SEGMENTATIONS.items()
         ),
-        (
-            change("images", 1, file_name="../a.png"),
-            r"images\[1\], id 11: file_name must be a path below",
-        ),
-        (
-            change("images", 1, height=50),
-            r"images\[1\], id 11: .* for 64 x 50 pixels, .* has 64 x 48$",
-        ),
-        (
-            change("images", 1, height="x"),
-            r"images\[1\], id 11: height and width must be whole numbers",
-        ),
-        (change("images", 1, id=10), r"images\[1\], id 10: another one"),
-        (change("images", 1, file_name="city/0.png"), "a second image city/0.png, beside"),
-        (
-            change("annotations", 3, category_id=5),
-            r"annotations\[3\], id 4: no category has the id 5",
-        ),
-        (change("annotations", 3, image_id=5), r"annotations\[3\], id 4: no image has the id 5"),
-        (
-            change("annotations", 3, **BOX),
-            r"annotations\[3\], id 4: expected a segmentation.*only a box",
-        ),
-        (
-            change("annotations", 3, segmentation=[[1, 1, 3, 3]]),
-            r"annotations\[3\], id 4: expected at least 3 points. Received: 2",
-        ),
-        (
-            change("annotations", 3, segmentation=[[1, 1, 3, 3, 1]]),
-            r"annotations\[3\], id 4: expected a pol",
-        ),
-        (
-            change("annotations", 3, segmentation=[square(0, 0, 640, 480)]),
-            r"annotations\[3\], id 4: the point \(640, 0\) is far outside the image of 64 x 48",
-        ),
-        (
-            change("annotations", 3, segmentation=[[1, 1, 3, 3, float("nan"), 1]]),
-            r"annotations\[3\], id 4: the point \(nan, 1\)",
-        ),
-        (change("annotations", 3, segmentation=SHORT), r"runs .* 48 \* 64 .* Received: 1002"),
-        (
-            change("annotations", 3, segmentation={"size": [64, 48], "counts": "a"}),
-            r"annotations\[3\], id 4: expected an RLE of size \[48, 64\]",
-        ),
-        (
-            change("annotations", 3, segmentation={"size": [48, 64], "counts": "~~"}),
-            r"annotations\[3\], id 4: broken RLE",
-        ),
-        (change("categories", 1, name="table"), "ids 7 and 3 have the same name, 'table'"),
-        (
-            change("annotations", 3, category_id=[]),
-            r"id 4: no category has the id \[\]; there are 7",
-        ),
-        (change("annotations", 3, iscrowd="0"), "id 4: iscrowd must be 0 or 1. Received: '0'"),
-        (
-            change("annotations", 3, segmentation={"size": [48, 64], "counts": OVERFLOWING}),
-            "id 4: the runs of an RLE must add up to 48 . 64 pixels",
-        ),
-        (
-            change("annotations", 3, segmentation={"size": [48, 64], "counts": [-1, 3073]}),
-            "id 4: the runs .* Received: a negative run",
-        ),
-        (
-            change("annotations", 3, segmentation={"size": [48, 64], "counts": [1.5, 3070.5]}),
-            "id 4: broken RLE .expected whole numbers. Received: 1.5",
-        ),
-        (
-            change("annotations", 3, segmentation={"size": 48, "counts": [3072]}),
-            "id 4: expected an RLE of size",
-        ),
-        (
-            change("annotations", 3, segmentation={"size": [48, 64], "counts": "o" * 10**6}),
-            "id 4: broken RLE",
-        ),
-        (
-            change("annotations", 3, segmentation=[[0, 0, 64, 48] * 80_000]),
-            "id 4: expected an outline of at most 10000000 pixels",
-        ),
-        (
-            change("annotations", 3, segmentation=[[1, 1, 3, 3, 10**400, 1]]),
-            "id 4: expected points as pairs of numbers",
-        ),
-        (change("images", 1, file_name=None), "id 11: file_name must be a path below"),
-        (change("images", 1, file_name="city/.1.png"), r"id 11: city/\.1\.png is hidden"),
-        (lambda content: content.pop("categories"), "expected a list 'categories'"),
-        (lambda content: content["images"][0].pop("id"), r"images\[0\] has no id"),
     ],
 )
-def test_coco_problems_are_named_and_nothing_is_written(coco, tmp_path, spoil, message):
-    spoil(coco[1])
+def test_coco_problems_are_named_and_nothing_is_written(coco, tmp_path, table, values, message):
+    coco[1][table][3 if table == "annotations" else 1].update(values)
     shutil.copy(coco[2] / "city/1.png", coco[2] / "city/.1.png")
     with pytest.raises(DataError, match=message) as error:
         run(coco, tmp_path / "out")
     assert "instances.json" in str(error.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "instances.json"]
+
+
+def test_missing_tables_and_keys_are_named(coco, tmp_path):
+    del coco[1]["images"][0]["id"]
+    with pytest.raises(DataError, match=r"images\[0\] has no id"):
+        run(coco, tmp_path / "out")
+    del coco[1]["categories"]
+    with pytest.raises(DataError, match="expected a list 'categories'"):
+        run(coco, tmp_path / "out")
 
 
 def test_coco_of_whole_floats(coco, tmp_path):
@@ -344,40 +283,25 @@ def test_ids_of_annotations_may_repeat_or_be_missing(coco, tmp_path):
         run(coco, tmp_path / "out")
 
 
-@pytest.mark.parametrize("parent", ["things", "table"])
-def test_a_root_category_is_no_class(coco, tmp_path, parent):
+def test_a_root_category_is_no_class_unless_it_is_used(coco, tmp_path):
     categories = coco[1]["categories"]
     for row in categories:
-        row["supercategory"] = parent
-    root = {"id": 0, "name": parent, "supercategory": "none"}
-    coco[1]["categories"] = [root, *categories]
-    report = run(coco, tmp_path / "out")
-    assert report.label_space.classes == ("background", "table", "cup")
-    if parent == "things":  # it is used, so it is a class
-        coco[1]["annotations"][3]["category_id"] = 0
-        assert "things" in run(coco, tmp_path / "used").label_space.classes
-
-
-def test_a_class_without_annotations_stays_a_class(coco, tmp_path):
+        row["supercategory"] = "things"
+    root = {"id": 0, "name": "things", "supercategory": "none"}
     lamp = {"id": 9, "name": "lamp", "supercategory": "none"}
-    coco[1]["categories"].append(lamp)
+    coco[1]["categories"] = [root, *categories, lamp]
     report = run(coco, tmp_path / "out")
     assert report.label_space.classes == ("background", "table", "cup", "lamp")
+    coco[1]["annotations"][3]["category_id"] = 0
+    assert "things" in run(coco, tmp_path / "used").label_space.classes
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["CITY\\Straße.JPG", "city/Strasse.jpg", "/data/city/Straße.jpg", "C:\\city\\Straße.jpg"],
+    "name", ["CITY\\Straße.JPG", "/data/city/Straße.jpg", "C:\\city\\Straße.jpg"]
 )
 def test_images_of_coco_are_found_by_names_of_other_systems(coco, tmp_path, name):
     there = coco[2] / "city" / f"{unicodedata.normalize('NFD', 'Straße')}.jpg"
     (coco[2] / "city/1.png").rename(there)
-    if "ss" in name:  # not another form of the same name
-        there.rename(there.with_stem("other"))
-        coco[1]["images"][1]["file_name"] = name
-        with pytest.raises(DataError, match=r"'city/Strasse\.jpg' is not there"):
-            run(coco, tmp_path / "out")
-        return
     coco[1]["images"][1]["file_name"] = name
     run(coco, tmp_path / "out")
     assert (label_of(tmp_path / "out", "city/Straße") == 1).all()
@@ -390,12 +314,6 @@ def test_a_folder_of_images_one_level_off_is_named(coco, tmp_path):
         run(coco, tmp_path / "out")
     with pytest.raises(DataError, match="gone: no such folder"):
         read_coco(coco[0](), tmp_path / "gone")
-
-
-def test_equal_class_names_in_other_unicode_forms_are_one(coco, tmp_path):
-    coco[1]["categories"][0]["name"] = "Tür"
-    report = run(coco, tmp_path / "out", void=(unicodedata.normalize("NFD", "Tür"),))
-    assert report.label_space.classes == ("background", "cup")
 
 
 def test_several_coco_files_are_one_import(coco, tmp_path):
@@ -417,12 +335,6 @@ def test_several_coco_files_are_one_import(coco, tmp_path):
         np.testing.assert_array_equal(
             label_of(tmp_path / "parts", name), label_of(tmp_path / "out", name)
         )
-
-
-def test_a_background_without_pixels_is_said(coco, tmp_path):
-    coco[1]["images"] = coco[1]["images"][1:2]
-    coco[1]["annotations"] = coco[1]["annotations"][3:]
-    assert "--unlabelled void leaves background away" in run(coco, tmp_path / "out").text()
 
 
 # Skipping what is invalid
@@ -480,23 +392,6 @@ def test_an_image_that_is_skipped_late_leaves_nothing(coco, tmp_path):
     assert len(data.samples("train")) == report.images["train"] == 2
 
 
-def test_all_unfit_images_are_counted(coco, tmp_path):
-    for row in coco[1]["annotations"]:
-        row["segmentation"] = []
-    (coco[2] / "city/2.png").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="3 of 3 images are unfit; nothing was written") as error:
-        run(coco, tmp_path / "out")
-    assert "id 12: " in str(error.value)
-
-
-def test_broken_json(tmp_path):
-    (tmp_path / "a.json").write_text('{"images": [')
-    with pytest.raises(DataError, match=r"a\.json: not readable as JSON"):
-        read_coco(tmp_path / "a.json", tmp_path)
-    with pytest.raises(DataError, match=r"b\.json: no such file"):
-        read_coco(tmp_path / "b.json", tmp_path)
-
-
 def test_more_classes_than_a_label_holds_are_refused(coco, tmp_path):
     coco[1]["categories"] += [{"id": 100 + i, "name": f"c{i}"} for i in range(253)]
     with pytest.raises(DataError, match="1 to 255 names. Received: 256"):
@@ -526,6 +421,8 @@ def test_a_share_is_chosen_by_name(coco, tmp_path):
     assert set(files(tmp_path / "a")) == set(files(tmp_path / "b"))
     with pytest.raises(DataError, match="no splits of its own: give --split"):
         run(coco, tmp_path / "c", split=None)
+    with pytest.raises(DataError, match="train and val were imported together"):
+        run(coco, tmp_path / "a", split="val")
 
 
 def second(coco, names):
@@ -585,12 +482,6 @@ def test_what_was_done_to_an_import_by_hand_is_kept(coco, tmp_path):
     assert files(out) == before
 
 
-def test_splits_of_one_import_stay_together(coco, tmp_path):
-    run(coco, tmp_path / "out", split=None, val_share=0.3)
-    with pytest.raises(DataError, match="train and val were imported together"):
-        run(coco, tmp_path / "out", split="val")
-
-
 def test_other_folders_are_not_touched(coco, tmp_path, folder):
     with pytest.raises(DataError, match="data: expected a new or empty folder.*classes.json"):
         run(coco, folder)
@@ -613,7 +504,7 @@ def test_other_folders_are_not_touched(coco, tmp_path, folder):
         ({"split": "training"}, "--split must be one of train, val, test"),
         ({"split": None, "val_share": 1.0}, "--val-share must be between 0 and 1"),
         ({"val_share": 0.5}, "not both"),
-        ({"unlabelled": "other"}, "--unlabelled must be background or void"),
+        ({"unlabelled": "other"}, "--unlabelled must be one of background, void"),
         ({"void": ("background",)}, "--void background is --unlabelled void"),
         ({"annotated_on": "screen"}, "--annotated-on must be"),
     ],
@@ -623,7 +514,7 @@ def test_options_are_checked(coco, tmp_path, options, message):
         run(coco, tmp_path / "out", **options)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
 def test_labels_follow_the_orientation_of_exif(coco, tmp_path, orientation):
     """Annotated as shown or as stored: the label lies on the image as it is read."""
     path = save_image(coco[2] / "city/1.png", orientation=orientation)
@@ -712,10 +603,9 @@ def test_cvat(cvat, tmp_path):
 
 
 def test_cvat_with_void_and_a_palette_file(cvat, tmp_path):
-    path = cvat / "SegmentationClass/a/frame 1.000.png"
     indices = Image.fromarray(cvat_label())
     indices.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 64])
-    indices.save(path)
+    indices.save(cvat / "SegmentationClass/a/frame 1.000.png")
     options = ImportOptions(split="train", unlabelled="void")
     report = write_import(read_cvat(cvat), tmp_path / "out", options)
     expected = np.array([255, 0, 1], np.uint8)[cvat_label()]
@@ -774,16 +664,6 @@ def test_cvat_reads_no_derived_files(cvat, tmp_path):
         write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="val"))
 
 
-def test_a_cvat_mask_in_another_unicode_form_is_drawn(cvat, tmp_path):
-    name = "frame é 1.000"
-    (cvat / "JPEGImages/a/frame 1.000.png").rename(cvat / f"JPEGImages/a/{name}.PNG")
-    mask = cvat / "SegmentationClass/a" / f"{unicodedata.normalize('NFD', name)}.png"
-    (cvat / "SegmentationClass/a/frame 1.000.png").rename(mask)
-    (cvat / "ImageSets/Segmentation/default.txt").write_text(f"a/{name}\n")
-    write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="val"))
-    np.testing.assert_array_equal(label_of(tmp_path / "out", f"a/{name}", "val"), cvat_label())
-
-
 def test_invalid_images_of_cvat_are_skipped_when_asked(cvat, tmp_path):
     (cvat / "ImageSets/Segmentation/default.txt").write_text("a/frame 1.000\nblank\ngone\n../x\n")
     (cvat / "SegmentationClass/blank.png").write_bytes(b"nothing")
@@ -802,42 +682,35 @@ def test_cvat_without_images(cvat, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("table::\n", r"labelmap\.txt, line 1: expected label:red,green,blue"),
+        (f"{LABELMAP}chair:128,0,0::\n", r"line 5: 'chair' or \(128, 0, 0\) is there twice"),
+        (f"{LABELMAP}chair:300,0,0::\n", r"labelmap\.txt: .colors. must be \[r, g, b\] of 0"),
+        ("background:0,0,0::\n", "no labels besides the background"),
+        ("background:0,0,0::\ntable:128,0,0::", r"1\.000\.png: unknown label colours \[\(0, 128"),
+        (None, r"labelmap\.txt: no such file"),
+    ],
+)
+def test_problems_of_a_labelmap_are_named(cvat, tmp_path, text, message):
+    (cvat / "labelmap.txt").unlink()
+    if text is not None:
+        (cvat / "labelmap.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="train"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: (root / "labelmap.txt").unlink(), r"labelmap\.txt: no such file"),
-        (
-            lambda root: (root / "labelmap.txt").write_text("table::\n"),
-            r"labelmap\.txt, line 1: expected label:red,green,blue",
-        ),
-        (
-            lambda root: (root / "labelmap.txt").write_text(f"{LABELMAP}chair:128,0,0::\n"),
-            r"labelmap\.txt, line 5: 'chair' or \(128, 0, 0\) is there twice",
-        ),
-        (
-            lambda root: (root / "labelmap.txt").write_text("background:0,0,0::\n"),
-            "no labels besides the background",
-        ),
-        (
-            lambda root: (root / "labelmap.txt").write_text("background:0,0,0::\ntable:128,0,0::"),
-            r"frame 1\.000\.png: unknown label colours \[\(0, 128, 64\)\]",
-        ),
-        (
-            lambda root: shutil.rmtree(root / "SegmentationClass"),
-            "SegmentationClass: no such folder",
-        ),
-        (
-            lambda root: (root / "labelmap.txt").write_text(f"{LABELMAP}chair:300,0,0::\n"),
-            r"labelmap\.txt: .colors. must be \[r, g, b\] of 0\.\.255",
-        ),
+        (lambda root: shutil.rmtree(root / "SegmentationClass"), "Class: no such folder"),
         (lambda root: shutil.rmtree(root / "ImageSets"), "no list ImageSets/Segmentation"),
         (
             lambda root: (root / "JPEGImages/blank.jpg").unlink(),
             r"default\.txt: expected one image .*blank\.\*. Received: none",
         ),
-        (
-            lambda root: save_image(root / "JPEGImages/blank.png"),
-            "Received: blank.jpg, blank.png",
-        ),
+        (lambda root: save_image(root / "JPEGImages/blank.png"), "Rec.*: blank.jpg, blank.png"),
         (
             lambda root: save_image(root / "JPEGImages/a/frame 1.000.png", (48, 60)),
             r"the mask is 64 x 48 pixels, its image 60 x 48",
@@ -852,7 +725,6 @@ def test_cvat_problems_are_named(cvat, tmp_path, spoil, message):
     spoil(cvat)
     with pytest.raises(DataError, match=message):
         write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="train"))
-    assert not (tmp_path / "out").exists()
 
 
 # LabelMe
@@ -1004,8 +876,14 @@ def apart(tmp_path, image_path, folder="elsewhere", name="one.png"):
     return labels.parent, image
 
 
-@pytest.mark.parametrize("name", ["one.png", "left/one.png", "ONE.PNG"])
-@pytest.mark.parametrize("path", ["one.png", "C:\\Users\\me\\one.png", "/home/me/one.png"])
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("one.png", "left/one.png"),
+        ("C:\\Users\\me\\one.png", "ONE.PNG"),
+        ("/home/one.png", "one.png"),
+    ],
+)
 def test_labelme_files_apart_from_their_images(tmp_path, path, name):
     folder, image = apart(tmp_path, path, name=name)
     images = tmp_path / "a/elsewhere"
@@ -1017,7 +895,7 @@ def test_labelme_files_apart_from_their_images(tmp_path, path, name):
     assert copied.read_bytes() == image.read_bytes()
 
 
-@pytest.mark.parametrize("place", ["images", "images", "images/left", "labels/left"])
+@pytest.mark.parametrize("place", ["images", "pictures/left", "labels/left"])
 def test_labelme_images_are_found_where_they_usually_are(tmp_path, place):
     folder, image = apart(tmp_path, "D:\\data\\One.png", folder=place)
     (annotated,) = read_labelme(folder).images
@@ -1045,14 +923,9 @@ def test_rectangles_of_four_points(tmp_path, kind):
 
 
 def test_labelme_labels_in_other_unicode_forms_are_one_class(tmp_path):
-    shapes = [
-        (unicodedata.normalize(form, "Tür"), "rectangle", [[3, 3], [9, 9]], {})
-        for form in ("NFC", "NFD")
-    ]
-    folder = write_labelme(tmp_path, *shapes)
-    assert read_labelme(folder).classes == ("Tür",)
-    decomposed = unicodedata.normalize("NFD", "Tür")
-    assert read_labelme(folder, [decomposed]).classes == ("Tür",)
+    names = [unicodedata.normalize(form, "Tür") for form in ("NFC", "NFD")]
+    folder = write_labelme(tmp_path, *[(name, *SQUARE[1:]) for name in names])
+    assert read_labelme(folder).classes == read_labelme(folder, names[1:]).classes == ("Tür",)
 
 
 def test_invalid_shapes_and_files_of_labelme_are_skipped_when_asked(tmp_path):

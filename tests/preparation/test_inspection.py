@@ -22,16 +22,7 @@ from alignseg_tf.data.listing import DataError
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.preparation import contact_sheet, inspection
 
-# What is wrong -> what makes it so. A damage takes the folder and may return another path to open.
-DAMAGES: dict[str, Callable[[Path], Path | None]] = {}
-
-
-def damage(name: str) -> Callable:
-    def remember(function: Callable) -> Callable:
-        DAMAGES[name] = function
-        return function
-
-    return remember
+Change = Callable[[np.ndarray], np.ndarray]
 
 
 def first(root: Path, kind: str, split: str = "train") -> Path:
@@ -46,10 +37,34 @@ def save_as(path: Path, image: Image.Image, suffix: str = ".png", **options) -> 
     return path
 
 
-def change(path: Path, values: Callable[[np.ndarray], np.ndarray], suffix: str = ".png") -> Path:
+def change(path: Path, values: Change, suffix: str = ".png") -> Path:
     with Image.open(path) as image:
         changed = values(np.asarray(image))
     return save_as(path, Image.fromarray(changed), suffix)
+
+
+def change_first(kind: str, values: Change, suffix: str = ".png") -> Callable[[Path], None]:
+    def damage(root: Path) -> None:
+        change(first(root, kind), values, suffix)
+
+    return damage
+
+
+def change_all(pattern: str, values: Change, classes: str = "") -> Callable[[Path], None]:
+    def damage(root: Path) -> None:
+        for path in sorted(root.glob(pattern)):
+            change(path, values)
+        if classes:
+            write_classes(classes)(root)
+
+    return damage
+
+
+def write_classes(text: str) -> Callable[[Path], None]:
+    def damage(root: Path) -> None:
+        (root / "classes.json").write_text(text)
+
+    return damage
 
 
 def write_csv(root: Path, columns=("image", "label", "split"), encoding="utf-8") -> Path:
@@ -68,55 +83,18 @@ def write_csv(root: Path, columns=("image", "label", "split"), encoding="utf-8")
     return root / "list.csv"
 
 
-def change_line(path: Path, change: Callable[[str], str]) -> Path:
-    lines = path.read_text().split("\n")
-    lines[1] = change(lines[1])
-    path.write_text("\n".join(lines))
-    return path
+def csv_line(change: Callable[[str], str]) -> Callable[[Path], Path]:
+    def damage(root: Path) -> Path:
+        path = write_csv(root)
+        lines = path.read_text().split("\n")
+        lines[1] = change(lines[1])
+        path.write_text("\n".join(lines))
+        return path
+
+    return damage
 
 
-@damage("The path is mistyped")
-def _(root):
-    return root / "nowhere"
-
-
-@damage("Folders have unknown names")
-def _(root):
-    (root / "images").rename(root / "photos")
-
-
-@damage("`classes.json` is missing")
-def _(root):
-    (root / "classes.json").unlink()
-
-
-@damage("`classes.json` is not JSON")
-def _(root):
-    (root / "classes.json").write_text('{"classes": ["a", "b",]}')
-
-
-@damage("`classes.json` has no `classes`")
-def _(root):
-    (root / "classes.json").write_text('{"names": ["a", "b"]}')
-
-
-@damage("`classes.json` has unknown keys")
-def _(root):
-    (root / "classes.json").write_text('{"classes": ["a", "b"], "colours": []}')
-
-
-@damage("A colour is not a list")
-def _(root):
-    (root / "classes.json").write_text('{"classes": ["a"], "palette": ["#ff0000"]}')
-
-
-@damage("A class name cannot be shown")
-def _(root):
-    (root / "classes.json").write_text('{"classes": ["a\\u001b"]}')
-
-
-@damage("`classes.json` contradicts the layout")
-def _(root):
+def contradicting_layout(root):
     (root / "labels").rename(root / "annotations")
     for kind in ("images", "annotations"):
         (root / kind / "train").rename(root / kind / "training")
@@ -124,160 +102,92 @@ def _(root):
     (root / "classes.json").write_text(json.dumps(classes))
 
 
-@damage("A CSV list has the wrong columns")
-def _(root):
-    return write_csv(root, ("image", "mask", "split"))
-
-
-@damage("A CSV list is not UTF-8")
-def _(root):
+def latin_csv(root):
     path = first(root, "images")
     path.rename(path.with_stem("Straße"))
     return write_csv(root, encoding="latin-1")
 
 
-@damage("A split has the wrong name")
-def _(root):
-    (root / "images/val").rename(root / "images/validation")
-
-
-@damage("Images have an unknown format")
-def _(root):
+def heic_images(root):
     for path in (root / "images/val").iterdir():
         path.rename(path.with_suffix(".heic"))
 
 
-@damage("A label is missing")
-def _(root):
-    first(root, "labels").unlink()
-
-
-@damage("Label names have an extra suffix")
-def _(root):
+def longer_label_names(root):
     for path in (root / "labels/train").iterdir():
         path.rename(path.with_stem(f"{path.stem}_mask"))
 
 
-@damage("Labels are JPEG files")
-def _(root):
+def jpeg_labels(root):
     for path in (root / "labels/train").iterdir():
         change(path, lambda values: values, ".jpg")
 
 
-@damage("A CSV list names a JPEG label")
-def _(root):
+def jpeg_label_in_csv(root):
     change(first(root, "labels"), lambda values: values, ".jpg")
     return write_csv(root)
 
 
-@damage("Two images share a name")
-def _(root):
-    path = first(root, "images")
-    shutil.copy(path, path.with_suffix(".bmp"))
+def copy_of(kind: str, suffix: str) -> Callable[[Path], None]:
+    def damage(root: Path) -> None:
+        path = first(root, kind)
+        shutil.copy(path, path.with_suffix(suffix))
+
+    return damage
 
 
-@damage("Two labels share a name")
-def _(root):
-    path = first(root, "labels")
-    shutil.copy(path, path.with_suffix(".tif"))
-
-
-@damage("A CSV list names a missing file")
-def _(root):
-    return change_line(write_csv(root), lambda line: line.replace("labels/", "masks/"))
-
-
-@damage("A CSV list has Windows paths")
-def _(root):
-    return change_line(write_csv(root), lambda line: line.replace("/", "\\"))
-
-
-@damage("A CSV line is incomplete")
-def _(root):
-    return change_line(write_csv(root), lambda line: f"{line.split(',')[0]},,train")
-
-
-@damage("A CSV list has no rows of a split")
-def _(root):
+def csv_without_val(root):
     path = write_csv(root)
     path.write_text(path.read_text().replace(",val\n", ",valid\n"))
     return path
 
 
-@damage("A file name is not UTF-8")
-def _(root):
+def bytes_in_names(root):
     for kind in ("images", "labels"):
         path = first(root, kind)
         path.rename(path.with_stem(os.fsdecode(b"\xe4")))
 
 
-@damage("A file is empty")
-def _(root):
-    first(root, "images").write_bytes(b"")
+def halve(kind: str) -> Callable[[Path], None]:
+    def damage(root: Path) -> None:
+        path = first(root, kind)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return damage
 
 
-def halve(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-@damage("An image is truncated")
-def _(root):
-    halve(first(root, "images"))
-
-
-@damage("A label is truncated")
-def _(root):
-    halve(first(root, "labels"))
-
-
-@damage("A file is corrupt")
-def _(root):
+def flip_a_bit(root):
     path = first(root, "labels")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-@damage("A file is not an image")
-def _(root):
+def lfs_pointer(root):
     text = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n"
     first(root, "images").write_text(text)
 
 
-@damage("A link is broken")
-def _(root):
+def broken_link(root):
     path = first(root, "images")
     path.unlink()
     path.symlink_to(root / "gone" / path.name)
 
 
-@damage("A file has no read permission")
-def _(root):
+def no_permission(root):
     path = first(root, "images")
     path.chmod(0)
     with contextlib.suppress(PermissionError), path.open("rb"):
         pytest.skip("this user may read every file")
 
 
-@damage("An image is too large")
-def _(root):
-    save_as(first(root, "images"), Image.new("1", (10_000, 9_000)), ".png")
-
-
-@damage("A file holds several images")
-def _(root):
+def several_pages(root):
     pages = [Image.new("RGB", (64, 64), (i, i, i)) for i in range(3)]
     path = save_as(first(root, "images"), pages[0], ".tif")
     pages[0].save(path, save_all=True, append_images=pages[1:])
 
 
-@damage("An image has floating-point values")
-def _(root):
-    change(first(root, "images"), lambda values: values[..., 0].astype(np.float32) / 255, ".tif")
-
-
-@damage("A TIFF has too many bands")
-def _(root):
+def seven_bands(root):
     path = save_as(first(root, "images"), Image.new("RGB", (64, 64)), ".tif")
     content = path.read_bytes()
     bands = struct.pack("<HHI", 277, 3, 1)  # samples a pixel, then their number
@@ -285,108 +195,34 @@ def _(root):
     path.write_bytes(content.replace(bands + b"\3", bands + b"\7"))
 
 
-@damage("An image is too small")
-def _(root):
+def crop_both(root, width=30):
     for kind in ("images", "labels"):
-        change(first(root, kind), lambda values: values[:64, :30])
+        change(first(root, kind), lambda values: values[:64, :width])
 
 
-@damage("Image and label differ in size")
-def _(root):
-    change(first(root, "labels"), lambda values: values[:-1])
+def turned_image(root):
+    crop_both(root, 96)
+    turn_by_exif(root, 6)
 
 
-@damage("EXIF rotates an image but not its label")
-def _(root):
-    for kind in ("images", "labels"):
-        change(first(root, kind), lambda values: values[:64, :96])
-    turn_by_exif(first(root, "images"), 6)
-
-
-def turn_by_exif(path: Path, orientation: int) -> None:
+def turn_by_exif(root: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    with Image.open(path) as image:
+    with Image.open(first(root, "images")) as image:
         image.load()
-    save_as(path, image, ".jpg", exif=exif)
+    save_as(first(root, "images"), image, ".jpg", exif=exif)
 
 
-@damage("A label has unknown values")
-def _(root):
-    change(first(root, "labels"), lambda values: np.where(values == 0, np.uint8(77), values))
-
-
-@damage("A label has 16-bit values above 255")
-def _(root):
-    change(first(root, "labels"), lambda values: np.where(values == 0, np.uint16(300), values))
-
-
-@damage("A grey label is saved as RGB")
-def _(root):
-    change(first(root, "labels"), lambda values: np.repeat(values[..., None], 3, -1))
-
-
-@damage("A label has colours")
-def _(root):
-    change(first(root, "labels"), lambda values: np.stack([values, values, 255 - values], -1))
-
-
-@damage("A label has an unlisted colour")
-def _(root):
+def unlisted_colour(root):
     count = len(json.loads((root / "classes.json").read_text())["classes"])
     colors = np.array([(9 * i, 0, 200) for i in range(count)], np.uint8)
     content = {"classes": [str(i) for i in range(count)], "colors": colors.tolist()}
     (root / "classes.json").write_text(json.dumps(content))
     for path in sorted((root / "labels").rglob("*.png")):
         change(path, lambda values: colors[values % count])
-    first_label = first(root, "labels")
-    change(
-        first_label,
-        lambda values: np.where(
-            (values == colors[0]).all(-1, keepdims=True), np.uint8([1, 2, 3]), values
-        ),
-    )
-
-
-@damage("A label has transparent pixels")
-def _(root):
-    change(first(root, "labels"), lambda values: np.stack([values, values * 0], -1))
-
-
-@damage("A split has no pixel with a class")
-def _(root):
-    for path in (root / "labels/val").iterdir():
-        change(path, lambda values: np.full_like(values, 255))
-
-
-@damage("A mask has the values 0 and 255")
-def _(root):
-    (root / "classes.json").write_text('{"classes": ["background", "object"]}')
-    for path in sorted((root / "labels").rglob("*.png")):
-        change(path, lambda values: np.where(values == 0, np.uint8(0), np.uint8(255)))
-
-
-@damage("`train` has only one class")
-def _(root):
-    (root / "classes.json").write_text('{"classes": ["object"], "ids": [1], "void": 0}')
-    for path in sorted((root / "labels").rglob("*.png")):
-        change(path, lambda values: (values != 0).astype(np.uint8))
-
-
-@damage("Labels have no image")
-def _(root):
-    shutil.copy(first(root, "labels"), root / "labels/train/alone.png")
-
-
-@damage("A label has no pixel with a class")
-def _(root):
-    change(first(root, "labels"), lambda values: np.full_like(values, 255))
-
-
-@damage("A class is absent from a split")
-def _(root):
-    for path in (root / "labels/val").iterdir():
-        change(path, lambda values: np.where(values == 1, np.uint8(255), values))
+    change_first("labels", lambda values: np.where(
+        (values == colors[0]).all(-1, keepdims=True), np.uint8([1, 2, 3]), values
+    ))(root)  # fmt: skip
 
 
 def copy_first(root: Path, split: str) -> None:
@@ -395,38 +231,103 @@ def copy_first(root: Path, split: str) -> None:
         shutil.copy(path, root / kind / split / f"zz{path.suffix}")
 
 
-@damage("An image is in `train` and `val`")
-def _(root):
-    copy_first(root, "val")
-
-
-@damage("An image is in `train` twice")
-def _(root):
-    copy_first(root, "train")
-
-
-@damage("A CSV row is repeated")
-def _(root):
-    return change_line(write_csv(root), lambda line: f"{line}\n{line}")
-
-
-@damage("EXIF turns an image upside down")
-def _(root):
-    turn_by_exif(first(root, "images"), 3)
-
-
-@damage("An image has transparency")
-def _(root):
-    change(first(root, "images"), lambda values: np.dstack([values, values[..., 0]]))
-
-
-@damage("A 16-bit image holds 12 bits")
-def _(root):
-    change(first(root, "images"), lambda values: values[..., 0].astype(np.uint16) << 4)
+# Problem -> what causes it. A damage takes the folder and may return another path to open.
+DAMAGES: dict[str, Callable[[Path], Path | None]] = {
+    "The path is mistyped": lambda root: root / "nowhere",
+    "Folders have unknown names": lambda root: (root / "images").rename(root / "photos") and None,
+    "`classes.json` is missing": lambda root: (root / "classes.json").unlink(),
+    "`classes.json` is not JSON": write_classes('{"classes": ["a", "b",]}'),
+    "`classes.json` has no `classes`": write_classes('{"names": ["a", "b"]}'),
+    "`classes.json` has unknown keys": write_classes('{"classes": ["a", "b"], "colours": []}'),
+    "A colour is not a list": write_classes('{"classes": ["a"], "palette": ["#ff0000"]}'),
+    "A class name cannot be shown": write_classes('{"classes": ["a\\u001b"]}'),
+    "`classes.json` contradicts the layout": contradicting_layout,
+    "A CSV list has the wrong columns": lambda root: write_csv(root, ("image", "mask", "split")),
+    "A CSV list is not UTF-8": latin_csv,
+    "A split has the wrong name": lambda root: (
+        (root / "images/val").rename(root / "images/validation") and None
+    ),
+    "Images have an unknown format": heic_images,
+    "A label is missing": lambda root: first(root, "labels").unlink(),
+    "Label names have an extra suffix": longer_label_names,
+    "Labels are JPEG files": jpeg_labels,
+    "A CSV list names a JPEG label": jpeg_label_in_csv,
+    "Two images share a name": copy_of("images", ".bmp"),
+    "Two labels share a name": copy_of("labels", ".tif"),
+    "A CSV list names a missing file": csv_line(lambda line: line.replace("labels/", "masks/")),
+    "A CSV list has Windows paths": csv_line(lambda line: line.replace("/", "\\")),
+    "A CSV line is incomplete": csv_line(lambda line: f"{line.split(',')[0]},,train"),
+    "A CSV list has no rows of a split": csv_without_val,
+    "A file name is not UTF-8": bytes_in_names,
+    "A file is empty": lambda root: first(root, "images").write_bytes(b"") and None,
+    "An image is truncated": halve("images"),
+    "A label is truncated": halve("labels"),
+    "A file is corrupt": flip_a_bit,
+    "A file is not an image": lfs_pointer,
+    "A link is broken": broken_link,
+    "A file has no read permission": no_permission,
+    "An image is too large": lambda root: (
+        save_as(first(root, "images"), Image.new("1", (10_000, 9_000))) and None
+    ),
+    "A file holds several images": several_pages,
+    "An image has floating-point values": change_first(
+        "images", lambda values: values[..., 0].astype(np.float32) / 255, ".tif"
+    ),
+    "A TIFF has too many bands": seven_bands,
+    "An image is too small": crop_both,
+    "Image and label differ in size": change_first("labels", lambda values: values[:-1]),
+    "EXIF rotates an image but not its label": turned_image,
+    "A label has unknown values": change_first(
+        "labels", lambda values: np.where(values == 0, np.uint8(77), values)
+    ),
+    "A label has 16-bit values above 255": change_first(
+        "labels", lambda values: np.where(values == 0, np.uint16(300), values)
+    ),
+    "A grey label is saved as RGB": change_first(
+        "labels", lambda values: np.repeat(values[..., None], 3, -1)
+    ),
+    "A label has colours": change_first(
+        "labels", lambda values: np.stack([values, values, 255 - values], -1)
+    ),
+    "A label has an unlisted colour": unlisted_colour,
+    "A label has transparent pixels": change_first(
+        "labels", lambda values: np.stack([values, values * 0], -1)
+    ),
+    "A split has no pixel with a class": change_all(
+        "labels/val/*", lambda values: np.full_like(values, 255)
+    ),
+    "A mask has the values 0 and 255": change_all(
+        "labels/*/*", lambda values: np.where(values == 0, np.uint8(0), np.uint8(255)),
+        '{"classes": ["background", "object"]}',
+    ),
+    "`train` has only one class": change_all(
+        "labels/*/*", lambda values: (values != 0).astype(np.uint8),
+        '{"classes": ["object"], "ids": [1], "void": 0}',
+    ),
+    "Labels have no image": lambda root: (
+        shutil.copy(first(root, "labels"), root / "labels/train/alone.png") and None
+    ),
+    "A label has no pixel with a class": change_first(
+        "labels", lambda values: np.full_like(values, 255)
+    ),
+    "A class is absent from a split": change_all(
+        "labels/val/*", lambda values: np.where(values == 1, np.uint8(255), values)
+    ),
+    "An image is in `train` and `val`": lambda root: copy_first(root, "val"),
+    "An image is in `train` twice": lambda root: copy_first(root, "train"),
+    "A CSV row is repeated": csv_line(lambda line: f"{line}\n{line}"),
+    "EXIF turns an image upside down": lambda root: turn_by_exif(root, 3),
+    "An image has transparency": change_first(
+        "images", lambda values: np.dstack([values, values[..., 0]])
+    ),
+    "A 16-bit image holds 12 bits": change_first(
+        "images", lambda values: values[..., 0].astype(np.uint16) << 4
+    ),
+}  # fmt: skip
 
 
 def messages() -> dict[str, tuple[int, str]]:
-    """What the documentation promises: what is wrong -> exit status, message with `...`."""
+    """What the documentation promises: problem -> exit status, message with `...`."""
     text = (ROOT / "docs" / "data_problems.md").read_text()
     promised = {}
     for title, status in (("Nothing can be read", 2), ("Problems", 1), ("Notes", 0)):
@@ -444,7 +345,8 @@ def assert_says(message: str, text: str) -> None:
 
 
 def assert_damage_is_reported(name: str, root: Path, output: Path, capsys) -> None:
-    data = DAMAGES[name](root) or root
+    data = DAMAGES[name](root)
+    data = data if isinstance(data, Path) else root
     status, message = messages()[name]
     capsys.readouterr()
     assert main(["inspect", str(data), "--output", str(output)]) == status
@@ -463,7 +365,6 @@ def assert_damage_is_reported(name: str, root: Path, output: Path, capsys) -> No
 
 def test_every_damage_is_documented_and_every_promise_tried():
     assert list(messages()) == list(DAMAGES)
-    assert len(DAMAGES) >= 20
 
 
 @pytest.mark.parametrize("name", DAMAGES)
@@ -479,12 +380,16 @@ def real_data(name: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data", ["camvid", "nuclei"])
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_damage_of_real_data_is_reported_as_documented(name, data, tmp_path, capsys):
-    root = tmp_path / data
-    source = real_data(data)
-    for split, count in (("train", 8), ("val", 4)):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "An image is truncated", "EXIF rotates an image but not its label",
+        "A label has unknown values", "An image is in `train` and `val`",
+    ],
+)  # fmt: skip
+def test_a_damage_of_photographs_is_reported_as_documented(name, tmp_path, capsys):
+    source, root = real_data("camvid"), tmp_path / "data"
+    for split, count in (("train", 4), ("val", 2)):
         images = sorted((source / "images" / split).iterdir())
         for image in images[:: len(images) // count][:count]:
             for kind, suffix in (("images", ".jpg"), ("labels", ".png")):
@@ -506,13 +411,13 @@ def test_real_data_are_sound(data, tmp_path, capsys):
 
 def test_sound_data_are_described_in_numbers(tmp_path, capsys):
     root = write_folder(tmp_path / "data", sizes=((70, 100), (100, 70), (70, 100)))
+    (root / "classes.json").write_text(json.dumps({"classes": ["void", "box", "disc"]}))
     change(first(root, "labels"), lambda values: np.where(values == 2, np.uint8(0), values))
     assert main(["inspect", str(root), "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
-    assert "train: 6 images" in printed
-    assert "70 x 70 to 100 x 100, median 100 x 70, 2 different" in printed
-    assert "PNG RGB (6)" in printed
-    assert "--crop-size 64 96" in printed
+    for text in ("train: 6 images", "70 x 70 to 100 x 100, median 100 x 70, 2 different",
+                 "PNG RGB (6)", "--crop-size 64 96"):  # fmt: skip
+        assert text in printed
     report = json.loads((tmp_path / "out/inspection.json").read_text())
     with (tmp_path / "out/images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -526,19 +431,10 @@ def test_sound_data_are_described_in_numbers(tmp_path, capsys):
         files = [*(root / "images" / split).iterdir(), *(root / "labels" / split).iterdir()]
         assert in_json["bytes"] == sum(path.stat().st_size for path in files)
         in_csv = [row for row in rows if row["split"] == split]
-        names = ("pixels_ground", "pixels_box", "pixels_disc", "pixels_void")
+        names = ("pixels_void (class)", "pixels_box", "pixels_disc", "pixels_void")
         assert [[int(row[name]) for name in names] for row in in_csv] == found
         sizes = [[int(row["height"]), int(row["width"])] for row in in_csv]
         assert sizes == [list(label.shape) for label in labels]
-
-
-def test_a_class_called_void_has_its_own_column(folder, tmp_path):
-    (folder / "classes.json").write_text(json.dumps({"classes": ["void", "box", "disc"]}))
-    assert main(["inspect", str(folder), "--output", str(tmp_path / "out")]) == 0
-    head = (tmp_path / "out" / "images.csv").read_text().splitlines()[0].split(",")
-    assert head[-5:] == [
-        "pixels_void (class)", "pixels_box", "pixels_disc", "pixels_void", "problem",
-    ]  # fmt: skip
 
 
 def test_several_problems_are_all_reported(folder, tmp_path, capsys):
@@ -548,11 +444,9 @@ def test_several_problems_are_all_reported(folder, tmp_path, capsys):
         change(folder / f"labels/train/00{number}.png", lambda values: values + 7)
     assert main(["inspect", str(folder), "--output", str(tmp_path / "out")]) == 1
     printed = capsys.readouterr().out
-    assert "6 problems" in printed
-    assert "no label" in printed
-    assert "the file is empty" in printed
+    for text in ("6 problems", "no label", "the file is empty", "and 1 more of this kind"):
+        assert text in printed
     assert printed.count("unknown label values") == inspection.NAMED
-    assert "and 1 more of this kind" in printed
     with (tmp_path / "out/images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert sum("unknown label values" in row["problem"] for row in rows) == 4
@@ -567,25 +461,22 @@ def test_data_without_a_sound_image_are_reported_too(folder, tmp_path, capsys):
 
 
 def test_an_inspection_replaces_only_an_inspection(folder, tmp_path, capsys):
-    """Not the table of the same name that an evaluation writes."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "images.csv").write_text("mine")
-    assert main(["inspect", str(folder), "--output", str(out)]) == 2
+    arguments = ["inspect", str(folder), "--output", str(out)]
+    assert main(arguments) == 2
     assert "only files that inspect wrote" in capsys.readouterr().err
-    assert [path.name for path in out.iterdir()] == ["images.csv"]
-    assert (out / "images.csv").read_text() == "mine"
-    assert main(["inspect", str(folder), "--output", str(out), "--overwrite"]) == 0
-    assert main(["inspect", str(folder), "--output", str(out)]) == 0
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("images.csv", "mine")]
+    assert main([*arguments, "--overwrite"]) == 0
+    assert main(arguments) == 0
 
 
 @pytest.mark.filterwarnings("ignore:no font of this system has")
 def test_what_is_no_problem(folder, tmp_path, capsys):
     images, labels = folder / "images/train", folder / "labels/train"
-    (images / "._000.png").write_bytes(b"rubbish")
-    (labels / "._000.png").write_bytes(b"rubbish")
-    (images / ".DS_Store").write_bytes(b"rubbish")
-    (images / "Thumbs.db").write_bytes(b"rubbish")
+    for path in (images / "._000.png", labels / "._000.png", images / "Thumbs.db"):
+        path.write_bytes(b"rubbish")
     (images / ".ipynb_checkpoints").mkdir()
     shutil.copy(images / "000.png", images / ".ipynb_checkpoints/000-checkpoint.png")
     (images / "x.png").mkdir()
@@ -612,18 +503,16 @@ def test_a_split_can_be_chosen(folder, tmp_path, capsys):
 def test_rare_classes_call_for_weights(folder, tmp_path, capsys):
     assert main(["inspect", str(folder), "--output", str(tmp_path / "out")]) == 0
     assert "--class-weights none" in capsys.readouterr().out
-    for path in (folder / "labels/train").iterdir():
-        change(
-            path,
-            lambda values: np.where(np.arange(values.shape[1]) > 1, 0 * values, 2 - values % 2),
-        )
+    change_all(
+        "labels/train/*",
+        lambda values: np.where(np.arange(values.shape[1]) > 1, 0 * values, 2 - values % 2),
+    )(folder)
     assert main(["inspect", str(folder), "--output", str(tmp_path / "out")]) == 0
     assert "--class-weights sqrt_inverse" in capsys.readouterr().out
 
 
 def test_the_contact_sheet_shows_images_labels_and_classes(tmp_path):
-    root = write_folder(tmp_path / "data", train=30, val=3)
-    data = open_data(root)
+    data = open_data(write_folder(tmp_path / "data", train=30, val=3))
     splits = {name: data.samples(name) for name in ("train", "val")}
     sheet = np.asarray(contact_sheet.draw_contact_sheet(splits, data.label_space))
     assert sheet.shape[1] == 1768

@@ -3,6 +3,7 @@
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -14,8 +15,8 @@ from alignseg_tf.data.pipeline import SampleCache, read_ahead, steps_per_epoch
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.precision import global_dtype_policy
 from alignseg_tf.system.progress import progress_bar
-from training.build import build_model, compile_model
-from training.data import TrainingBatches, check_data
+from training.build import build_augmentation, build_model, compile_model
+from training.data import check_data, for_outputs, training_batches
 from training.distributed.workers import Worker
 from training.options import add_recipe_arguments, positive, recipe_from_arguments
 from training.recipe import Recipe
@@ -86,17 +87,17 @@ def measure_input(
     with global_dtype_policy(recipe.dtype_policy):
         model = build_model(recipe, data.label_space)
         epoch_steps = steps_per_epoch(len(checked.training), recipe.batch_size)
-        pixels = checked.training_summary.pixels
+        pixels = checked.training_report.pixels
         compile_model(model, recipe, data.label_space, pixels, epoch_steps)
-    batches = TrainingBatches(recipe, checked, model, Worker())
+    cache = SampleCache() if cached else SampleCache(0)
+    batches = replace(training_batches(recipe, checked, Worker()), cache=cache)
+    augmentation = build_augmentation(recipe, model, recipe.crop_size)
     if cached:
         for sample in progress_bar(checked.training, "decoding"):
-            batches.cache.load(sample, data.label_space)
-    else:
-        batches.cache = SampleCache(0)
+            cache.load(sample, data.label_space)
 
     def endless(first_epoch: int) -> tf.data.Dataset:
-        return batches(first_epoch, 10**6, recipe.crop_size)
+        return for_outputs(model, batches.dataset(augmentation, first_epoch, 10**6))
 
     ahead = read_ahead(recipe.batch_size, recipe.crop_size)
     alone = images_per_second(iter(endless(0)), ahead, 2 * ahead + steps, recipe.batch_size)

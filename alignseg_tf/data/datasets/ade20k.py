@@ -63,10 +63,9 @@ def _find_ade20k(root: Path, split: str) -> list[Sample]:
     if split == "test":
         raise _no_test_labels(root, "ADE20K")
     folder = _ADE20K_FOLDERS.get(split, split)
-    return _with_labels(
-        _images(root / "images" / folder, "*.jpg"),
-        lambda image: root / "annotations" / folder / f"{image.stem}.png",
-    )
+    labels = root / "annotations" / folder
+    images = _images(root / "images" / folder, "*.jpg")
+    return _with_labels(images, lambda image: labels / f"{image.stem}.png")
 
 
 ADE20K_LAYOUT = Layout(

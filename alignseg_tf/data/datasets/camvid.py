@@ -8,10 +8,7 @@ from alignseg_tf.data.datasets.layout import Layout, _images, _with_labels
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import DataError, Sample
 
-_CAMVID_FOLDERS = (
-    ("701_StillsRaw_full", "LabeledApproved_full"),
-    ("CamVid_RGB", "CamVid_Label"),
-)
+_CAMVID_FOLDERS = {"701_StillsRaw_full": "LabeledApproved_full", "CamVid_RGB": "CamVid_Label"}
 # The SegNet split's 11 classes; colours of the original 32-class labels, but for the pavement's.
 CAMVID_CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree",
@@ -21,53 +18,38 @@ CAMVID_PALETTE = (
     (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222),
     (128, 128, 0), (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
 )  # fmt: skip
-# The 32 classes of CamVid's original labels with their colours, under the one of the 11 that each
-# belongs to.
+# Colours of the 32 classes of CamVid's original labels, grouped by the 11 classes.
 CAMVID_ORIGINAL = {
     "sky": {"Sky": (128, 128, 128)},
     "building": {
-        "Building": (128, 0, 0),
-        "Archway": (192, 0, 128),
-        "Bridge": (0, 128, 64),
-        "Tunnel": (64, 0, 64),
-        "Wall": (64, 192, 0),
+        "Building": (128, 0, 0), "Archway": (192, 0, 128), "Bridge": (0, 128, 64),
+        "Tunnel": (64, 0, 64), "Wall": (64, 192, 0),
     },
     "pole": {"Column_Pole": (192, 192, 128), "TrafficCone": (0, 0, 64)},
     "road": {
-        "Road": (128, 64, 128),
-        "LaneMkgsDriv": (128, 0, 192),
-        "LaneMkgsNonDriv": (192, 0, 64),
+        "Road": (128, 64, 128), "LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64),
     },
     "pavement": {
-        "Sidewalk": (0, 0, 192),
-        "ParkingBlock": (64, 192, 128),
-        "RoadShoulder": (128, 128, 192),
+        "Sidewalk": (0, 0, 192), "ParkingBlock": (64, 192, 128), "RoadShoulder": (128, 128, 192),
     },
     "tree": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
     "sign_symbol": {
-        "SignSymbol": (192, 128, 128),
-        "Misc_Text": (128, 128, 64),
-        "TrafficLight": (0, 64, 64),
+        "SignSymbol": (192, 128, 128), "Misc_Text": (128, 128, 64), "TrafficLight": (0, 64, 64),
     },
     "fence": {"Fence": (64, 64, 128)},
     "car": {
-        "Car": (64, 0, 128),
-        "SUVPickupTruck": (64, 128, 192),
-        "Truck_Bus": (192, 128, 192),
-        "Train": (192, 64, 128),
-        "OtherMoving": (128, 64, 64),
+        "Car": (64, 0, 128), "SUVPickupTruck": (64, 128, 192), "Truck_Bus": (192, 128, 192),
+        "Train": (192, 64, 128), "OtherMoving": (128, 64, 64),
     },
     "pedestrian": {
-        "Pedestrian": (64, 64, 0),
-        "Child": (192, 128, 64),
-        "CartLuggagePram": (64, 0, 192),
+        "Pedestrian": (64, 64, 0), "Child": (192, 128, 64), "CartLuggagePram": (64, 0, 192),
         "Animal": (64, 128, 64),
     },
     "bicyclist": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
-}
+}  # fmt: skip
 CAMVID_VOID = {"Void": (0, 0, 0)}
 CAMVID = LabelSpace(CAMVID_CLASSES, CAMVID_PALETTE)
-# A label of the original, Seq05VD_f02610_L.png, has blended colours along some edges.
+# One original label, Seq05VD_f02610_L.png, has blended colours along some edges.
 CAMVID_COLOR = LabelSpace(
     CAMVID_CLASSES,
     CAMVID_PALETTE,
@@ -79,11 +61,7 @@ SEGNET_CAMVID = dataclasses.replace(CAMVID, void=11)
 
 
 def _camvid_split(image: Path) -> str:
-    """Return the split that SegNet has an image in: 367 train, 101 val and 233 test.
-
-    Raises:
-        DataError: it is none of CamVid's images.
-    """
+    """Return SegNet's split of an image: 367 train, 101 val and 233 test."""
     found = re.fullmatch(r"(0001TP|0006R0|0016E5|Seq05VD)_f?(\d{5,6})", image.stem)
     if found is None:
         raise DataError(f"{image}: not a name that CamVid has, such as 0001TP_006690")
@@ -97,8 +75,8 @@ def _camvid_split(image: Path) -> str:
 
 
 def _camvid_folders(root: Path, split: str) -> tuple[Path, Path] | None:
-    """Return the folders of images and labels; None where there are none."""
-    for images, labels in _CAMVID_FOLDERS:
+    """Return the folders of images and labels, or None."""
+    for images, labels in _CAMVID_FOLDERS.items():
         if (root / images).is_dir() and (root / labels).is_dir():
             return root / images, root / labels
     # Other data sets come in this form too.
@@ -122,10 +100,8 @@ def _find_camvid_color(root: Path, split: str) -> list[Sample]:
 
 
 def _find_segnet_camvid(root: Path, split: str) -> list[Sample]:
-    return _with_labels(
-        _images(root / split, "*.png"),
-        lambda image: root / f"{split}annot" / image.name,
-    )
+    images = _images(root / split, "*.png")
+    return _with_labels(images, lambda image: root / f"{split}annot" / image.name)
 
 
 CAMVID_COLOR_LAYOUT = Layout(
@@ -136,8 +112,6 @@ CAMVID_COLOR_LAYOUT = Layout(
     find=_find_camvid_color,
     label_space=lambda path: CAMVID_COLOR,
 )
-
-
 SEGNET_CAMVID_LAYOUT = Layout(
     name="segnet_camvid",
     known_by="train and trainannot",

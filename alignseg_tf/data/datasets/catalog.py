@@ -1,4 +1,4 @@
-"""All known data sets, and the one that a folder looks like."""
+"""All known data sets; detect the layout of a folder and the meaning of its labels."""
 
 import json
 from collections.abc import Mapping
@@ -73,49 +73,45 @@ LABEL_SPACES = {
 
 
 def read_label_space(layout: Layout, path: Path) -> tuple[LabelSpace, Path | None]:
-    """Return what the labels of a data set mean, and the file that states it.
+    """Return the label space of a data set, and the file that states it.
 
-    A `classes.json`, or a `labelmap.txt` of CVAT, comes before what the layout says.
+    A `classes.json`, or a `labelmap.txt` of CVAT, takes precedence over the layout.
 
     Raises:
         DataError: such a file is damaged, contradicts another one or the layout, or is missing
-            where the layout needs one.
+            though the layout needs one.
     """
     folders = [path if path.is_dir() else path.parent]
     if layout.name in _PASCAL_YEARS:
         folders.append(_pascal_root(path, _PASCAL_YEARS[layout.name]))
     files = [folder / name for folder in dict.fromkeys(folders) for name in CLASSES_FILES]
     files = [file for file in files if file.exists()]
-    if not files and layout.label_space is not None:
-        return layout.label_space(path), None
-    files = files or [folders[0] / CLASSES_FILES[0]]  # missing, which reading says
+    usual = layout.label_space(path) if layout.label_space is not None else None
+    if not files and usual is not None:
+        return usual, None
+    files = files or [folders[0] / CLASSES_FILES[0]]  # reading reports that it is missing
     try:
-        stated = [label_space_from_file(file) for file in files]
+        stated, *others = map(label_space_from_file, files)
     except ValueError as error:
         raise DataError(str(error)) from error
-    for file, other in zip(files[1:], stated[1:], strict=True):
+    for file, other in zip(files[1:], others, strict=True):
         # The background need not be a class.
-        if {*stated[0].classes, "background"} != {*other.classes, "background"}:
+        if {*stated.classes, "background"} != {*other.classes, "background"}:
             raise DataError(
                 f"{file}: contradicts {files[0]}: it has the classes {', '.join(other.classes)}, "
-                f"not {', '.join(stated[0].classes)}; remove one, or give --label-space"
+                f"not {', '.join(stated.classes)}; remove one, or give --label-space"
             )
-    if layout.label_space is not None:
-        _check_agreement(stated[0], layout.label_space(path), files[0], layout.name)
-    return stated[0], files[0]
-
-
-def _check_agreement(stated: LabelSpace, usual: LabelSpace, file: Path, layout: str) -> None:
-    """Refuse a file with the classes of a public data set that gives them other values."""
-    if stated.classes != usual.classes:
-        return
     for what in ("ids", "void", "colors"):
+        if usual is None or stated.classes != usual.classes:
+            break
         own, expected = getattr(stated, what), getattr(usual, what)
         if own != expected:
             raise DataError(
-                f"{file}: contradicts the layout {layout}, which has the same classes: expected "
-                f"{what} {expected}. Received: {own}; correct or remove it, or give --label-space"
+                f"{files[0]}: contradicts the layout {layout.name}, which has the same classes: "
+                f"expected {what} {expected}. Received: {own}; correct or remove it, or give "
+                "--label-space"
             )
+    return stated, files[0]
 
 
 def _layouts_of(path: Path) -> list[str]:
@@ -123,7 +119,7 @@ def _layouts_of(path: Path) -> list[str]:
 
 
 def find_layout(path: Path) -> Layout:
-    """Return the layout that a path has.
+    """Return the layout of a path.
 
     Raises:
         DataError: there is no such path, or it has no known layout, or several.
@@ -151,13 +147,13 @@ def _nearby(path: Path) -> str:
 
 
 def label_space_from_dict(content: Mapping[str, Any], source: str) -> LabelSpace:
-    """Build from the content of a `classes.json`; `source` is named in errors.
+    """Build from the content of a `classes.json`; errors name `source`.
 
-    `label_space` names one of `LABEL_SPACES`; otherwise the keys are those of
+    The key `label_space` names one of `LABEL_SPACES`; without it the keys are those of
     `LabelSpace.from_dict`.
 
     Raises:
-        ValueError: a key is missing, unknown, or holds something else than expected.
+        ValueError: a key is missing, unknown, or has an unexpected value.
     """
     if not isinstance(content, Mapping) or "label_space" not in content:
         return LabelSpace.from_dict(content, source)
@@ -178,8 +174,7 @@ def label_space_from_file(path: str | Path) -> LabelSpace:
     """Read a `classes.json`, or a `labelmap.txt` of CVAT.
 
     Raises:
-        ValueError: the file is missing, of neither form, lacks something, or has a name with
-            characters that no terminal and no table shows.
+        ValueError: the file is missing or invalid.
     """
     path = Path(path)
     if path.exists() and not path.is_file():

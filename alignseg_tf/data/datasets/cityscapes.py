@@ -17,21 +17,16 @@ CITYSCAPES_PALETTE = (
     (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100),
     (0, 80, 100), (0, 0, 230), (119, 11, 32),
 )  # fmt: skip
-# The "id" of the 19 evaluated classes in the data set's own table; 0..33 are given.
+# The labelIds of the 19 evaluated classes; files hold 0..33, the others are ignored.
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-# Files hold the data set's labelIds; those outside the 19 evaluated classes are ignored.
 CITYSCAPES = LabelSpace(
-    CITYSCAPES_CLASSES,
-    CITYSCAPES_PALETTE,
-    void=0,
-    ids=CITYSCAPES_IDS,
-    ignore_unlisted=True,
+    CITYSCAPES_CLASSES, CITYSCAPES_PALETTE, void=0, ids=CITYSCAPES_IDS, ignore_unlisted=True
 )
 CITYSCAPES_TRAIN_IDS = LabelSpace(CITYSCAPES_CLASSES, CITYSCAPES_PALETTE)
 
 
 def _cityscapes_encoding(root: Path) -> str:
-    """Return which label files there are; labelIds, as downloaded, before made trainIds."""
+    """Return the kind of label files; downloaded labelIds before trainIds."""
     for encoding in ("labelIds", "labelTrainIds"):
         for split in ("train", "val"):
             if any((root / "gtFine" / split).glob(f"*/*_gtFine_{encoding}.png")):

@@ -1,4 +1,4 @@
-"""How the files of a data set lie: which image has which label, and what the labels mean.
+"""Layouts of data sets: which image has which label, and what the labels mean.
 
 layout           images                               labels
 folder           images/SPLIT/X.*                       labels/SPLIT/X.*, classes.json
@@ -28,17 +28,17 @@ from alignseg_tf.data.listing import (
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set is distributed.
+    """How the files of a data set are distributed.
 
     Attributes:
-        name: what `--layout` calls it.
-        known_by: the files or folders that tell it from the others, for messages.
+        name: its name for `--layout`.
+        known_by: the files or folders that identify it, for messages.
         matches: whether a path has them.
-        find: (root, split) -> samples; the splits are called train, val and, where there is
-            one, test, whatever the data set calls them. Raises DataError.
-        label_space: root -> what the label files mean, unless a file states it; None where a
-            file must. Raises DataError.
-        images: (root, split) -> the folder whose images are read, where all of one are.
+        find: (root, split) -> samples, for the splits train, val and, if there is one, test.
+            Raises DataError.
+        label_space: root -> label space, unless a file states it; None if a file must. Raises
+            DataError.
+        images: (root, split) -> the folder of the images, if all images of a folder are read.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Layout:
 
 
 def _images(folder: Path, pattern: str) -> list[Path]:
-    """List what a pattern finds in a folder, sorted; it must be there, and not be empty."""
+    """List the matches of a pattern in a folder, sorted; DataError if there are none."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     found = sorted(
@@ -62,7 +62,7 @@ def _images(folder: Path, pattern: str) -> list[Path]:
 
 
 def _with_labels(images: list[Path], label_of: Callable[[Path], Path]) -> list[Sample]:
-    """Pair images with their labels; all of both must be there."""
+    """Pair images with their labels; ListingError if a file is missing."""
     samples, problems = [], []
     for image in images:
         sample = Sample(find_spelled(image), find_spelled(label_of(image)))
@@ -84,15 +84,3 @@ def _no_test_labels(root: Path, name: str) -> DataError:
         f"{root}: the labels of {name}'s test images are not public; their classes can only be "
         "predicted. Received: split 'test'"
     )
-
-
-# Cityscapes: leftImg8bit/SPLIT/CITY/X_leftImg8bit.png, gtFine/SPLIT/CITY/X_gtFine_labelIds.png
-
-
-# ADE20K, SceneParsing: images/training/X.jpg, annotations/training/X.png
-
-
-# PASCAL: JPEGImages/X.jpg, a folder of labels X.png, and lists of names in ImageSets
-
-
-# CamVid: all images in one folder, split by their names, or in a folder a split

@@ -16,7 +16,7 @@ PASCAL_VOC = LabelSpace(PASCAL_VOC_CLASSES, voc_palette(21))
 
 
 def _pascal_root(path: Path, year: str) -> Path:
-    """Return the folder of a year, given itself, `VOCdevkit`, or what holds that."""
+    """Return the folder of a year, given itself, `VOCdevkit`, or its parent."""
     inside = (path / year, path / "VOCdevkit" / year)
     return next((folder for folder in inside if (folder / "JPEGImages").is_dir()), path)
 
@@ -31,7 +31,7 @@ def _is_pascal_voc(path: Path) -> bool:
 
 
 def _read_names(path: Path) -> list[str]:
-    """Read a list of names; of lines with paths, the first one's name without its suffix."""
+    """Read a list of names, or of paths of which the first names the image."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; it lists the names of the images")
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -42,7 +42,7 @@ def _read_names(path: Path) -> list[str]:
 
 
 def _check_apart(training: Path, validation: Path) -> None:
-    """Refuse training images that are validated on."""
+    """Refuse training images that are also validation images."""
     if not validation.is_file():
         return
     held_out = set(_read_names(validation))
@@ -72,7 +72,7 @@ def _find_pascal_voc(path: Path, split: str) -> list[Sample]:
         _check_apart(names, lists / "val.txt")
 
     def label_of(image: Path) -> Path:
-        """VOC's own label where there is one: it is finer, and leaves out the borders."""
+        """Return VOC's own label if there is one: it is finer and ignores the borders."""
         own = labels / f"{image.stem}.png"
         more = more_labels / own.name
         return more if not own.is_file() and more.is_file() else own

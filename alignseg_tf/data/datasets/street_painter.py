@@ -1,12 +1,11 @@
-"""Drawn street scenes with exact labels.
+"""Draw street scenes with exact labels.
 
 Lengths are in metres: x right of the middle of the road, y up, z ahead of the camera. `compose`
-decides what stands where, the `draw_*` functions paint it from far to near. The canvas is RGBA and
-has twice the size asked for; its fourth channel is the class, so a polygon writes colour and class
-to the same pixels. The image is the mean over 2x2 pixels, the label their commonest class.
+places the things, the `draw_*` functions paint them from far to near. The RGBA canvas has twice
+the image size; its fourth channel is the class, so a polygon writes colour and class to the same
+pixels. The image is the mean over 2x2 pixels, the label their most frequent class.
 """
 
-import io
 import json
 import math
 from collections import namedtuple
@@ -18,7 +17,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 
 from alignseg_tf.data.datasets.street_scenes import CLASSES, PALETTE, VOID
-from alignseg_tf.system.files import has_keys, write_bytes
+from alignseg_tf.system.files import atomic_path, has_keys, write_text
 from alignseg_tf.system.fingerprints import listed, named_fingerprints
 from alignseg_tf.system.progress import progress_bar
 
@@ -435,9 +434,9 @@ def draw_scene(
     """Draw one street scene, the same one each time.
 
     Args:
-        index: Which scene, 0 or more.
-        seed: Another seed gives another set of scenes, 0 or more.
-        size: Height and width in pixels, 64 or more each; the scene stays the same.
+        index: number of the scene, 0 or more.
+        seed: seed of the set of scenes, 0 or more.
+        size: height and width in pixels, 64 or more each; the scene stays the same.
 
     Returns:
         The image, uint8 RGB, and its label, uint8 ids of `CLASSES` or `VOID`.
@@ -465,12 +464,12 @@ def write_folder(
     seed: int = 0,
     size: tuple[int, int] = (192, 256),
 ) -> Path:
-    """Write scenes as a folder of PNG files, or keep the folder that is already there.
+    """Write scenes as a folder of PNG files, or keep a complete one.
 
     The folder holds `images/{train,val}/scene_00000.png`, `labels/{train,val}/scene_00000.png`
     (class ids) and `classes.json`. `street_scenes.json` records the arguments and the fingerprints
-    of the files: a complete folder with the same arguments is kept, one with others is drawn anew,
-    one with changed files is refused. A file appears under its name when it is whole.
+    of the files. A complete folder with the same arguments is kept, one with other arguments is
+    drawn again, one with changed files is refused.
     """
     if not (0 <= train <= VAL_START and val >= 0):
         raise ValueError(f"expected train 0 to {VAL_START} and val >= 0. Received: {train}, {val}")
@@ -478,9 +477,9 @@ def write_folder(
     record = {"edition": EDITION, "train": train, "val": val, "seed": seed, "size": list(size)}
     scenes = {f"train/scene_{k:05d}.png": k for k in range(train)}
     scenes |= {f"val/scene_{k:05d}.png": VAL_START + k for k in range(val)}
-    files = {root / kind / name for kind in ("images", "labels") for name in scenes}
-    folders = [root / kind / split for kind in ("images", "labels") for split in ("train", "val")]
-    there = {path for folder in folders for path in folder.glob(f"scene_{'[0-9]' * 5}.png")}
+    kinds = ("images", "labels")
+    files = {root / kind / name for kind in kinds for name in scenes}
+    there = {path for kind in kinds for path in root.glob(f"{kind}/*/scene_{'[0-9]' * 5}.png")}
     recorded, classes = root / "street_scenes.json", root / "classes.json"
     if has_keys(recorded, "edition", "complete"):
         former = json.loads(recorded.read_text())
@@ -493,21 +492,17 @@ def write_folder(
             )
         if former == {**record, "complete": True} and there == files and classes.exists():
             return root
-    elif any(path.exists() for path in (root / "images", root / "labels", classes, recorded)):
+    elif any((root / name).exists() for name in (*kinds, classes, recorded)):
         raise ValueError(f"expected a new folder or one of write_folder. Received: {root}")
-    root.mkdir(parents=True, exist_ok=True)
-    write_bytes(recorded, json.dumps({**record, "complete": False}).encode())
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
+    write_text(recorded, json.dumps({**record, "complete": False}))
     for path in there - files:
         path.unlink()
     for name, index in progress_bar(scenes.items(), "drawing", unit="scene"):
-        for kind, pixels in zip(("images", "labels"), draw_scene(index, seed, size), strict=True):
-            png = io.BytesIO()
-            Image.fromarray(pixels).save(png, "PNG")
-            write_bytes(root / kind / name, png.getvalue())
+        for kind, pixels in zip(kinds, draw_scene(index, seed, size), strict=True):
+            with atomic_path(root / kind / name) as temporary:
+                Image.fromarray(pixels).save(temporary)
     names = {"classes": CLASSES, "palette": PALETTE, "void": VOID}
-    write_bytes(classes, json.dumps(names, indent=1).encode())
+    write_text(classes, json.dumps(names, indent=1))
     whole = named_fingerprints(files, root)
-    write_bytes(recorded, json.dumps({**record, "complete": True, "files": whole}).encode())
+    write_text(recorded, json.dumps({**record, "complete": True, "files": whole}))
     return root

@@ -1,6 +1,5 @@
 """Labels of the drawn street scenes; `street_painter` draws them."""
 
-from alignseg_tf.data.datasets import street_scenes
 from alignseg_tf.data.label_space import LabelSpace
 
 CLASSES: tuple[str, ...] = (
@@ -11,4 +10,4 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
     (255, 255, 255), (250, 215, 0), (0, 20, 190), (220, 20, 60),
 )  # fmt: skip
 VOID = 255
-STREET_SCENES = LabelSpace(street_scenes.CLASSES, street_scenes.PALETTE, void=street_scenes.VOID)
+STREET_SCENES = LabelSpace(CLASSES, PALETTE, void=VOID)

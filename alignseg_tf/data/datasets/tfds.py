@@ -1,7 +1,6 @@
-"""A data set of TensorFlow Datasets, turned once into a folder of images and labels.
+"""Write a data set of TensorFlow Datasets once as a folder of images and labels.
 
-What TFDS stores, encoded images, is written to files as it is, so nothing is decoded or encoded
-on the way, and everything that works on a folder works on the data set.
+The encoded images that TFDS stores are written unchanged.
 """
 
 import dataclasses
@@ -23,21 +22,21 @@ from alignseg_tf.system.files import remove_leftovers, write_bytes, write_text
 from alignseg_tf.system.fingerprints import FileFingerprints, changed_names
 from alignseg_tf.system.progress import progress_bar
 
-# What the labels of known data sets mean, by name and label feature: a key of LABEL_SPACES.
+# Key of LABEL_SPACES by name and label feature of known data sets.
 KNOWN_LABELS = {
     ("oxford_iiit_pet", "segmentation_mask"): "oxford_iiit_pet",
     ("cityscapes", "segmentation_label"): "cityscapes",
 }
 LABEL_WORDS = ("mask", "label", "seg", "annotation")
 VAL_SPLITS = ("validation", "val", "test")
-# The first bytes of a file, and its suffix.
+# First bytes of a file -> suffix.
 SIGNATURES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"BM": ".bmp"}
 ONE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B")
 
 
 @dataclass(frozen=True)
 class TfdsOptions:
-    """Which part of a TFDS data set to take; None where it can be told.
+    """The part of a TFDS data set to read; None to infer it.
 
     Attributes:
         image_key: the feature that holds the images.
@@ -58,25 +57,25 @@ def write_folder(
     options: TfdsOptions | None = None,
     label_space: LabelSpace | None = None,
 ) -> tuple[Path, LabelSpace]:
-    """Write a prepared TFDS data set as a folder, or keep the folder that is already there.
+    """Write a prepared TFDS data set as a folder, or keep a complete one.
 
     The folder holds `images/{train,val}/000000.*`, `labels/{train,val}/000000.*`, numbered in the
-    order of TFDS without shuffling, and `classes.json`. `tfds.json` records what it is made of
-    and whether it is complete. Each file appears under its name when it is whole; a call that was
-    killed is taken up where it stopped.
+    order of TFDS without shuffling, and `classes.json`. `tfds.json` records the source and whether
+    the folder is complete. A killed call is resumed.
 
     Args:
         name: `NAME`, `NAME/CONFIG` or `NAME/CONFIG:VERSION`, as TFDS takes it.
-        cache: the folder under which to make it, as `NAME-CONFIG-VERSION-HASH`.
+        cache: the parent of the folder, which is `NAME-CONFIG-VERSION-HASH`.
         options: features and splits.
-        label_space: what the labels mean; None for known data sets and where TFDS has names.
+        label_space: the meaning of the label values; None for known data sets, or if TFDS names
+            the classes.
 
     Returns:
         The folder and the label space.
 
     Raises:
-        DataError: TFDS is missing, has no such data set, it is not prepared, or its features,
-            splits or classes must be named.
+        DataError: TFDS is missing, has no such data set, the data set is not prepared, or its
+            features, splits or classes are ambiguous.
     """
     try:
         import tensorflow_datasets as tfds
@@ -90,7 +89,6 @@ def write_folder(
     image_key, label_key = _feature_keys(name, builder.info.features, options, tfds)
     splits = _split_expressions(name, builder.info.splits, options)
     label_space = label_space or _label_space_of(name, builder, label_key)
-
     record = {
         "data_set": builder.info.full_name,
         "image_key": image_key,
@@ -109,44 +107,38 @@ def write_folder(
         if root.is_dir() and any(root.iterdir()) and not (root / "tfds.json").is_file():
             raise DataError(f"{root}: expected a new folder, or one with tfds.json; remove it")
         root.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(root, below=True)
         write_text(root / "tfds.json", json.dumps({**record, "complete": False}, indent=1))
-        features = {"images": image_key, "labels": label_key}
-
-        def records() -> Iterator[tuple[str, str, int, dict[str, Any]]]:
-            for part, (expression, _) in splits.items():
-                for kind in features:
-                    (root / kind / part).mkdir(parents=True, exist_ok=True)
-                    remove_leftovers(root / kind / part)
-                for index, stored in enumerate(_read(name, builder, expression, features, tfds)):
-                    yield part, expression, index, stored
-
-        bar = progress_bar(records(), f"unpacking {name}", sum(counts.values()))
-        for part, expression, index, stored in bar:
-            for kind, key in features.items():
-                where = f"tfds:{name}, split {expression!r}, record {index}, feature {key!r}"
-                feature = builder.info.features[key]
-                content, suffix = _as_file(stored[key], feature, kind == "labels", where)
-                path = root / kind / part / f"{index:06d}{suffix}"
-                if not path.exists():
-                    write_bytes(path, content)
-                elif path.read_bytes() != content:
-                    raise DataError(
-                        f"{path}: another file than {where} holds. Remove it to write it "
-                        "again, or move the folder to keep it"
-                    )
-        files = dict(zip(*_fingerprints(root, counts), strict=True))
-        complete = {**record, "complete": True, "files": files}
+        records = _records(name, builder, record["splits"], (image_key, label_key), tfds)
+        for pair in progress_bar(records, f"unpacking {name}", sum(counts.values())):
+            for path, content, where in pair:
+                _write_once(root / path, content, where)
+        complete = {**record, "complete": True, "files": _fingerprints(root, counts)}
         write_text(root / "tfds.json", json.dumps(complete, indent=1))
     _write_classes(root / "classes.json", label_space)
     return root, label_space
+
+
+def _write_once(path: Path, content: bytes, where: str) -> None:
+    """Write a file, or check the one that an interrupted call wrote."""
+    if not path.exists():
+        write_bytes(path, content)
+    elif path.read_bytes() != content:
+        raise DataError(
+            f"{path}: another file than {where} holds. Remove it to write it again, or move the "
+            "folder to keep it"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _prepared_builder(name: str, tfds: Any) -> Any:
     try:
         builder = tfds.builder(name)
     except Exception as error:  # TFDS raises many kinds, with long lists of all its data sets
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(f"tfds:{name}: TFDS has no such data set ({reason})") from error
+        raise DataError(f"tfds:{name}: TFDS has no such data set ({_first_line(error)})") from error
     if not builder.is_prepared():
         manual = (builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split("\n")
         raise DataError(
@@ -216,10 +208,10 @@ def _split_expressions(
         try:
             count = splits[expression].num_examples
         except (KeyError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
             raise DataError(
                 f"tfds:{name}: --{part}-split must be a split of TFDS, as train or train[:80%]. "
-                f"Received: {expression!r} ({reason}); its splits are: {', '.join(splits)}"
+                f"Received: {expression!r} ({_first_line(error)}); its splits are: "
+                f"{', '.join(splits)}"
             ) from error
         if not count:
             raise DataError(f"tfds:{name}: --{part}-split {expression!r} has no images")
@@ -251,7 +243,7 @@ def _is_complete(root: Path, record: Mapping[str, Any], counts: Mapping[str, int
         recorded = json.loads((root / "tfds.json").read_text())
     except (OSError, ValueError):
         return False
-    files = recorded.pop("files", None)  # a folder from before there was this is looked through
+    files = recorded.pop("files", None)  # missing in folders of older versions
     whole = recorded == {**record, "complete": True} and all(
         {path.stem for path in (root / kind / part).glob("*")} == {f"{i:06d}" for i in range(count)}
         for part, count in counts.items()
@@ -259,8 +251,7 @@ def _is_complete(root: Path, record: Mapping[str, Any], counts: Mapping[str, int
     )
     if not whole or files is None:
         return False
-    names, fingerprints = _fingerprints(root, counts)
-    if changed := changed_names(files, dict(zip(names, fingerprints, strict=True))):
+    if changed := changed_names(files, _fingerprints(root, counts)):
         raise DataError(
             f"{root}: files are no longer as TFDS has them: {changed}. Remove them to write them "
             "again, or move the folder to keep it"
@@ -268,10 +259,10 @@ def _is_complete(root: Path, record: Mapping[str, Any], counts: Mapping[str, int
     return True
 
 
-def _fingerprints(root: Path, parts: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Return the names of all images and labels, and their fingerprints.
+def _fingerprints(root: Path, parts: Iterable[str]) -> dict[str, str]:
+    """Return the fingerprints of all images and labels by name.
 
-    What was read is kept beside the folder, so that files are read again only if they changed.
+    They are cached beside the folder, so that only changed files are read again.
     """
     paths = sorted(
         path
@@ -284,41 +275,50 @@ def _fingerprints(root: Path, parts: Iterable[str]) -> tuple[list[str], list[str
     fingerprints = of.of(paths)
     if of.known != before:
         of.save()
-    return [path.relative_to(root).as_posix() for path in paths], fingerprints
+    names = [path.relative_to(root).as_posix() for path in paths]
+    return dict(zip(names, fingerprints, strict=True))
 
 
-def _read(name: str, builder: Any, expression: str, features: Mapping[str, str], tfds: Any) -> Any:
-    """Yield the records of a split with encoded images, in an order that is always the same."""
+def _records(
+    name: str, builder: Any, splits: Mapping[str, str], keys: tuple[str, str], tfds: Any
+) -> Iterator[list[tuple[str, bytes, str]]]:
+    """Yield image and label of each record as (path below the root, content, description)."""
+    features = builder.info.features
     skipped = {
         key: tfds.decode.SkipDecoding()
-        for key in features.values()
-        if isinstance(builder.info.features[key], tfds.features.Image)
+        for key in keys
+        if isinstance(features[key], tfds.features.Image)
     }
-    records = builder.as_dataset(
-        split=expression,
-        shuffle_files=False,
-        decoders=tfds.decode.PartialDecoding(dict.fromkeys(features.values(), True), skipped),
-        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-    )
-    iterator = iter(tfds.as_numpy(records))
-    while True:
-        try:
-            record = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:  # TensorFlow's errors are of no common Python kind
-            reason = str(error).strip().partition("\n")[0]
-            raise DataError(
-                f"tfds:{name}: the split {expression!r} in {builder.data_path} cannot be read "
-                f"({reason})"
-            ) from error
-        yield record
+    for part, expression in splits.items():
+        records = builder.as_dataset(
+            split=expression,
+            shuffle_files=False,
+            decoders=tfds.decode.PartialDecoding(dict.fromkeys(keys, True), skipped),
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+        )
+        iterator = enumerate(tfds.as_numpy(records))
+        while True:
+            try:
+                index, record = next(iterator)
+            except StopIteration:
+                break
+            except Exception as error:  # TensorFlow's errors have no common Python class
+                raise DataError(
+                    f"tfds:{name}: the split {expression!r} in {builder.data_path} cannot be read "
+                    f"({_first_line(error)})"
+                ) from error
+            pair = []
+            for kind, key in zip(("images", "labels"), keys, strict=True):
+                where = f"tfds:{name}, split {expression!r}, record {index}, feature {key!r}"
+                content, suffix = _as_file(record[key], features[key], kind == "labels", where)
+                pair.append((f"{kind}/{part}/{index:06d}{suffix}", content, where))
+            yield pair
 
 
 def _as_file(
     stored: bytes | np.ndarray, feature: Any, is_label: bool, where: str
 ) -> tuple[bytes, str]:
-    """Return the content and the suffix of the file for what TFDS stores."""
+    """Return content and suffix of the file of a stored feature."""
     if not isinstance(stored, bytes):
         return _png(stored, where), ".png"
     suffix = next((s for start, s in SIGNATURES.items() if stored.startswith(start)), None)
@@ -331,7 +331,7 @@ def _as_file(
     with Image.open(io.BytesIO(stored)) as image:
         mode = image.mode
     if feature.shape[-1] == 1 and mode not in ONE_CHANNEL:
-        # Class ids in all channels of a colour image, of which TFDS makes one.
+        # A colour image with class ids in all channels, which TFDS reduces to one.
         return _png(feature.decode_example(stored).numpy(), where), ".png"
     return stored, suffix
 
@@ -347,7 +347,7 @@ def _png(values: np.ndarray, where: str) -> bytes:
 
 
 def _write_classes(path: Path, label_space: LabelSpace) -> None:
-    """Write what the labels mean, for those who open the folder by its path."""
+    """Write `classes.json`, for opening the folder by its path."""
     named = next((key for key, space in LABEL_SPACES.items() if space == label_space), None)
     content = {"label_space": named} if named else dataclasses.asdict(label_space)
     text = json.dumps(content, indent=1)
