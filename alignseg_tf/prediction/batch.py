@@ -1,4 +1,4 @@
-"""Segment many files: images in folders, videos, cameras; what became of each is written down."""
+"""Segment many files: images in folders, videos, cameras; write the outcome of each."""
 
 import hashlib
 import json
@@ -8,8 +8,8 @@ import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from alignseg_tf.data.listing import (
 from alignseg_tf.data.readers import load_image
 from alignseg_tf.prediction.outcomes import Outcome, OutcomeLog, relative_names
 from alignseg_tf.prediction.outputs import KINDS, paths
-from alignseg_tf.prediction.video import CAMERA, VideoWriter, is_video, opened_video
+from alignseg_tf.prediction.video import CAMERA, Video, VideoWriter, is_video
 from alignseg_tf.system.files import atomic_path, write_text
 from alignseg_tf.system.fingerprints import differences
 from alignseg_tf.system.parallel import in_parallel
@@ -39,25 +39,42 @@ if TYPE_CHECKING:
     from alignseg_tf.prediction.predictor import Predictor
 
 DEFAULT_KINDS = ("classes", "overlay")
-# Foreign files listed in an error message.
+# Number of foreign files listed in an error message.
 LISTED = 5
-# What the folder holds predictions of, and what became of each image.
+# Model and protocol of the predictions in a folder, and the outcome of each image.
 RUN_FILE, OUTCOMES_FILE = "predictions.json", "predictions.csv"
 
 
-def read_image_file(path: Path) -> tuple[bytes, str]:
-    """Return the bytes of an image's file and their SHA-256, by which results are told apart.
+def read_image(
+    path: Path, results: Callable[[str], tuple[Sequence[str], bool]]
+) -> tuple[Outcome, np.ndarray | None]:
+    """Read an image that is to be segmented.
 
-    Raises:
-        DataError: it cannot be read, or is a pipe, a socket or a device, which may never end.
+    Args:
+        path: its file.
+        results: SHA-256 of the file -> the names of its results, and whether to keep those.
+
+    Returns:
+        The outcome if all goes well, and the image, uint8 RGB [H, W, 3]; None if it is kept or
+        skipped. Pipes, sockets and devices are skipped, since they may never end.
     """
-    if kind := special_kind(path):
-        raise DataError(f"{path}: expected a file. Received: {kind}")
+    outcome = Outcome(printable(path), "written")
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: not readable ({error.strerror or error})") from error
-    return content, hashlib.sha256(content).hexdigest()
+        if kind := special_kind(path):
+            raise DataError(f"{path}: expected a file. Received: {kind}")
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: not readable ({error.strerror or error})") from error
+        sha256 = hashlib.sha256(content).hexdigest()
+        files, is_kept = results(sha256)
+        outcome = replace(outcome, files=tuple(files), sha256=sha256)
+        if is_kept:
+            return replace(outcome, outcome="kept"), None
+        image = load_image(path, content)
+    except DataError as error:
+        return outcome.skipped(str(error).removeprefix(f"{path}: ")), None
+    return replace(outcome, height=image.shape[0], width=image.shape[1]), image
 
 
 def predict_images(
@@ -77,44 +94,39 @@ def predict_images(
         images: (path, name of the results below `output`), see `result_names`.
         output: the folder.
         kinds: which of `KINDS` to write.
-        log: of the folder, to which outcomes are added; None makes all results again.
+        log: log of the folder, to which outcomes are added; None makes all results again.
 
     Yields:
-        What became of each, in order.
+        The outcome of each, in order.
     """
     from tensorflow.errors import OpError
 
     def load(item: tuple[Path, Path]) -> tuple[Outcome, np.ndarray | None]:
         path, name = item
         targets = paths(output / name.parent, name.name, kinds)
-        outcome = Outcome(printable(path), "written", files=relative_names(targets, output))
-        try:
-            content, sha256 = read_image_file(path)
-            outcome = replace(outcome, sha256=sha256)
-            missing = [target for target in targets if not _is_there(target)]
-            if not missing and log is not None and log.belong(outcome.files, sha256):
-                return replace(outcome, outcome="kept"), None
-            image = load_image(path, content)
-        except DataError as error:
-            return outcome.skipped(str(error).removeprefix(f"{path}: ")), None
-        height, width = image.shape[:2]
-        return replace(outcome, height=height, width=width), image
+
+        def results(sha256: str) -> tuple[Sequence[str], bool]:
+            files = relative_names(targets, output)
+            are_there = [_is_there(target) for target in targets]
+            return files, all(are_there) and log is not None and log.belong(files, sha256)
+
+        return read_image(path, results)
 
     def segmented() -> Iterator[tuple[Outcome, "Prediction | None", Path]]:
         loaded = in_parallel(load, images, ahead=2)
         for (path, name), (outcome, image) in zip(images, loaded, strict=True):
-            if image is None:
-                yield outcome, None, name
-                continue
-            started = time.monotonic()
-            try:
-                made = predictor(image)
-            except (ValueError, OpError) as error:
-                yield outcome.skipped(str(error)), None, name
-                continue
-            seconds = time.monotonic() - started
-            made = replace(made, file_name=(name.parent / path.name).as_posix())
-            yield replace(outcome, in_windows=made.in_windows, seconds=seconds), made, name
+            made = None
+            if image is not None:
+                started = time.monotonic()
+                try:
+                    made = predictor(image)
+                except (ValueError, OpError) as error:
+                    outcome = outcome.skipped(str(error))
+                else:
+                    seconds = time.monotonic() - started
+                    made = replace(made, file_name=(name.parent / path.name).as_posix())
+                    outcome = replace(outcome, in_windows=made.in_windows, seconds=seconds)
+            yield outcome, made, name
 
     def write(item: tuple[Outcome, "Prediction | None", Path]) -> Outcome:
         outcome, made, name = item
@@ -131,11 +143,7 @@ def predict_images(
 
 
 def _is_there(target: Path) -> bool:
-    """Return whether a result is there.
-
-    Raises:
-        DataError: there can be none: its name is too long, or a file is in its folder's place.
-    """
+    """Return whether a result is there; raise a `DataError` if it cannot be written."""
     try:
         if stat.S_ISDIR(target.lstat().st_mode):
             raise DataError(f"its result cannot be written: {target} is a folder")
@@ -157,53 +165,51 @@ def predict_video(
 ) -> Outcome:
     """Segment the frames of a video or a camera.
 
-    Kinds that are images for people become a video each, `NAME_overlay.mp4`; of the others each
-    frame is a file, `NAME/000000_classes.png`, numbered by the frame.
+    Kinds with `is_video` become a video each, `NAME_overlay.mp4`; of the others each frame is a
+    file, `NAME/000000_classes.png`, numbered by the frame.
 
     Args:
         predictor: the model.
-        source: path of a video, or `camera:N`, which goes on until Ctrl-C or `limit`.
+        source: path of a video, or `camera:N`, which records until Ctrl-C or `limit`.
         name: of the results, see `result_names`.
         output: the folder.
         kinds: which of `KINDS` to write.
-        every: take each so-many-th frame.
-        limit: stop after so many frames.
+        every: take each N-th frame.
+        limit: largest number of frames.
 
     Raises:
         ImportError: PyAV is not installed.
     """
-    still = [kind for kind in kinds if KINDS[kind].image is None]
+    still = [kind for kind in kinds if not KINDS[kind].is_video]
     outcome = Outcome(printable(source), "written", files=_video_files(name, kinds))
-    size: tuple[int, int] = (0, 0)
-    count, seconds = 0, 0.0
+    size, count, seconds = (0, 0), 0, 0.0
     if still:
         _remove_frames(output / name)
     try:
         with ExitStack() as stack:
-            video = stack.enter_context(opened_video(source))
-            writers = []
+            video = stack.enter_context(closing(Video(source)))
+            writers = {}
             for kind in kinds:
-                if (image := KINDS[kind].image) is not None:
+                if KINDS[kind].is_video:
                     path = output / f"{name}_{kind}.mp4"
                     _is_there(path)
-                    writer = VideoWriter(stack.enter_context(atomic_path(path)), video.rate / every)
-                    stack.callback(writer.close)
-                    writers.append((image, writer))
+                    temporary = stack.enter_context(atomic_path(path))
+                    writer = VideoWriter(temporary, video.rate / every)
+                    writers[kind] = stack.enter_context(closing(writer))
             total = None if video.frames is None else -(-video.frames // every)
             total = min(filter(None, (total, limit)), default=None)
             try:
-                frames = islice(enumerate(video), 0, None, every)
+                stop = None if limit is None else (limit - 1) * every + 1
+                frames = islice(enumerate(video), 0, stop, every)
                 for number, frame in progress_bar(frames, source, total, "frame"):
                     started = time.monotonic()
                     prediction = predictor(frame)
                     seconds += time.monotonic() - started
                     size = size if count else frame.shape[:2]
-                    for image, writer in writers:
-                        writer.write(image(prediction))
+                    for kind, writer in writers.items():
+                        writer.write(KINDS[kind].content(prediction))
                     prediction.save(output / name, f"{number:06d}", still)
                     count += 1
-                    if count == limit:
-                        break
             except KeyboardInterrupt:
                 if not source.startswith(CAMERA):
                     raise
@@ -218,12 +224,12 @@ def predict_video(
 
 def _video_files(name: str, kinds: Sequence[str]) -> tuple[str, ...]:
     """Return the videos, and the folder of frames, that a video becomes."""
-    moving = [f"{name}_{kind}.mp4" for kind in kinds if KINDS[kind].image is not None]
+    moving = [f"{name}_{kind}.mp4" for kind in kinds if KINDS[kind].is_video]
     return tuple(map(printable, [*moving, *([name] if len(moving) < len(kinds) else [])]))
 
 
 def _remove_frames(folder: Path) -> None:
-    """Remove the frames of a video that was predicted before: it may have been longer."""
+    """Remove the frames of an earlier run, which may have had more."""
     endings = "|".join(re.escape(kind.ending) for kind in KINDS.values())
     for path in folder.glob("[0-9]*"):
         if re.fullmatch(rf"\d{{6,}}({endings})", path.name):
@@ -234,13 +240,13 @@ def _remove_frames(folder: Path) -> None:
 def claimed_output(
     output: Path, run: dict[str, str], targets: Sequence[Path], overwrite: bool
 ) -> Iterator[OutcomeLog]:
-    """Write down what a folder holds predictions of, and open its log.
+    """Write the model and the protocol of a folder's predictions, and open its log.
 
     Args:
         output: the folder.
         run: what tells these predictions from others.
         targets: the files that will be written.
-        overwrite: whether to make everything again that is there.
+        overwrite: whether to make all results again.
 
     Raises:
         ValueError: the folder holds predictions of another model or protocol, or files with the
@@ -277,8 +283,8 @@ def claimed_output(
 def result_names(images: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
     """Give each image a name for its results, below the output folder.
 
-    The name is the image's without its suffix; of images in one folder that differ in the
-    suffix alone, it keeps that: `a_jpg` and `a_png`.
+    The name is the image's without its suffix. Images in one folder that differ only in the
+    suffix keep it: `a_jpg` and `a_png`.
 
     Args:
         images: (path, path below the folder that was asked for).
@@ -305,7 +311,7 @@ def result_names(images: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]
 
 
 def report(log: OutcomeLog, seconds: float) -> int:
-    """Print what became of the images of a run; return the exit status."""
+    """Print the outcomes of a run; return the exit status."""
     print(log.summary(seconds))
     if skipped := log.counts["skipped"]:
         print(f"error: {skipped} of {log.counts.total()} were skipped", file=sys.stderr)

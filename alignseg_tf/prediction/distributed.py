@@ -2,8 +2,8 @@
 
 The output folder holds `ab/cd/SHA256-MODEL_classes.png`, where SHA256 is of the image's file and
 starts with `abcd`, and MODEL starts the model's fingerprint; a row an image in `outcomes/RUN.csv`;
-and `models/MODEL.json`. The name of a result depends on content only: an image that is done twice,
-by whomever, is written twice with the same bytes, and several runs may share a folder.
+and `models/MODEL.json`. Names of results depend on content only, so several runs may share a
+folder: an image done twice is written with the same bytes.
 """
 
 import json
@@ -23,13 +23,11 @@ import numpy as np
 from PIL import Image
 
 from alignseg_tf.data.listing import IMAGE_SUFFIXES, DataError, walk_files
-from alignseg_tf.data.readers import load_image
-from alignseg_tf.prediction.batch import read_image_file
+from alignseg_tf.prediction.batch import read_image
 from alignseg_tf.prediction.outcomes import Outcome, OutcomeLog
 from alignseg_tf.system.files import atomic_path, remove_leftovers, write_text
 from alignseg_tf.system.fingerprints import fingerprint
 from alignseg_tf.system.parallel import in_parallel
-from alignseg_tf.system.printable import printable
 from alignseg_tf.system.progress import progress_bar
 from alignseg_tf.system.quiet import import_tensorflow_quietly, silent_stderr
 
@@ -38,9 +36,9 @@ if TYPE_CHECKING:
 
 # Hexadecimal digits of the model's fingerprint in the names of results.
 FINGERPRINT_LENGTH = 16
-# Images that an actor gets at a time: many, for few messages, but a sixteenth of its share.
+# Images in a block: many, for few messages, but at most a sixteenth of an actor's share.
 MAX_BLOCK_ROWS, BLOCKS_PER_ACTOR = 256, 16
-# Retries of a block with which an actor died, before its images are tried one by one.
+# Retries of a block with which an actor died, before its images are tried separately.
 MAX_DEATHS = 3
 STOPPED = "stopped"  # outcome of an image whose result cannot be written
 
@@ -81,20 +79,14 @@ class Segmenter:
         return pa.table({"row": rows, "outcome": pa.array(texts, pa.large_string())})
 
     def _load(self, path: bytes) -> tuple[Outcome, np.ndarray]:
-        """Return what is known of an image, and its pixels: none if it is not to be segmented."""
-        source = os.fsdecode(path)
-        outcome = Outcome(printable(source), "written")
-        nothing = np.empty((0, 0, 3), np.uint8)
-        try:
-            content, sha256 = read_image_file(Path(source))
+        """Read an image; without pixels if it is not to be segmented."""
+
+        def results(sha256: str) -> tuple[list[str], bool]:
             result = result_path(sha256, self.model)
-            outcome = replace(outcome, sha256=sha256, files=(result,))
-            if (self.output / result).exists():
-                return replace(outcome, outcome="kept"), nothing
-            image = load_image(source, content)
-        except DataError as error:
-            return outcome.skipped(str(error).removeprefix(f"{source}: ")), nothing
-        return replace(outcome, height=image.shape[0], width=image.shape[1]), image
+            return [result], (self.output / result).exists()
+
+        outcome, image = read_image(Path(os.fsdecode(path)), results)
+        return outcome, np.empty((0, 0, 3), np.uint8) if image is None else image
 
     def _segment(self, group: Sequence[tuple[Outcome, np.ndarray]]) -> list[Outcome]:
         """Segment images of one size and write the results."""
@@ -118,7 +110,7 @@ class Segmenter:
             try:
                 with atomic_path(self.output / outcomes[index].files[0]) as path:
                     Image.fromarray(class_map).save(path)
-            except OSError as error:  # the next one would not be written either
+            except OSError as error:  # the next one would fail, too
                 outcomes[index] = replace(outcomes[index], outcome=STOPPED, message=str(error))
         return outcomes
 
@@ -142,7 +134,7 @@ def predict_distributed(
         output: is made if it is not there.
         actors: processes with a copy of the model each; by default one for `threads` cores.
         threads: of TensorFlow in an actor.
-        batch_size: images of one size that go through the network at a time.
+        batch_size: number of images of one size in a batch.
         address: of a Ray cluster, or `auto`; None for this machine only.
 
     Returns:
@@ -172,8 +164,8 @@ def predict_distributed(
     with OutcomeLog(output / "outcomes" / f"{run}.csv") as log, _ray(actors, threads, address) as n:
         size = min(MAX_BLOCK_ROWS, max(len(paths) // (n * BLOCKS_PER_ACTOR), batch_size))
 
-        # Ray drops a block with which actors died too often. Its images are tried one by one, and
-        # one at an actor at a time, so that none dies with another.
+        # Ray drops a block with which actors died too often. Its images are then tried one by one,
+        # and one at an actor at a time, so that none dies with another.
         def outcomes() -> Iterator[tuple[int, Outcome]]:
             for rows, ahead in ((size, None), (1, 1)):
                 left = table.filter(pa.array(~done))
@@ -239,7 +231,7 @@ def _import_ray(address: str | None) -> None:
 
 
 def _describe_model(saved_model: Path, output: Path) -> str:
-    """Return the fingerprint of a model, and write down what its class ids mean."""
+    """Return the fingerprint of a model, and write the names of its classes."""
     from alignseg_tf.prediction.saved_networks import LABEL_SPACE_FILE
 
     for name in ("saved_model.pb", LABEL_SPACE_FILE):
@@ -254,7 +246,7 @@ def _describe_model(saved_model: Path, output: Path) -> str:
 
 @contextmanager
 def _ray(actors: int | None, threads: int, address: str | None) -> Iterator[int]:
-    """Start Ray, or reach it, without its log; yield the number of actors."""
+    """Start or reach Ray without its log; yield the number of actors."""
     import ray
 
     started = not ray.is_initialized()

@@ -1,4 +1,4 @@
-"""What became of each image and video: the rows of `predictions.csv`."""
+"""The outcome of each image and video: the rows of `predictions.csv`."""
 
 import csv
 import io
@@ -8,28 +8,30 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from alignseg_tf.system.files import write_text
-from alignseg_tf.system.printable import FORMULA_STARTS, csv_cell, printable
+from alignseg_tf.system.printable import FORMULA_STARTS, printable
 from alignseg_tf.system.progress import duration
+from alignseg_tf.system.tables import csv_text
 
 OUTCOMES = ("written", "kept", "skipped")
-# Of rows of results that belong to no image: another model's, or not yet written.
+# Outcome of rows whose results belong to no image: of another model, or not yet written.
 OUTDATED = "outdated"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an image or a video.
+    """The outcome of an image or a video.
 
     Attributes:
         source: its path; characters that cannot be shown are escaped.
         outcome: one of `OUTCOMES`. `kept`: the results of an earlier run belong to this image.
-        height: pixels, of an image or the first frame.
-        width: pixels.
-        frames: of a video; 1 for an image.
+        height: of an image or the first frame, in pixels.
+        width: likewise.
+        frames: number of frames; 1 for an image.
         in_windows: whether it was too large to go through the network whole.
-        seconds: that the network took.
+        seconds: network time.
         files: what was written or kept, below the output folder, escaped as `source`.
         sha256: of the image's file, to which the results belong; empty for a video.
         message: why it was skipped.
@@ -50,7 +52,7 @@ class Outcome:
         """Return the outcome if nothing was written, and why."""
         return replace(self, outcome="skipped", files=(), message=message)
 
-    def row(self) -> dict[str, str]:
+    def row(self) -> dict[str, Any]:
         """Return the cells of a CSV row by column; `files` is quoted as in a shell."""
         return {name: _cell(getattr(self, name)) for name in COLUMNS}
 
@@ -58,14 +60,12 @@ class Outcome:
 COLUMNS = tuple(field.name for field in fields(Outcome))
 
 
-def _cell(value: object) -> str:
+def _cell(value: Any) -> Any:
     if isinstance(value, tuple):
         text = shlex.join(value)
-        # A name such as =1.png is no formula of a spreadsheet, and quotes keep it what it is.
+        # Quotes keep a name such as =1.png, which spreadsheets take for a formula.
         return f"'{value[0]}'{text[len(value[0]) :]}" if text.startswith(FORMULA_STARTS) else text
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return "" if value is None else str(csv_cell(str(value)))
+    return f"{value:.3f}" if isinstance(value, float) else value
 
 
 def relative_names(paths: Iterable[Path], folder: Path) -> tuple[str, ...]:
@@ -76,14 +76,14 @@ def relative_names(paths: Iterable[Path], folder: Path) -> tuple[str, ...]:
 class OutcomeLog:
     """A CSV file of outcomes, which also says to which image each result belongs.
 
-    Enter it to write. A row is appended as soon as the results are written, so that a killed run
-    loses none. Rows of earlier runs stay for as long as they have results that no later row has.
+    Enter it to write. Each row is appended at once, so a killed run loses none. Rows of earlier
+    runs stay for as long as they have results that no later row has.
 
     Args:
-        path: the CSV file. Without one, nothing is known.
+        path: the CSV file; it may be missing.
 
     Attributes:
-        counts: images of this run by outcome.
+        counts: number of images of this run by outcome.
     """
 
     def __init__(self, path: Path):
@@ -95,14 +95,14 @@ class OutcomeLog:
         self._lock = threading.Lock()
 
     def outdate(self, files: Iterable[str]) -> None:
-        """Make everything that is known, and these files too, belong to no image."""
+        """Mark all known results, and these files, as belonging to no image."""
         rows = [{**row, "outcome": OUTDATED, "sha256": ""} for row in self._earlier]
         rows += [Outcome("", OUTDATED, files=(file,)).row() for file in files]
         self._earlier, self._sha256 = rows, _belonging(rows)
 
     def __enter__(self) -> "OutcomeLog":
-        """Write what is known, without the half row that a killed run left, and append to it."""
-        write_text(self.path, _csv_text(self._earlier))
+        """Rewrite the earlier rows, without half a row of a killed run, and append to them."""
+        self._write(self._earlier)
         self._file = self.path.open("a", encoding="utf-8", newline="")
         return self
 
@@ -115,7 +115,7 @@ class OutcomeLog:
         return file in self._sha256
 
     def begin(self, outcome: Outcome) -> None:
-        """Note that results are about to be written, in case that the run is killed then."""
+        """Note that results are about to be written, in case the run is killed meanwhile."""
         self._has_begun = True
         self._sha256 |= dict.fromkeys(outcome.files, "")
         self._append(replace(outcome, outcome=OUTDATED, sha256=""))
@@ -127,18 +127,18 @@ class OutcomeLog:
 
     def _append(self, outcome: Outcome) -> None:
         with self._lock:
-            self._file.write(_csv_text([outcome.row()], header=False))
+            self._file.write(csv_text([outcome.row().values()]))
             self._file.flush()
 
     def __exit__(self, *_: object) -> None:
-        """Close the file, and take out of earlier rows the results that later ones have.
+        """Close the file, and remove from earlier rows the results that later ones have.
 
         Images of this run may share a result, so its own rows stay as they are.
         """
         self._file.close()
         if not self._earlier and not self._has_begun:
             return
-        rows: list[dict[str, str]] = []
+        rows: list[dict[str, Any]] = []
         claimed: set[str] = set()
         for index, (row, files) in reversed(list(enumerate(_read_rows(self.path)))):
             is_own = index >= len(self._earlier) and row["outcome"] != OUTDATED
@@ -146,32 +146,26 @@ class OutcomeLog:
             claimed.update(files)
             if left or is_own:
                 rows.append({**row, "files": _cell(left)})
-        write_text(self.path, _csv_text(reversed(rows)))
+        self._write(reversed(rows))
+
+    def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        write_text(self.path, csv_text([COLUMNS, *(row.values() for row in rows)]))
 
     def summary(self, seconds: float) -> str:
-        """Return a line on what became of the images of this run."""
+        """Return a line with the number of images of each outcome."""
         shown = (f"{self.counts[kind]} {kind}" for kind in OUTCOMES if self.counts[kind])
         return (
             f"{self.counts.total()} in {duration(seconds)} ({self.counts['written'] / seconds:.2f} "
-            f"written/s): {', '.join(shown)}; what became of each is in {printable(self.path)}"
+            f"written/s): {', '.join(shown)}; see {printable(self.path)}"
         )
 
 
-def _belonging(rows: Iterable[Mapping[str, str]]) -> dict[str, str]:
+def _belonging(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {file: row["sha256"] for row in rows for file in shlex.split(row["files"])}
 
 
-def _csv_text(rows: Iterable[Mapping[str, str]], header: bool = True) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def _read_rows(path: Path) -> list[tuple[dict[str, str], list[str]]]:
-    """Read the rows of earlier runs and the files of each; none from a file with other columns."""
+    """Read the rows of earlier runs and the files of each; none if the columns differ."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")

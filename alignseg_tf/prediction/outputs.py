@@ -1,4 +1,4 @@
-"""Files that a prediction can be written as.
+"""A prediction, and the files it can be written as.
 
 classes        PNG, grey values are class ids
 color          PNG, classes in their colours
@@ -12,10 +12,10 @@ cityscapes     PNG, grey values are Cityscapes' labelIds, as its server takes th
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,10 +23,7 @@ from PIL import Image
 from alignseg_tf import visualization
 from alignseg_tf.data.datasets.cityscapes import CITYSCAPES
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.system.files import atomic_path, write_text
-
-if TYPE_CHECKING:
-    pass
+from alignseg_tf.system.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -34,50 +31,25 @@ class Kind:
     """A form of file.
 
     Attributes:
-        ending: what follows the image's name.
-        write: writes a prediction to a path.
-        image: for forms that are images of what was predicted, uint8 RGB [any, any, 3]: videos
-            can be made of them.
+        ending: what follows the image's name; its suffix tells the format.
+        content: of a prediction: an image (PNG), arrays by name (NPZ) or a JSON object.
+        is_video: whether a video can be made of it; its content is uint8 RGB [any, any, 3].
     """
 
     ending: str
-    write: Callable[["Prediction", Path], None]
-    image: Callable[["Prediction"], np.ndarray] | None = None
+    content: Callable[["Prediction"], Any]
+    is_video: bool = False
 
-
-def _image_kind(ending: str, image: Callable[["Prediction"], np.ndarray]) -> Kind:
-    return Kind(ending, lambda prediction, path: _write_png(image(prediction), path), image)
-
-
-def _write_png(content: np.ndarray, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        Image.fromarray(content).save(temporary)
-
-
-def _write_classes(prediction: "Prediction", path: Path) -> None:
-    _write_png(prediction.class_map, path)
-
-
-def _write_probabilities(prediction: "Prediction", path: Path) -> None:
-    with atomic_path(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            probabilities=prediction.probabilities.astype(np.float16),
-            classes=np.array(prediction.label_space.classes),
-        )
-
-
-def _write_coco(prediction: "Prediction", path: Path) -> None:
-    file_name = prediction.file_name or path.name.removesuffix("_coco.json")
-    write_text(path, json.dumps(coco_data_set(prediction, file_name)))
-
-
-def _write_polygons(prediction: "Prediction", path: Path) -> None:
-    write_text(path, json.dumps(polygons(prediction.class_map, prediction.label_space)))
-
-
-def _write_cityscapes(prediction: "Prediction", path: Path) -> None:
-    _write_png(CITYSCAPES.decode(prediction.class_map), path)
+    def write(self, prediction: "Prediction", path: Path) -> None:
+        """Write a prediction to `path`, at once or not at all."""
+        content = self.content(prediction)
+        with atomic_path(path) as temporary:
+            if path.suffix == ".png":
+                Image.fromarray(content).save(temporary)
+            elif path.suffix == ".npz":
+                np.savez_compressed(temporary, **content)
+            else:
+                temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
 def check_kinds(
@@ -88,7 +60,7 @@ def check_kinds(
     Args:
         kinds: which of `KINDS`.
         label_space: of the model.
-        gives_probabilities: whether the model does.
+        gives_probabilities: whether the model gives them.
 
     Raises:
         ValueError: an unknown kind, or one that does not fit the model.
@@ -112,15 +84,6 @@ def paths(folder: Path, stem: str, kinds: Sequence[str]) -> list[Path]:
     return [folder / f"{stem}{KINDS[kind].ending}" for kind in kinds]
 
 
-def save(prediction: "Prediction", folder: Path, stem: str, kinds: Sequence[str]) -> list[Path]:
-    """Write a prediction, each file at once or not at all; see `Prediction.save`."""
-    check_kinds(kinds, prediction.label_space)
-    written = paths(folder, stem, kinds)
-    for kind, path in zip(kinds, written, strict=True):
-        KINDS[kind].write(prediction, path)
-    return written
-
-
 def run_lengths(mask: np.ndarray) -> list[int]:
     """Return COCO's uncompressed run-length code: zeros, ones, zeros ... column by column.
 
@@ -137,41 +100,34 @@ def run_lengths(mask: np.ndarray) -> list[int]:
     return [0, *lengths] if flat.size and flat[0] else lengths
 
 
-def coco_data_set(prediction: "Prediction", file_name: str) -> dict[str, Any]:
+def coco_data_set(prediction: "Prediction") -> dict[str, Any]:
     """Return a prediction as a COCO data set of one image, with a mask a class.
 
-    A category's id is the class id + 1. Masks are uncompressed run-length codes. They are no
-    crowds, which COCO's tools leave out of training and evaluation.
-
-    Args:
-        prediction: what to write.
-        file_name: of the image, with its suffix.
+    A category's id is the class id + 1. Masks are uncompressed run-length codes. `iscrowd` is 0:
+    COCO's tools ignore crowds.
     """
     height, width = prediction.class_map.shape
-    annotations: list[dict[str, Any]] = []
-    for index in np.unique(prediction.class_map).tolist():
+    annotations = []
+    for number, index in enumerate(np.unique(prediction.class_map).tolist(), start=1):
         mask = prediction.class_map == index
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        left, top = int(columns[0]), int(rows[0])
+        (left, right), (top, bottom) = (
+            np.flatnonzero(mask.any(i))[[0, -1]].tolist() for i in (0, 1)
+        )
         annotations.append(
             {
-                "id": len(annotations) + 1,
+                "id": number,
                 "image_id": 1,
                 "category_id": index + 1,
                 "segmentation": {"size": [height, width], "counts": run_lengths(mask)},
                 "area": int(mask.sum()),
-                "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
+                "bbox": [left, top, right - left + 1, bottom - top + 1],
                 "iscrowd": 0,
             }
         )
-    return {
-        "images": [{"id": 1, "file_name": file_name, "height": height, "width": width}],
-        "categories": [
-            {"id": index + 1, "name": name}
-            for index, name in enumerate(prediction.label_space.classes)
-        ],
-        "annotations": annotations,
-    }
+    image = {"id": 1, "file_name": prediction.file_name, "height": height, "width": width}
+    names = enumerate(prediction.label_space.classes, start=1)
+    categories = [{"id": number, "name": name} for number, name in names]
+    return {"images": [image], "categories": categories, "annotations": annotations}
 
 
 def _import_rasterio() -> Any:
@@ -185,9 +141,9 @@ def _import_rasterio() -> Any:
 def polygons(class_map: np.ndarray, label_space: LabelSpace) -> dict[str, Any]:
     """Return the connected regions of a class map as a GeoJSON feature collection.
 
-    Coordinates are (x, y) in pixels from the image's upper left corner, y down, and run along
-    the pixels' edges, so that areas are exact; regions touch along edges, not at corners. Holes
-    are inner rings.
+    Coordinates are (x, y) in pixels from the image's upper left corner, y down, along the pixels'
+    edges, so areas are exact. Regions are connected along edges, not at corners. Holes are inner
+    rings.
 
     Args:
         class_map: uint8 [H, W].
@@ -196,22 +152,12 @@ def polygons(class_map: np.ndarray, label_space: LabelSpace) -> dict[str, Any]:
     Raises:
         ImportError: rasterio is not installed.
     """
-    shapes = _import_rasterio().shapes(class_map, connectivity=4)
-    return {
-        "type": "FeatureCollection",
-        "features": [
-            {
-                "type": "Feature",
-                "properties": {
-                    "class_id": int(value),
-                    "class": label_space.classes[int(value)],
-                    "area": _area(geometry["coordinates"]),
-                },
-                "geometry": geometry,
-            }
-            for geometry, value in shapes
-        ],
-    }
+    features = []
+    for geometry, value in _import_rasterio().shapes(class_map, connectivity=4):
+        class_id, area = int(value), _area(geometry["coordinates"])
+        about = {"class_id": class_id, "class": label_space.classes[class_id], "area": area}
+        features.append({"type": "Feature", "properties": about, "geometry": geometry})
+    return {"type": "FeatureCollection", "features": features}
 
 
 def _area(rings: Sequence[Sequence[tuple[float, float]]]) -> float:
@@ -225,14 +171,14 @@ def _area(rings: Sequence[Sequence[tuple[float, float]]]) -> float:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model sees in an image.
+    """The classes that a model predicts in an image.
 
     Attributes:
         image: the image, uint8 RGB [H, W, 3].
         class_map: class ids, uint8 [H, W].
         label_space: names and colours of the classes.
         confidence: probability of the chosen class, float32 [H, W] in 0..1; None where the model
-            gives class maps alone.
+            gives only class maps.
         in_windows: whether the image was too large to go through whole, see
             `Protocol.largest_whole`.
         file_name: of the image, for files that name it; None where it is unknown.
@@ -252,11 +198,10 @@ class Prediction:
     def probabilities(self) -> np.ndarray:
         """Probabilities of the classes, float32 [H, W, classes].
 
-        They are large, so they are computed when they are first asked for, by another pass through
-        the network.
+        Another pass through the network computes them on first use, since they are large.
 
         Raises:
-            ValueError: the model gives class maps alone.
+            ValueError: the model gives only class maps.
         """
         if self._compute_probabilities is None:
             raise ValueError("This prediction was made without a model that gives probabilities")
@@ -283,8 +228,8 @@ class Prediction:
         Args:
             folder: is made if it is not there.
             stem: start of the files' names.
-            kinds: which of `outputs.KINDS`; `classes` is a PNG whose grey values are class
-                ids, `overlay` a PNG in colours.
+            kinds: which of `outputs.KINDS`; `classes` is a PNG of class ids, `overlay` a PNG in
+                colours.
 
         Returns:
             The paths, in the order of `kinds`.
@@ -292,18 +237,28 @@ class Prediction:
         Raises:
             ValueError: an unknown kind, or one that does not fit the model.
         """
-        from alignseg_tf.prediction import outputs
+        check_kinds(kinds, self.label_space)
+        written = paths(Path(folder), stem, kinds)
+        named = replace(self, file_name=self.file_name or stem)
+        for kind, path in zip(kinds, written, strict=True):
+            KINDS[kind].write(named if kind == "coco" else self, path)
+        return written
 
-        return outputs.save(self, Path(folder), stem, kinds)
+
+def _probabilities(prediction: Prediction) -> dict[str, np.ndarray]:
+    return {
+        "probabilities": prediction.probabilities.astype(np.float16),
+        "classes": np.array(prediction.label_space.classes),
+    }
 
 
 KINDS = {
-    "classes": Kind("_classes.png", _write_classes),
-    "color": _image_kind("_color.png", lambda made: made.color()),
-    "overlay": _image_kind("_overlay.png", lambda made: made.overlay()),
-    "side_by_side": _image_kind("_side_by_side.png", lambda made: made.side_by_side()),
-    "probabilities": Kind("_probabilities.npz", _write_probabilities),
-    "coco": Kind("_coco.json", _write_coco),
-    "polygons": Kind("_polygons.geojson", _write_polygons),
-    "cityscapes": Kind("_labelIds.png", _write_cityscapes),
+    "classes": Kind("_classes.png", lambda made: made.class_map),
+    "color": Kind("_color.png", Prediction.color, is_video=True),
+    "overlay": Kind("_overlay.png", Prediction.overlay, is_video=True),
+    "side_by_side": Kind("_side_by_side.png", Prediction.side_by_side, is_video=True),
+    "probabilities": Kind("_probabilities.npz", _probabilities),
+    "coco": Kind("_coco.json", coco_data_set),
+    "polygons": Kind("_polygons.geojson", lambda made: polygons(made.class_map, made.label_space)),
+    "cityscapes": Kind("_labelIds.png", lambda made: CITYSCAPES.decode(made.class_map)),
 }

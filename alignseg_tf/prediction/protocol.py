@@ -1,9 +1,5 @@
 """How an image of any size goes through a network: whole, in windows, at several scales, mirrored.
 
-Shape legend
-    H, W   height and width of the image, in pixels
-    t      height or width of a tile, in pixels of the scaled image
-
 A tile is a rectangle of the image at one scale; the whole image is the one tile of its scale.
 Half-pixel centres relate the image to its scaled versions.
 """
@@ -17,7 +13,7 @@ from alignseg_tf.model import MIN_IMAGE_SIZE
 
 BLENDINGS = ("uniform", "gaussian")
 AVERAGES = ("probabilities", "logits")
-# Sides of the tiles of an image that is too large to go through whole.
+# Height and width of the tiles of an image that is too large to go through whole, in pixels.
 LARGE_IMAGE_TILE = (1024, 1024)
 # The Gaussian's standard deviation as a share of the tile, as nnU-Net has it.
 GAUSSIAN_SIGMA = 1 / 8
@@ -25,33 +21,31 @@ GAUSSIAN_SIGMA = 1 / 8
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an image is put through a network.
+    """How an image goes through a network.
 
     Attributes:
         tile: height and width of sliding windows, in pixels of the scaled image; None for whole
-            images. A smaller image is one window of its own size.
+            images. A smaller image is one window.
         overlap: share of a window that the next one covers again, in [0, 1); the last window of an
             axis ends with the image.
         blending: weight of a window's pixels where several overlap: `uniform`, or `gaussian`, which
             falls from the middle to the edge.
         scales: factors by which the image is resized; each counts the same.
-        height: rows of pixels that an image has at scale 1, whatever its own size, for a model
-            that sees best at one; None for its own height.
+        height: rows of pixels of an image at scale 1; None for the image's own height.
         flip: average with the mirrored image (left and right swapped).
         average: what is averaged over windows, scales and mirroring: `probabilities`, or `logits`
             as the official code does.
-        batch_size: windows that go through the network at a time.
-        largest_whole: an image that has more pixels than this at its largest scale goes through
-            in windows of 1024 x 1024 even if `tile` is None, since the network's memory grows with
-            it; None for no limit.
+        batch_size: number of windows in a batch.
+        largest_whole: number of pixels, at the largest scale, above which an image goes through in
+            windows of 1024 x 1024 even if `tile` is None; None for no limit.
 
     Raises:
         ValueError: a value is out of its range.
 
     Reference:
         Sliding windows as in the official code (stride ceil(2/3 tile)); scales and mirroring as in
-        DeepLab. Of the official code's evaluation two defects are not repeated: its mirroring
-        reverses the height axis, and it fails at any scale but 1.
+        DeepLab. We do not repeat two defects of the official code: its mirroring reverses the
+        height axis, and it fails at any scale but 1.
     """
 
     tile: tuple[int, int] | None = None
@@ -65,33 +59,27 @@ class Protocol:
     height: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tile is not None and min(self.tile) < MIN_IMAGE_SIZE:
-            raise ValueError(
-                f"`tile` must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels. "
-                f"Received: tile={self.tile}"
-            )
-        if not 0 <= self.overlap < 1:
-            raise ValueError(f"`overlap` must be in [0, 1). Received: overlap={self.overlap}")
-        if self.blending not in BLENDINGS:
-            raise ValueError(
-                f"`blending` must be one of {BLENDINGS}. Received: blending={self.blending!r}"
-            )
-        if not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
-            raise ValueError(
-                f"`scales` must be positive and finite. Received: scales={self.scales}"
-            )
-        if self.height is not None and self.height < MIN_IMAGE_SIZE:
-            raise ValueError(
-                f"`height` must be at least {MIN_IMAGE_SIZE} pixels. Received: height={self.height}"
-            )
-        if self.average not in AVERAGES:
-            raise ValueError(
-                f"`average` must be one of {AVERAGES}. Received: average={self.average!r}"
-            )
-        if self.batch_size < 1:
-            raise ValueError(
-                f"`batch_size` must be at least 1. Received: batch_size={self.batch_size}"
-            )
+        least = f"at least {MIN_IMAGE_SIZE}"
+        for name, is_valid, expected in (
+            (
+                "tile",
+                self.tile is None or min(self.tile) >= MIN_IMAGE_SIZE,
+                f"{least} x {MIN_IMAGE_SIZE} pixels",
+            ),
+            ("overlap", 0 <= self.overlap < 1, "in [0, 1)"),
+            ("blending", self.blending in BLENDINGS, f"one of {BLENDINGS}"),
+            (
+                "scales",
+                bool(self.scales) and all(0 < scale < math.inf for scale in self.scales),
+                "positive and finite",
+            ),
+            ("height", self.height is None or self.height >= MIN_IMAGE_SIZE, f"{least} pixels"),
+            ("average", self.average in AVERAGES, f"one of {AVERAGES}"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+        ):
+            if not is_valid:
+                value = getattr(self, name)
+                raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}")
 
     @property
     def is_plain(self) -> bool:
@@ -137,13 +125,14 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Window:
-    """One tile on one axis, and what it has to say about the pixels of the image.
+    """One tile on one axis.
 
     Attributes:
         start: first pixel of the tile, in the scaled image.
         first: first pixel of the image that the tile covers.
-        position: where each covered pixel lies in the tile, float64 in 0 .. t - 1.
-        weight: its share in the average, float32; the shares of all windows add up to 1.
+        position: where each covered pixel lies in the tile, in its pixels, float64.
+        weight: share of the tile in each covered pixel, float32; the shares of all tiles add up
+            to 1.
     """
 
     start: int
@@ -182,23 +171,16 @@ def axis_windows(
     starts = [min(i * stride, scaled - tile) for i in range(count)]
     # Where the image's pixels lie in the scaled image, by their centres.
     place = np.clip((np.arange(size) + 0.5) * (scaled / size) - 0.5, 0, scaled - 1)
-    covered, weights = [], []
-    for start in starts:
+    covered, weights = [], np.zeros((count, size))
+    for start, weight in zip(starts, weights, strict=True):
         inside = np.flatnonzero((place >= start - 0.5) & (place <= start + tile - 0.5))
-        covered.append(slice(inside[0], inside[-1] + 1))
-        weight = np.zeros(size)
+        covered.append(slice(int(inside[0]), int(inside[-1]) + 1))
         distance = (place[inside] - start - (tile - 1) / 2) / (GAUSSIAN_SIGMA * tile)
         weight[inside] = 1.0 if blending == "uniform" else np.exp(-0.5 * distance**2)
-        weights.append(weight)
-    total = np.sum(weights, 0)
+    shares = (weights / weights.sum(0)).astype(np.float32)
     return [
-        Window(
-            start,
-            int(part.start),
-            np.clip(place[part] - start, 0, tile - 1),
-            (weight[part] / total[part]).astype(np.float32),
-        )
-        for start, part, weight in zip(starts, covered, weights, strict=True)
+        Window(start, part.start, np.clip(place[part] - start, 0, tile - 1), share[part])
+        for start, part, share in zip(starts, covered, shares, strict=True)
     ]
 
 
@@ -219,19 +201,17 @@ def scaled_sizes(
     if input_size is not None:
         if protocol.resizes or protocol.tile not in (None, tuple(input_size)):
             raise ValueError(
-                f"This model takes images of {input_size[0]} x {input_size[1]} alone, so scales "
-                f"must be 1, a tile of that size, and no height given. Received: {protocol}"
+                f"This model takes only images of {input_size[0]} x {input_size[1]}: expected "
+                f"scale 1, a tile of that size, and no height. Received: {protocol}"
             )
-        if protocol.tile is None:
-            return [input_size]
-        return [(max(height, input_size[0]), max(width, input_size[1]))]
+        whole = protocol.tile is None
+        return [input_size if whole else (max(height, input_size[0]), max(width, input_size[1]))]
     factors = protocol.factors(height)
     sizes = [(round(height * factor), round(width * factor)) for factor in factors]
     for scale, size in zip(factors, sizes, strict=True):
         if min(size) < MIN_IMAGE_SIZE:
             raise ValueError(
                 f"The image must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels"
-                + (f" at scale {scale:.3g}" if scale != 1 else "")
-                + f". Received: {size[1]} x {size[0]}"
+                f"{f' at scale {scale:.3g}' if scale != 1 else ''}. Received: {size[1]} x {size[0]}"
             )
     return sizes

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from alignseg_tf.data.listing import special_kind
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 CAMERA = "camera:"
-# How FFmpeg calls the cameras of each system, and the first one's number `n`.
+# FFmpeg's format and name of camera number `n` on each system.
 _CAMERAS = {
     "linux": ("v4l2", "/dev/video{n}"),
     "darwin": ("avfoundation", "{n}:none"),
     "win32": ("dshow", "video={n}"),
 }
-# Of written videos, where the source does not say its own.
+# Frames per second of a written video whose source gives no rate.
 DEFAULT_RATE = Fraction(25)
 
 
@@ -34,10 +33,6 @@ def _import_av() -> Any:
     except ImportError as error:
         raise ImportError("videos and cameras need PyAV: pip install av") from error
     return av
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 class Video:
@@ -56,7 +51,7 @@ class Video:
     """
 
     def __init__(self, source: str | Path):
-        av = _import_av()
+        self._av = av = _import_av()
         self.source = str(source)
         options: dict[str, Any] = {}
         name = self.source
@@ -70,7 +65,8 @@ class Video:
         try:
             self._container = av.open(name, **options)
         except (OSError, ValueError, av.error.FFmpegError) as error:
-            raise ValueError(f"{source}: not readable as a video ({_reason(error)})") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"{source}: not readable as a video ({reason})") from error
         if not self._container.streams.video:
             self._container.close()
             raise ValueError(f"{source}: expected a video. Received: a file without images")
@@ -85,54 +81,32 @@ class Video:
         Raises:
             ValueError: the video is damaged; the frames before were yielded.
         """
-        av = _import_av()
-        frames = self._container.decode(video=0)
         number = 0
-        while True:
-            try:
-                frame = next(frames)
-            except StopIteration:
-                return
-            except av.error.FFmpegError as error:
-                raise ValueError(
-                    f"{self.source}: damaged after frame {number} ({_reason(error)})"
-                ) from error
-            number += 1
-            # FFmpeg counts degrees counterclockwise, as `rot90` does.
-            yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+        try:
+            for frame in self._container.decode(video=0):
+                number += 1
+                # FFmpeg counts degrees counterclockwise, as `rot90` does.
+                yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+        except self._av.error.FFmpegError as error:
+            reason = error.strerror or error
+            raise ValueError(f"{self.source}: damaged after frame {number} ({reason})") from error
 
     def close(self) -> None:
         """Release the file or the camera."""
         self._container.close()
 
 
-@contextmanager
-def opened_video(source: str | Path) -> Iterator[Video]:
-    """Open a `Video` and close it at the end."""
-    video = Video(source)
-    try:
-        yield video
-    finally:
-        video.close()
-
-
 class VideoWriter:
-    """Writes an H.264 video (MP4).
-
-    Args:
-        path: the file.
-        rate: frames a second.
-    """
+    """Write an H.264 video (MP4) of `rate` frames a second."""
 
     def __init__(self, path: Path, rate: Fraction):
-        av = _import_av()
-        self._av = av
-        self._container = av.open(str(path), "w", format="mp4")
+        self._av = _import_av()
+        self._container = self._av.open(str(path), "w", format="mp4")
         self._rate = rate
         self._stream: Any = None
 
     def write(self, frame: np.ndarray) -> None:
-        """Append a frame, uint8 RGB [H, W, 3]; an odd last row or column is left out."""
+        """Append a frame, uint8 RGB [H, W, 3]; an odd last row or column is dropped."""
         frame = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
         if self._stream is None:
             self._stream = self._container.add_stream("libx264", rate=self._rate)

@@ -91,14 +91,18 @@ def test_files_of_other_programs_are_no_log(tmp_path):
 
 def test_cells(tmp_path):
     outcome = Outcome("a\x1b\udcff", "written", 4, 5, seconds=1 / 3, message="two\nlines")
-    row = outcome.row()
-    assert (row["source"], row["message"]) == (r"a\x1b\xff", r"two\nlines")
-    assert (row["height"], row["seconds"], row["in_windows"]) == ("4", "0.333", "False")
+    path = tmp_path / "log.csv"
+    with OutcomeLog(path) as log:
+        log.add(outcome)
+        log.add(Outcome("=1.png", "written", files=("=1_classes.png", "b c.png")))
+    first, second = rows(path)
+    assert (first["source"], first["message"]) == (r"a\x1b\xff", r"two\nlines")
+    assert (first["height"], first["seconds"], first["in_windows"]) == ("4", "0.333", "False")
+    assert (second["source"], second["files"]) == ("'=1.png", "'=1_classes.png' 'b c.png'")
+    assert OutcomeLog(path).knows("=1_classes.png")
     assert outcome.skipped("no") == Outcome(
         "a\x1b\udcff", "skipped", 4, 5, seconds=1 / 3, message="no"
     )
-    row = Outcome("=1.png", "written", files=("=1_classes.png", "b c.png")).row()
-    assert (row["source"], row["files"]) == ("'=1.png", "'=1_classes.png' 'b c.png'")
     assert relative_names([Path("o/x/a\udcff_1.png")], Path("o")) == (r"x/a\xff_1.png",)
 
 
@@ -107,4 +111,4 @@ def test_summary(tmp_path):
         for _ in range(3):
             log.add(written("a", "first", "classes"))
         log.add(Outcome("b", "skipped"))
-    assert log.summary(61).startswith("4 in 1:01 (0.05 written/s): 3 written, 1 skipped; what")
+    assert log.summary(61).startswith("4 in 1:01 (0.05 written/s): 3 written, 1 skipped; see ")

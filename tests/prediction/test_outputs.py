@@ -102,7 +102,7 @@ def test_coco_is_imported_as_the_same_labels(prediction, tmp_path):
 
 def test_a_class_that_is_not_there_has_no_annotation(prediction):
     prediction.class_map[prediction.class_map == 1] = 0
-    content = coco_data_set(prediction, "a")
+    content = coco_data_set(prediction)
     assert {a["category_id"] for a in content["annotations"]} == {1, 3}
     assert len(content["categories"]) == 3
 

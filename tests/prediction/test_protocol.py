@@ -86,7 +86,7 @@ def test_sizes():
     with pytest.raises(ValueError, match=r"32 x 32 pixels at scale 0.32. Received: 16 x 32"):
         scaled_sizes(100, 50, Protocol(height=32))
     for protocol in (Protocol(scales=(1.5,)), Protocol(height=64), Protocol(tile=(64, 64))):
-        with pytest.raises(ValueError, match="takes images of 64 x 96 alone"):
+        with pytest.raises(ValueError, match="takes only images of 64 x 96"):
             scaled_sizes(100, 200, protocol, (64, 96))
 
 

