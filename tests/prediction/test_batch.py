@@ -383,7 +383,7 @@ def test_thirty_images_of_all_kinds(model_file, tmp_path, capsys):
     good |= dict.fromkeys(("turned.jpg", "huge.jpg", "comment.png"))
     bad = {
         "truncated.jpg": "truncated", "truncated.png": "truncated",
-        "text.png": "in no known format; the file starts with b'This is no pictu'",
+        "text.png": "in no known format; the file starts with b'This is no image'",
         "empty.jpg": "the file is empty",
         "one_pixel.png": "at least 32 x 32 pixels. Received: 1 x 1",
         "narrow.png": "at least 32 x 32 pixels. Received: 31 x 80",
@@ -466,7 +466,6 @@ def test_a_video_becomes_a_video_and_files_a_frame(model_file, clip, tmp_path, c
     difference = painted[2].astype(int) - predictor(frames[4]).overlay()
     assert abs(difference).mean() < 12  # what compression leaves
     assert next(iter(Video(out / "clip_side_by_side.mp4"))).shape[1] == 2 * 96 + 4
-    assert "frame 4/4" in capsys.readouterr().out
     assert outcomes(out)["clip.mp4"]["frames"] == "4"
 
 
