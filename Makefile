@@ -9,7 +9,7 @@ DATA ?= street_scenes
 # What is installed into .venv; CI adds PyTorch and JAX by EXTRAS=test,parity.
 EXTRAS ?= test
 # Two test files at a time: a process that builds TensorFlow graphs keeps one core busy.
-PARALLEL := --numprocesses 2 --dist loadfile
+PARALLEL := --numprocesses 2 --dist loadfile --durations 20
 comma := ,
 STAMP := $(VENV)/installed-$(subst $(comma),-,$(EXTRAS))
 # `make docs NOTEBOOKS=off` shows the notebooks as they are kept, without running them.
