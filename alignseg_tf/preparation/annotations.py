@@ -101,7 +101,7 @@ def read_coco(file: str | Path, images: str | Path, invalid: Invalid | None = No
 
     Args:
         file: the JSON, such as `instances_val2017.json`.
-        images: the folder of its `file_name`s.
+        images: the folder that its `file_name` paths start from.
         invalid: whether to skip invalid annotations and images.
 
     Raises:

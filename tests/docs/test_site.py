@@ -17,10 +17,7 @@ import alignseg_tf
 pytestmark = pytest.mark.slow
 
 # Modules that no page of the reference is about: parts of others, and the command line.
-INTERNAL = {
-    "__main__", "environment", "files", "fingerprints", "fonts", "printable", "progress", "quiet",
-    "version", "xla",
-}  # fmt: skip
+INTERNAL = {"__main__", "commands", "system", "version"}
 # Attributes by which a page loads something, as `link` does by its `href`.
 LOADS = {"src", "srcset", "data", "poster"}
 
