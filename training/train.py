@@ -285,7 +285,8 @@ def fit(run: Run, run_folder: RunFolder) -> None:
                     range(first, last), steps, validation_freq,
                 )  # fmt: skip
                 continue
-            build_variables(run.model, batches.element_spec)
+            if run.strategy.num_replicas_in_sync == 1:  # else Keras does this, in its scope
+                build_variables(run.model, batches.element_spec)
             run.model.fit(
                 batches,
                 validation_data=run.validation,
