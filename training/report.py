@@ -201,7 +201,7 @@ def write_report(folder: Path, data: dict[str, Any], evaluation: Report) -> None
         "report.json": json.dumps(report, indent=1),
         "report.md": _markdown(report, evaluation),
     }
-    write_files(folder, REPORT, texts, overwrite=True)  # all were checked above
+    write_files(folder, REPORT, texts)  # all were checked above
 
 
 def _markdown(report: dict[str, Any], evaluation: Report) -> str:

@@ -176,9 +176,9 @@ def write_comparison(
         "comparison.json": json.dumps(comparison.to_dict(), indent=1),
         "comparison.csv": comparison.csv(),
     }
-    written = write_files(folder, COMPARISON, numbers, True)  # before anything is drawn
+    written = write_files(folder, COMPARISON, numbers)  # before anything is drawn
     page = {"comparison.html": _page(comparison, label_space, samples, class_maps)}
-    return written + write_files(folder, COMPARISON, page, True)
+    return written + write_files(folder, COMPARISON, page)
 
 
 def _page(

@@ -91,7 +91,7 @@ def write_report(
         "classes.csv": report.classes_csv(),
         "images.csv": report.images_csv(),
     }
-    written = write_files(folder, EVALUATION, numbers, True)  # before anything is drawn
+    written = write_files(folder, EVALUATION, numbers)  # before anything is drawn
     confusion = _png(confusion_figure, report.confusion, report.classes)
     calibration = None
     if report.calibration is not None:
@@ -110,7 +110,7 @@ def write_report(
     )
     drawn = {"confusion.png": confusion, "report.html": page}
     shown = {name: content for name, content in drawn.items() if content is not None}
-    return written + write_files(folder, EVALUATION, shown, True)
+    return written + write_files(folder, EVALUATION, shown)
 
 
 def _worst_and_best(

@@ -246,7 +246,7 @@ def inspect_data(
                 for path in labels_without_image(data.root, name):
                     split.note("have no image", path)
     numbers = {"inspection.json": json.dumps(report.to_dict(), indent=1)}
-    write_files(output, INSPECTION, numbers, overwrite=True)  # checked above
+    write_files(output, INSPECTION, numbers)  # checked above
     with atomic_result(output, INSPECTION, "contact_sheet.png") as temporary:
         sound = {split.name: split.sound for split in report.splits}
         draw_contact_sheet(sound, data.label_space).save(temporary)

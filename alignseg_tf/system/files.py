@@ -154,14 +154,12 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def write_files(
-    folder: str | Path, output: Output, contents: Mapping[str, bytes | str], overwrite: bool = False
+    folder: str | Path, output: Output, contents: Mapping[str, bytes | str]
 ) -> list[Path]:
     """Write files into a folder of results, each atomically; record them and return their paths.
 
-    Raises:
-        ForeignFileError: `output` did not write one that is there, or it was changed since.
+    Call `check_replaceable` first, as for `atomic_result`.
     """
-    check_replaceable(folder, output, contents, overwrite)
     for name, content in contents.items():
         with atomic_result(folder, output, name) as temporary:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)

@@ -197,24 +197,30 @@ def test_a_link_to_a_folder_is_followed(tmp_path):
     assert (tmp_path / "1" / "deep" / "model.pb").read_text() == "b"
 
 
+def write_checked(folder, output, contents, overwrite=False):
+    """Check all names together, then write, as every command does."""
+    check_replaceable(folder, output, contents, overwrite)
+    return write_files(folder, output, contents)
+
+
 def test_results_replace_only_results(tmp_path):
     output = Output("evaluate")
     for number in ("1", "2"):
-        assert write_files(tmp_path, output, {"a.csv": number, "b.png": b"2"}) == [
+        assert write_checked(tmp_path, output, {"a.csv": number, "b.png": b"2"}) == [
             tmp_path / "a.csv", tmp_path / "b.png"
         ]  # fmt: skip
     assert (tmp_path / "a.csv").read_text() == "2"
     (tmp_path / "a.csv").write_text("2, with my notes")
     (tmp_path / "c.html").write_text("mine")
     with pytest.raises(ForeignFileError, match=r"a\.csv \(changed since\), c\.html;"):
-        write_files(tmp_path, output, {"a.csv": "3", "b.png": "3", "c.html": "3"})
+        write_checked(tmp_path, output, {"a.csv": "3", "b.png": "3", "c.html": "3"})
     assert [(tmp_path / name).read_text() for name in ("a.csv", "b.png", "c.html")] == [
         "2, with my notes", "2", "mine"
     ]  # fmt: skip
     with pytest.raises(ForeignFileError, match=r"b\.png;"):
-        write_files(tmp_path, Output("compare"), {"b.png": "3"})
-    write_files(tmp_path, output, {"a.csv": "3", "c.html": "3"}, overwrite=True)
-    write_files(tmp_path, output, {"a.csv": "4", "c.html": "4"})
+        write_checked(tmp_path, Output("compare"), {"b.png": "3"})
+    write_checked(tmp_path, output, {"a.csv": "3", "c.html": "3"}, overwrite=True)
+    write_checked(tmp_path, output, {"a.csv": "4", "c.html": "4"})
 
 
 def test_results_from_before_the_record_are_replaced_together(tmp_path):
@@ -222,11 +228,11 @@ def test_results_from_before_the_record_are_replaced_together(tmp_path):
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_text("older")
     for number in ("1", "2"):
-        write_files(tmp_path, output, {"a.csv": number, "b.csv": number})
+        write_checked(tmp_path, output, {"a.csv": number, "b.csv": number})
     with (tmp_path / RECORD_FILE).open("a") as file:
         file.write('{"command": "eval')  # cut short by a kill
     for number in ("3", "4"):
-        write_files(tmp_path, output, {"a.csv": number, "c.csv": number})
+        write_checked(tmp_path, output, {"a.csv": number, "c.csv": number})
     assert (tmp_path / "b.csv").read_text() == "2"
 
 

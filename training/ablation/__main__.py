@@ -134,7 +134,7 @@ def write_outcome(folder: Path, results: Path, block: int = BLOCK, overwrite: bo
     tables = ablation_tables(done)
     check_replaceable(folder, OUTCOME, OUTCOME_FILES, overwrite)
     texts = {"ablation.md": tables, "ablation.csv": ablation_csv(done)}
-    write_files(folder, OUTCOME, texts, overwrite=True)
+    write_files(folder, OUTCOME, texts)
     with atomic_result(folder, OUTCOME, "ablation.png") as temporary:
         draw_ablation(done, temporary)
     return tables
