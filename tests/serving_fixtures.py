@@ -57,15 +57,6 @@ class Quarters(tf.Module):
     def serve(self, images):
         return {"class_map": self.classes(images)}
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "image_bytes")])
-    def serve_bytes(self, image_bytes):
-        def one(data):
-            image = tf.io.decode_image(data, channels=3, expand_animations=False)
-            image = tf.ensure_shape(image, [None, None, 3])
-            return tf.io.encode_png(self.classes(image[None])[0][..., None])
-
-        return {"class_map_bytes": tf.map_fn(one, image_bytes)}
-
     @tf.function(input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32, "images")])
     def logits(self, images):
         """Not finite where red is `NOT_FINITE`; one channel for each class."""
@@ -83,16 +74,11 @@ class Quarters(tf.Module):
 
 
 @cache
-def saved_model(shift: int, offsets: bool) -> tempfile.TemporaryDirectory:
-    module = Quarters(shift)
+def saved_model(shift: int) -> tempfile.TemporaryDirectory:
+    module, folder = Quarters(shift), tempfile.TemporaryDirectory()
     signatures = {
-        "serving_default": module.serve,
-        "serve_bytes": module.serve_bytes,
-        "logits": module.logits,
-    }
-    if offsets:
-        signatures["offsets"] = module.offsets
-    folder = tempfile.TemporaryDirectory()
+        "serving_default": module.serve, "logits": module.logits, "offsets": module.offsets,
+    }  # fmt: skip
     tf.saved_model.save(module, folder.name, signatures)
     classes = Path(folder.name, LABEL_SPACE_FILE)
     classes.parent.mkdir()
@@ -100,11 +86,10 @@ def saved_model(shift: int, offsets: bool) -> tempfile.TemporaryDirectory:
     return folder
 
 
-def write_model(path: Path, shift: int = 0, offsets: bool = True) -> Path:
+def write_model(path: Path, shift: int = 0) -> Path:
     """Write a version's folder, whole at once."""
-    path.parent.mkdir(exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    shutil.copytree(saved_model(shift, offsets).name, temporary)
+    shutil.copytree(saved_model(shift).name, temporary)
     return temporary.rename(path)
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 
 from conftest import ROOT
@@ -17,27 +18,22 @@ sys.exit(pytest.main(["--collect-only", "-qq", "-p", "no:cacheprovider", "tests"
 """
 
 
-def required(*names: str) -> set[str]:
-    """Return the distributions that the named ones need, themselves included; no extras."""
-    found: set[str] = set()
-    waiting = list(names)
-    while waiting:
-        name = canonicalize_name(waiting.pop())
-        if name in found:
-            continue
-        found.add(name)
-        try:
-            requirements = [Requirement(text) for text in metadata.requires(name) or ()]
-        except metadata.PackageNotFoundError:
-            continue
-        waiting += [
-            r.name for r in requirements if not r.marker or r.marker.evaluate({"extra": ""})
-        ]
-    return found
+def add_required(name: str, found: set[str]) -> None:
+    """Add a distribution and those that it needs, without extras."""
+    name = canonicalize_name(name)
+    if name in found:
+        return
+    found.add(name)
+    with suppress(metadata.PackageNotFoundError):
+        for requirement in map(Requirement, metadata.requires(name) or ()):
+            if not requirement.marker or requirement.marker.evaluate({"extra": ""}):
+                add_required(requirement.name, found)
 
 
 def test_collection_without_optional_packages():
-    kept = required("alignseg_tf", "pytest")
+    kept: set[str] = set()
+    add_required("alignseg_tf", kept)
+    add_required("pytest", kept)
     hidden = [
         module
         for module, owners in metadata.packages_distributions().items()

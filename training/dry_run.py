@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from alignseg_tf.system.memory import peak_resident_bytes
+from alignseg_tf.system.environment import peak_resident_bytes
 from alignseg_tf.system.progress import duration
 from training.recipe import Recipe
 

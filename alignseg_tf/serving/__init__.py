@@ -4,11 +4,9 @@ server       start, signals, stop
 settings     limits and times
 app          the application: what every request passes, and the files of pages
 routes       the addresses
-service      what all requests share: a request's body, image and answer
-decoders     processes that decode images
-images       from the bytes of a request to an image, within limits
+service      the way of a request: body, image, model
+images       from bytes to an image, within limits, in separate processes
 models       versions of the model, and the switch to a new one
 answers      bodies of answers, also in the OpenAPI document
-refusals     why a request is refused
 monitoring   metrics for Prometheus
 """

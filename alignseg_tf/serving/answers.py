@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, Field
+from scipy.ndimage import zoom
 
 from alignseg_tf import visualization
 from alignseg_tf.data.label_space import LabelSpace
@@ -18,22 +19,15 @@ MAX_VECTORS = 64
 # Deflate level of PNG files: some percent larger than the default, several times faster.
 PNG_LEVEL = 3
 
+# Media type of the answers by `format`.
 SEGMENT_FORMS = {"classes": "image/png", "overlay": "image/png", "json": "application/json"}
 OFFSET_FORMS = {"json": "application/json", "binary": "application/octet-stream"}
 
-Color = tuple[int, int, int]
-
 
 class Error(BaseModel):
-    """Why a request was not served: what was expected and what was received."""
+    """The expected and the received in a request that was not served."""
 
     error: str
-
-
-class Status(BaseModel):
-    """State of the server."""
-
-    status: str
 
 
 class RunLengths(BaseModel):
@@ -48,7 +42,7 @@ class ModelClass(BaseModel):
 
     id: int
     name: str
-    color: Color
+    color: tuple[int, int, int]
 
 
 class SegmentClass(ModelClass):
@@ -125,12 +119,6 @@ class Model(BaseModel):
     files: list[TfliteFile]
 
 
-class Models(BaseModel):
-    """All models: one."""
-
-    models: list[Model]
-
-
 def png(pixels: np.ndarray) -> bytes:
     """Encode uint8 [H, W] or [H, W, 3] as a PNG file."""
     file = io.BytesIO()
@@ -147,10 +135,10 @@ def classes_of(space: LabelSpace) -> list[ModelClass]:
 def segment_answer(
     form: str, image: np.ndarray, class_map: np.ndarray, space: LabelSpace, model: str, version: int
 ) -> bytes:
-    """Return the body of an answer to `/v1/segment`.
+    """Return the body of an answer to `/v1/segment` in one of `SEGMENT_FORMS`.
 
     Args:
-        form: one of `SEGMENT_FORMS`.
+        form: its name.
         image: uint8 RGB [H, W, 3].
         class_map: uint8 [H, W].
         space: label space of the version.
@@ -178,27 +166,14 @@ def segment_answer(
     return made.model_dump_json().encode()
 
 
-def fewer_vectors(field: np.ndarray, most: int = MAX_VECTORS) -> np.ndarray:
-    """Sample a field of vectors at fewer positions, if it has more along a side.
+def fewer_vectors(field: np.ndarray) -> np.ndarray:
+    """Sample a field of vectors at `MAX_VECTORS` positions, linearly, along sides that have more.
 
     Args:
         field: float32 [h, w, 2]; the outer vectors lie on the outer pixels, and stay there.
-        most: maximum number of vectors along a side.
-
-    Returns:
-        float32 [min(h, most), min(w, most), 2], linearly interpolated.
-
-    Example:
-        >>> fewer_vectors(np.arange(5.0)[:, None, None] * np.ones((5, 1, 2)), 3)[:, 0, 0].tolist()
-        [0.0, 2.0, 4.0]
     """
-    for axis in (0, 1):
-        if (count := field.shape[axis]) > most:
-            positions = np.linspace(0, count - 1, most)
-            below = np.minimum(positions.astype(int), count - 2)
-            weight = np.expand_dims(positions - below, (2, 1 - axis))
-            field = field.take(below, axis) * (1 - weight) + field.take(below + 1, axis) * weight
-    return field.astype(np.float32)
+    factors = [min(1.0, MAX_VECTORS / side) for side in field.shape[:2]]
+    return zoom(field, (*factors, 1), order=1, mode="nearest")
 
 
 def offsets_answer(

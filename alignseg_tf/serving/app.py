@@ -1,15 +1,13 @@
 """The application: what every request passes, its routes, and the files of pages."""
 
 import asyncio
-import hashlib
 import hmac
 import logging
 import math
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -23,8 +21,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from alignseg_tf.serving.refusals import RefusedError
-from alignseg_tf.serving.routes import health_routes, image_routes, json_error, model_routes
+from alignseg_tf.serving.images import RefusedError
+from alignseg_tf.serving.routes import TEXT, health_routes, image_routes, model_routes
 from alignseg_tf.serving.service import Service, address_of
 from alignseg_tf.version import __version__
 
@@ -49,32 +47,24 @@ HEADERS = {
 # Seconds for which, and bytes up to which, the body of a refused request is read, so that the
 # client reads why: it gets no answer from a connection that is closed while it sends.
 LINGER_SECONDS, LINGER_BYTES = 2.0, 64 * 2**20
-# The answer of TrustedHostMiddleware, in the OpenAPI document.
-OTHER_HOST = {
-    "description": "The header Host names another server.",
-    "content": {"text/plain": {"schema": {"type": "string"}}},
-}
+# Answers of TrustedHostMiddleware and FileResponse, in the OpenAPI document.
+UNREADABLE = {"description": "The header Host names another server, or Range is not readable."}
+# Statuses that ask the client to try again, and when.
+BUSY, RETRY_SECONDS = {429, 503, 504}, 1
 # A status that is counted and never sent: the client went away.
 GONE = 499
 
-_TOO_MANY = RefusedError(503, "requests", "Too many requests at once, the server is busy", 1)
-_DRAINING = RefusedError(503, "draining", "The server is about to stop", 1)
+_TOO_MANY = RefusedError(503, "requests", "Too many requests at once, the server is busy")
+_DRAINING = RefusedError(503, "draining", "The server is about to stop")
 _NO_TOKEN = RefusedError(401, "token", "Expected the header Authorization: Bearer TOKEN")
 _OTHER_SITE = RefusedError(403, "origin", "Expected a request of this server's own pages")
 
 
 class RequestChecks:
-    """Check the token, the origin and the number of requests; add headers, metrics, log lines.
-
-    Args:
-        app: the application behind it.
-        service: of the server.
-    """
+    """Check the token, the origin and the number of requests; add headers, metrics, log lines."""
 
     def __init__(self, app: ASGIApp, service: Service):
-        self._app = app
-        self._service = service
-        self._token = service.token and hashlib.sha256(service.token).digest()
+        self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -85,24 +75,23 @@ class RequestChecks:
             await self._app(scope, receive, send)
             return
         requests, address = self._service.requests, address_of(scope.get("client"))
-        is_probe = scope["path"] in PROBES
-        has_place = is_probe or requests.take(1, address)
-        refusal = self._refusal(scope) if has_place else _TOO_MANY
+        taken = scope["path"] not in PROBES and requests.take(1, address)
+        refusal = self._refusal(scope) if taken or scope["path"] in PROBES else _TOO_MANY
         app = self._app if refusal is None else refused(self._service, refusal)
         try:
             await _Exchange(app, self._service, receive, send).run(scope)
         finally:
-            if has_place and not is_probe:
+            if taken:
                 requests.give_back(1, address)
 
     def _refusal(self, scope: Scope) -> RefusedError | None:
         path, headers = scope["path"], Headers(scope=scope)
         if path in OPEN_PATHS or path.startswith(OPEN_FOLDERS):
             return None
-        if self._token:
+        if token := self._service.token:
             scheme, _, given = headers.get("authorization", "").partition(" ")
-            digest = hashlib.sha256(given.strip().encode("latin-1", "replace")).digest()
-            if not hmac.compare_digest(digest, self._token) or scheme.lower() != "bearer":
+            is_known = hmac.compare_digest(given.strip().encode("latin-1", "replace"), token)
+            if not is_known or scheme.lower() != "bearer":
                 return _NO_TOKEN
         if scope["method"] == "POST":
             if not is_same_origin(headers):
@@ -204,36 +193,22 @@ class _Exchange:
             log.info("%s %s %r %d %.0f ms", *what)
 
 
+def json_error(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an error in the form that all routes share."""
+    return JSONResponse({"error": message}, status, headers)
+
+
 def refused(service: Service, refusal: RefusedError) -> Response:
-    """Return the answer to a request that is not served, and count it."""
+    """Return the answer to a request that is not served; count it, log what is the server's."""
     service.monitoring.rejected.labels(refusal.reason).inc()
+    if refusal.status == 500:
+        log.error("%s, %s", service.models.name, refusal.message)
     headers = {}
-    if refusal.retry_after is not None:
-        headers["Retry-After"] = str(refusal.retry_after)
+    if refusal.status in BUSY:
+        headers["Retry-After"] = str(RETRY_SECONDS)
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return json_error(refusal.message, refusal.status, headers)
-
-
-def description(app: FastAPI, with_token: bool) -> dict[str, Any]:
-    """Return the OpenAPI document, with the statuses that can come and no others.
-
-    FastAPI adds 422 to all routes with a parameter in their path, where any text is taken here.
-    """
-    document = app.openapi()
-    for path in document["paths"].values():
-        for operation in path.values():
-            if "HTTPValidationError" in str(operation["responses"].get("422")):
-                del operation["responses"]["422"]
-            operation["responses"].setdefault("400", OTHER_HOST)
-    for name in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(name, None)
-    if with_token:
-        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"token": []}]
-        for path in OPEN_PATHS & document["paths"].keys():
-            document["paths"][path]["get"]["security"] = []
-    return document
 
 
 def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
@@ -247,8 +222,8 @@ def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
     app = FastAPI(
         title="alignseg_tf",
         description=f"Semantic segmentation by the model {service.models.name!r}.",
-        version=__version__, docs_url=None, redoc_url=None, openapi_url=None,
-        redirect_slashes=False,
+        version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
+        responses={400: {**UNREADABLE, **TEXT}},
     )  # fmt: skip
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.add_middleware(RequestChecks, service=service)
@@ -265,14 +240,10 @@ def create_app(service: Service, hosts: Sequence[str] = ("*",)) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def on_http_error(request: Request, error: HTTPException) -> Response:
-        return json_error(str(error.detail), error.status_code, dict(error.headers or {}))
+        return json_error(str(error.detail), error.status_code, error.headers)
 
     for routes in (health_routes, image_routes, model_routes):
         app.include_router(routes(service))
-
-    @app.get("/openapi.json", include_in_schema=False)
-    async def openapi() -> Response:
-        return JSONResponse(description(app, service.token is not None))
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:

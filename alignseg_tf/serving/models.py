@@ -15,6 +15,8 @@ import tensorflow as tf
 
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.prediction.saved_networks import SavedModelNetwork
+from alignseg_tf.serving.images import RefusedError
+from alignseg_tf.system.fingerprints import file_state
 
 log = logging.getLogger("alignseg_tf.serving")
 # Size (H, W) of the image that a new version segments before it serves, if it takes any size.
@@ -23,14 +25,8 @@ WARM_UP_SIZE = (64, 96)
 NON_FINITE_WORDS = ("had NaN", "had Inf", "had -Inf", "had +Inf", "not finite", "non-finite")
 
 State = Literal["active", "unloading", "broken", "idle"]
-
-
-class ImageSizeError(ValueError):
-    """An image of another size than the only one that a version takes."""
-
-
-class NonFiniteError(ArithmeticError):
-    """A model gives NaN or infinite numbers, which have no class."""
+# Relative path, size, times and inode of each file in a version's folder.
+_FolderState = tuple[tuple[str, list[int]], ...]
 
 
 @dataclass(eq=False)
@@ -53,19 +49,21 @@ class Version:
         """Run a signature on an image, uint8 RGB [H, W, 3]; return its outputs without the batch.
 
         Raises:
-            ImageSizeError: the version takes images of one other size.
-            NonFiniteError: outputs are not finite, or the exported graph found its logits so.
+            RefusedError: the version takes images of one other size; or outputs are not finite, or
+                the exported graph found its logits so.
         """
         height, width = image.shape[:2]
         if self.size is not None and self.size != (height, width):
-            raise ImageSizeError(
+            message = (
                 f"Expected an image of {self.size[1]} x {self.size[0]} pixels, the only size of "
                 f"version {self.number}. Received: {width} x {height}"
             )
-        non_finite = NonFiniteError(
+            raise RefusedError(422, "size", message)
+        message = (
             f"version {self.number}: expected finite outputs. Received: NaN or infinite ones for "
             f"an image of {width} x {height} pixels"
         )
+        non_finite = RefusedError(500, "nonfinite", message)
         dtype = tf.float32 if signature == "logits" else tf.uint8
         try:
             outputs = self.signatures[signature](images=tf.cast(image[None], dtype))
@@ -82,19 +80,19 @@ class Version:
         """Return the class ids, uint8 [H, W], of an image, uint8 RGB [H, W, 3].
 
         Raises:
-            ImageSizeError: the version takes images of one other size.
-            NonFiniteError: logits of the image are not finite.
+            RefusedError: as `call`.
             RuntimeError: an id has no class.
         """
         class_map = self.call("serving_default", image)["class_map"]
-        if class_map.max() >= self.label_space.num_classes:
+        names = self.label_space.num_classes
+        if class_map.max() >= names:
             raise RuntimeError(
-                f"version {self.number} gives the class id {class_map.max()} and has the names of "
-                f"{self.label_space.num_classes} classes"
+                f"version {self.number}: expected ids of {names} classes. Received: "
+                f"{class_map.max()}"
             )
         # Older exports do not check their logits. Where one is NaN, nearly all are, and argmax
         # gives one class everywhere.
-        may_be_nan = self.label_space.num_classes > 1 and class_map.min() == class_map.max()
+        may_be_nan = names > 1 and class_map.min() == class_map.max()
         if may_be_nan and "logits" in self.signatures:
             self.call("logits", image)
         return class_map
@@ -106,7 +104,7 @@ def load_version(path: Path) -> Version:
     Raises:
         ValueError: it is no SavedModel of this library, its class maps have another type or size,
             or the number of its classes differs from that of their names.
-        NonFiniteError: its logits are not finite.
+        RefusedError: its logits are not finite.
     """
     network = SavedModelNetwork(path)
     names = network.label_space.num_classes
@@ -128,27 +126,19 @@ def load_version(path: Path) -> Version:
     return version
 
 
-# Name, size, times and inode of each file in a version's folder.
-_Signature = tuple[tuple[str, int, int, int, int], ...]
+def folder_state(path: Path) -> _FolderState:
+    """Describe the files of a folder so that other content has another description.
 
-
-def folder_signature(path: Path) -> _Signature:
-    """Describe the files of a folder so that other content has another signature.
-
-    The change time of an inode cannot be set by a copy. The signature is empty if a file goes away
-    meanwhile.
+    It is empty if a file goes away meanwhile.
     """
-    found = []
     try:
-        for file in sorted(path.rglob("*")):
-            status = file.stat()
-            if not file.is_dir():
-                times = (status.st_mtime_ns, status.st_ctime_ns)
-                name = str(file.relative_to(path))
-                found.append((name, status.st_size, *times, status.st_ino))
+        return tuple(
+            (str(file.relative_to(path)), file_state(file.stat()))
+            for file in sorted(path.rglob("*"))
+            if not file.is_dir()
+        )
     except OSError:
         return ()
-    return tuple(found)
 
 
 class Models:
@@ -158,7 +148,6 @@ class Models:
         folder: has a folder for each version, named by a number; others are ignored. A new one
             must come by being renamed, as `export` does it. One that changes in place is read when
             it was the same in two consecutive updates.
-        load: reads a version's folder.
 
     Attributes:
         name: of the folder, and of the model.
@@ -168,17 +157,16 @@ class Models:
         ValueError: there is no such folder, or no version in it.
     """
 
-    def __init__(self, folder: Path, load: Callable[[Path], Version] = load_version):
+    def __init__(self, folder: Path):
         if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; expected one with a folder a version")
+            raise ValueError(f"{folder}: expected a folder of numbered versions. Received: nothing")
         self.folder = folder
         self.name = folder.resolve().name
-        self._load = load
         self.on_broken: Callable[[], None] = lambda: None
         self._active: Version | None = None
-        self._active_signature: _Signature | None = None
-        self._seen: dict[int, _Signature] = {}
-        self._broken: dict[int, _Signature] = {}
+        self._active_state: _FolderState | None = None
+        self._seen: dict[int, _FolderState] = {}
+        self._broken: dict[int, _FolderState] = {}
         self._old: list[tuple[int, weakref.ref[Version]]] = []
         self._stop = threading.Event()
         if not self.on_disk():
@@ -193,16 +181,11 @@ class Models:
         """The version that serves.
 
         Raises:
-            RuntimeError: none is loaded yet.
+            ValueError: none was loaded.
         """
         if self._active is None:
-            raise RuntimeError("no version is loaded")
+            raise ValueError(f"{self.folder}: none of its versions loads")
         return self._active
-
-    @property
-    def ready(self) -> bool:
-        """Whether a version serves."""
-        return self._active is not None
 
     def on_disk(self) -> dict[int, Path]:
         """Return the folders of all versions by number; none while the folder is away."""
@@ -241,7 +224,7 @@ class Models:
         """
         self._forget_old()
         folders = self.on_disk()
-        found = {number: folder_signature(path) for number, path in folders.items()}
+        found = {number: folder_state(path) for number, path in folders.items()}
         # A folder that has changed since the last update may be being written or removed.
         changed = {number for number, seen in self._seen.items() if found.get(number) != seen}
         self._seen = found
@@ -250,38 +233,39 @@ class Models:
         for number in sorted(found, reverse=True):
             if serving in changed and number < serving:
                 return
-            if number == serving and found[number] == self._active_signature:
+            if number == serving and found[number] == self._active_state:
                 return
             is_due = number not in changed and number not in self._broken
-            if is_due and self._try(number, folders[number], found[number]):
+            if is_due and self._load(number, folders[number], found[number]):
                 return
             if number == serving:
                 return
 
-    def _try(self, number: int, path: Path, signature: _Signature) -> bool:
+    def _load(self, number: int, path: Path, state: _FolderState) -> bool:
         """Load a version and let it serve; return whether that succeeded."""
+        old = self._active
         try:
-            version = self._load(path)
+            version = load_version(path)
         except Exception as error:  # TensorFlow raises many kinds on broken folders
-            self._broken[number] = signature
-            serving = f"version {self._active.number} goes on" if self._active else "it is left out"
-            log.error("version %d does not load, %s: %s", number, serving, error)
+            self._broken[number] = state
+            serving = f"version {old.number} continues" if old else "it is left out"
+            # Not the error itself: whoever keeps it keeps this frame, and so the old version.
+            log.error("version %d does not load, %s: %s", number, serving, str(error))
             self.on_broken()
             return False
-        if self._active is not None:
-            self._old.append((self._active.number, weakref.ref(self._active)))
-            log.info("version %d serves instead of %d", number, self._active.number)
-        self._active, self._active_signature = version, signature
+        if old is not None:
+            self._old.append((old.number, weakref.ref(old)))
+            log.info("version %d serves instead of %d", number, old.number)
+        self._active, self._active_state = version, state
         return True
 
     def _forget_old(self) -> None:
         """Free the memory of versions whose requests are done."""
         gone = [number for number, held in self._old if held() is None]
-        self._old = [(number, held) for number, held in self._old if held() is not None]
         if gone:
+            self._old = [(number, held) for number, held in self._old if held() is not None]
             gc.collect()  # TensorFlow's functions of a SavedModel refer to themselves
-        for number in gone:
-            log.info("version %d is unloaded", number)
+            log.info("version %s is unloaded", ", ".join(map(str, gone)))
 
     def watch(self, seconds: float) -> None:
         """Update at this interval, in a thread, until `close`."""

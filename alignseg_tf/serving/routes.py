@@ -4,60 +4,44 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
-from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi import APIRouter, Request, Security
+from fastapi.responses import FileResponse, Response
+from fastapi.security import HTTPBearer
 
 from alignseg_tf.data.readers import MIN_SIDE
 from alignseg_tf.serving import answers
-from alignseg_tf.serving.answers import (
-    OFFSET_FORMS,
-    SEGMENT_FORMS,
-    fewer_vectors,
-    offsets_answer,
-    segment_answer,
-)
-from alignseg_tf.serving.images import BYTES, FORM, MEDIA_TYPES
+from alignseg_tf.serving.images import BYTES, FORM, MEDIA_TYPES, RefusedError
 from alignseg_tf.serving.models import Version
 from alignseg_tf.serving.monitoring import MEDIA_TYPE
-from alignseg_tf.serving.refusals import RefusedError
 from alignseg_tf.serving.service import Service
 
 Responses = dict[int | str, dict[str, Any]]
 
 _FILE: dict[str, Any] = {"type": "string", "format": "binary"}
 _BINARY: dict[str, Any] = {"schema": _FILE}
-_TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
+TEXT: dict[str, Any] = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 _RANGES: Responses = {
     206: {
         "description": "A part of the file.",
         "content": {BYTES: _BINARY, "multipart/byteranges": _BINARY},
     },
-    400: {"description": "The header Range is not readable.", **_TEXT},
-    416: {"description": "The file does not reach there.", **_TEXT},
+    416: {"description": "The file does not reach there.", **TEXT},
 }
 # The service reads these bodies, within limits, and not FastAPI.
-_IMAGE_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            **dict.fromkeys((*MEDIA_TYPES, BYTES), _BINARY),
-            FORM: {
-                "schema": {"type": "object", "required": ["image"], "properties": {"image": _FILE}}
-            },
-        },
-    }
-}
+_IMAGE_FORM = {"type": "object", "required": ["image"], "properties": {"image": _FILE}}
+_IMAGE_CONTENT = {**dict.fromkeys((*MEDIA_TYPES, BYTES), _BINARY), FORM: {"schema": _IMAGE_FORM}}
+_IMAGE_BODY = {"requestBody": {"required": True, "content": _IMAGE_CONTENT}}
 _WORDS = {
     401: "The token is missing or wrong.",
     403: "A page of another site sent this.",
-    404: "There is no such thing.",
+    404: "Not found.",
     408: "The body came too slowly.",
     413: "The body, or the image in it, is too large.",
     415: "This is no image of a known format.",
     422: "The image is damaged, truncated, animated or of another size, or a parameter is unknown.",
     429: "The queue is full; try again after `Retry-After` seconds.",
     500: "The server failed; its log has more under the answer's X-Request-Id.",
-    503: "No memory just now, no model yet, or the server is about to stop.",
+    503: "No memory just now, or the server is about to stop.",
     504: "Not done in time.",
 }
 
@@ -67,25 +51,32 @@ def _errors(*statuses: int) -> Responses:
     return {status: {"model": answers.Error, "description": _WORDS[status]} for status in statuses}
 
 
+def with_token(service: Service) -> list[Any]:
+    """Return the `dependencies` that declare the token in the OpenAPI document, if there is one."""
+    # The middleware checks it.
+    return [Security(HTTPBearer(scheme_name="token", auto_error=False))] if service.token else []
+
+
 def health_routes(service: Service) -> APIRouter:
     """Return the routes that watch the server."""
     router = APIRouter(tags=["health"], responses=_errors(500))
 
-    @router.get("/healthz", response_model=answers.Status)
+    @router.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Say that the process lives."""
         return {"status": "alive"}
 
-    @router.get("/readyz", response_model=answers.Status, responses=_errors(503))
+    @router.get("/readyz", responses=_errors(503))
     async def readyz() -> dict[str, str]:
-        """Say whether requests are taken: a model is loaded, and the server is not stopping."""
+        """Say whether requests are taken: the server is not stopping."""
         if service.draining:
             raise RefusedError(503, "draining", "The server is about to stop")
-        if not service.models.ready:
-            raise RefusedError(503, "loading", "No model is loaded yet")
         return {"status": "ready"}
 
-    @router.get("/metrics", response_class=Response, responses={200: _TEXT, **_errors(401, 503)})
+    @router.get(
+        "/metrics", dependencies=with_token(service), response_class=Response,
+        responses={200: TEXT, **_errors(401, 503)},
+    )  # fmt: skip
     async def metrics() -> Response:
         """Numbers for Prometheus."""
         return Response(service.monitoring.text(), media_type=MEDIA_TYPE)
@@ -95,8 +86,9 @@ def health_routes(service: Service) -> APIRouter:
 
 def image_routes(service: Service) -> APIRouter:
     """Return the routes that take an image."""
+    name = service.models.name
     router = APIRouter(
-        prefix="/v1", tags=["images"],
+        prefix="/v1", tags=["images"], dependencies=with_token(service),
         responses=_errors(401, 403, 408, 413, 415, 422, 429, 500, 503, 504),
     )  # fmt: skip
 
@@ -105,11 +97,9 @@ def image_routes(service: Service) -> APIRouter:
         return Response(content, media_type=media_type, headers=headers)
 
     @router.post(
-        "/segment",
-        response_class=Response,
+        "/segment", response_class=Response, openapi_extra=_IMAGE_BODY,
         responses={200: {"model": answers.Segmentation, "content": {"image/png": _BINARY}}},
-        openapi_extra=_IMAGE_BODY,
-    )
+    )  # fmt: skip
     async def segment(
         request: Request, format: Literal["classes", "overlay", "json"] = "classes"
     ) -> Response:
@@ -118,20 +108,18 @@ def image_routes(service: Service) -> APIRouter:
         The answer is a PNG file whose grey values are class ids, one of the classes painted over
         the image, or JSON with a run-length code for each class.
         """
-        async with service.time_limit(), service.image(request) as image:
+        async with service.image(request) as image:
             class_map, version = await service.result(request, service.segment, image)
+            made_by = version.label_space, name, version.number
             content = await service.encode(
-                segment_answer, format, image, class_map, version.label_space,
-                service.models.name, version.number,
-            )  # fmt: skip
-        return answer(content, SEGMENT_FORMS[format], version)
+                answers.segment_answer, format, image, class_map, *made_by
+            )
+        return answer(content, answers.SEGMENT_FORMS[format], version)
 
     @router.post(
-        "/offsets",
-        response_class=Response,
+        "/offsets", response_class=Response, openapi_extra=_IMAGE_BODY,
         responses={200: {"model": answers.Offsets, "content": {BYTES: _BINARY}}, **_errors(404)},
-        openapi_extra=_IMAGE_BODY,
-    )
+    )  # fmt: skip
     async def offsets(request: Request, format: Literal["json", "binary"] = "json") -> Response:
         """Return where the alignment layers of the model look, in pixels of the image.
 
@@ -139,72 +127,54 @@ def image_routes(service: Service) -> APIRouter:
         field by field, float32 x, y of each vector, row by row.
         """
         _version_with_offsets(service)
-
-        def run(image: np.ndarray) -> tuple[dict[str, np.ndarray], Version]:
-            version = _version_with_offsets(service)  # another version may be active by now
-            fields = version.call("offsets", image)
-            # TensorFlow gives the outputs of a signature in any order.
-            return {name: fewer_vectors(fields[name]) for name in sorted(fields)}, version
-
-        async with service.time_limit(), service.image(request) as image:
-            fields, version = await service.result(request, run, image)
+        async with service.image(request) as image:
+            fields, version = await service.result(request, lambda x: _offsets(service, x), image)
             height, width = image.shape[:2]
             content = await service.encode(
-                offsets_answer, format, fields, width, height, service.models.name, version.number
+                answers.offsets_answer, format, fields, width, height, name, version.number
             )
-        return answer(content, OFFSET_FORMS[format], version)
+        return answer(content, answers.OFFSET_FORMS[format], version)
 
     return router
+
+
+def _offsets(service: Service, image: np.ndarray) -> tuple[dict[str, np.ndarray], Version]:
+    version = _version_with_offsets(service)  # another one may be active by now
+    fields = version.call("offsets", image)
+    # TensorFlow gives the outputs of a signature in any order.
+    return {name: answers.fewer_vectors(fields[name]) for name in sorted(fields)}, version
 
 
 def _version_with_offsets(service: Service) -> Version:
     version = service.models.active
     if "offsets" not in version.signatures:
-        raise RefusedError(
-            404, "signature",
+        message = (
             f"Version {version.number} has no signature 'offsets', only "
-            f"{', '.join(sorted(version.signatures))}; export the model again",
-        )  # fmt: skip
+            f"{', '.join(sorted(version.signatures))}; export the model again"
+        )
+        raise RefusedError(404, "signature", message)
     return version
 
 
 def model_routes(service: Service) -> APIRouter:
     """Return the routes that describe the model and give its files."""
-    models, settings = service.models, service.settings
-    router = APIRouter(prefix="/v1/models", tags=["models"], responses=_errors(401, 500, 503))
+    models = service.models
+    router = APIRouter(
+        prefix="/v1/models", tags=["models"], dependencies=with_token(service),
+        responses=_errors(401, 500, 503),
+    )  # fmt: skip
 
-    @router.get("", response_model=answers.Models)
-    async def list_models() -> answers.Models:
+    @router.get("")
+    async def list_models() -> dict[Literal["models"], list[answers.Model]]:
         """Describe the model, its versions, classes and files."""
-        version = models.active
-        folder = f"/v1/models/{quote(models.name, '')}/files"
-        described = answers.Model(
-            name=models.name,
-            active=str(version.number),
-            versions=[
-                answers.VersionState(version=str(number), state=state)
-                for number, state in models.states().items()
-            ],
-            classes=answers.classes_of(version.label_space),
-            input=answers.InputContract(
-                media_types=list(MEDIA_TYPES), min_side=MIN_SIDE, size=version.size,
-                max_pixels=settings.max_pixels, max_bytes=settings.max_bytes,
-            ),
-            signatures=sorted(version.signatures),
-            files=[
-                answers.TfliteFile(name=name, bytes=size, url=f"{folder}/{quote(name, '')}")
-                for name, size in models.tflite_sizes().items()
-            ],
-        )  # fmt: skip
-        return answers.Models(models=[described])
+        return {"models": [_described(service)]}
 
     @router.get(
-        "/{name}/files/{file}",
-        response_class=FileResponse,
-        responses={200: {"content": {BYTES: _BINARY}}, **_errors(404), **_RANGES},
-    )
+        "/{name}/files/{file}", response_class=FileResponse,
+        responses={200: {"content": {BYTES: _BINARY}}, **_errors(404, 422), **_RANGES},
+    )  # fmt: skip
     async def model_file(name: str, file: str) -> Response:
-        """Return a `.tflite` file that lies beside the versions."""
+        """Return a `.tflite` file in the folder of the model."""
         if name != models.name:
             message = f"Expected the model {models.name!r}. Received: {name[:80]!r}"
             raise RefusedError(404, "model", message)
@@ -217,6 +187,24 @@ def model_routes(service: Service) -> APIRouter:
     return router
 
 
-def json_error(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    """Return an error in the form that all routes share."""
-    return JSONResponse({"error": message}, status, headers)
+def _described(service: Service) -> answers.Model:
+    models, settings, version = service.models, service.settings, service.models.active
+    folder = f"/v1/models/{quote(models.name, '')}/files"
+    return answers.Model(
+        name=models.name,
+        active=str(version.number),
+        versions=[
+            answers.VersionState(version=str(number), state=state)
+            for number, state in models.states().items()
+        ],
+        classes=answers.classes_of(version.label_space),
+        input=answers.InputContract(
+            media_types=list(MEDIA_TYPES), min_side=MIN_SIDE, size=version.size,
+            max_pixels=settings.max_pixels, max_bytes=settings.max_bytes,
+        ),
+        signatures=sorted(version.signatures),
+        files=[
+            answers.TfliteFile(name=name, bytes=size, url=f"{folder}/{quote(name, '')}")
+            for name, size in models.tflite_sizes().items()
+        ],
+    )  # fmt: skip

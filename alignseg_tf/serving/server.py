@@ -54,13 +54,12 @@ def serve(service: Service, host: str, port: int, more_hosts: Sequence[str] = ()
         starting = threading.Thread(target=service.decoders.start, daemon=True)
         starting.start()
         models.update()
-        if not models.ready:
-            raise ValueError(f"{models.folder}: none of its versions loads")
+        greeting = _greeting(taken, service)
         starting.join()
         if service.token is None and not is_loopback(host):
             log.warning("%s is open to other machines without a token; see --token-file", host)
         models.watch(service.settings.poll_seconds)
-        print(_greeting(taken, service), flush=True)
+        print(greeting, flush=True)
         log.info("started")
         hosts = allowed_hosts(host, taken, more_hosts)
         log.info("answers to the hosts %s", ", ".join(hosts))
@@ -88,7 +87,7 @@ def _set_up_logs() -> None:
 
 
 def _greeting(taken: socket.socket, service: Service) -> str:
-    """Return the address, and what is served there."""
+    """Return a line with the address and the served version."""
     host, port = taken.getsockname()[:2]
     version = service.models.active
     return (
@@ -166,7 +165,7 @@ def listening_socket(host: str, port: int, send_seconds: float) -> socket.socket
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether only this machine reaches an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

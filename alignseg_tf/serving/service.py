@@ -1,4 +1,4 @@
-"""What all requests share, and the way of a request: body, image, model, answer."""
+"""The way of a request: body, image, model; and the limits that all requests share."""
 
 import asyncio
 import ipaddress
@@ -18,19 +18,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from alignseg_tf.serving.decoders import Decoders
-from alignseg_tf.serving.images import is_form
-from alignseg_tf.serving.models import ImageSizeError, Models, NonFiniteError, Version
+from alignseg_tf.serving.images import Decoders, RefusedError, is_form
+from alignseg_tf.serving.models import Models, Version
 from alignseg_tf.serving.monitoring import Monitoring
-from alignseg_tf.serving.refusals import RefusedError
 from alignseg_tf.serving.settings import Settings
 
 log = logging.getLogger("alignseg_tf.serving")
 
 Result = TypeVar("Result")
 
-# `Retry-After` of answers to clients for which there is no room.
-RETRY_SECONDS = 1
 # Maximum number of fields of a form in addition to its file.
 MAX_FIELDS = 16
 
@@ -62,6 +58,17 @@ class InUse:
         self._by_address[address] -= amount
         if not self._by_address[address]:
             del self._by_address[address]
+
+    @contextmanager
+    def place(self, amount: int, address: str, what: str) -> Iterator[None]:
+        """Hold a part of the queue, or refuse the request."""
+        if not self.take(amount, address):
+            message = f"The queue is full: {self.total} {what} are there"
+            raise RefusedError(429, "queue", message)
+        try:
+            yield
+        finally:
+            self.give_back(amount, address)
 
 
 def address_of(client: tuple[str, int] | None) -> str:
@@ -106,18 +113,14 @@ class Service:
         litert: Path | None = None,
         verbose: bool = False,
     ):
-        self.models = models
-        self.settings = settings
-        self.token = token
-        self.litert = litert
-        self.verbose = verbose
+        self.models, self.settings = models, settings
+        self.token, self.litert, self.verbose = token, litert, verbose
         self.draining = False
         self.cut_off = 0
         self._waiting: set[Future] = set()  # for TensorFlow
         self.monitoring = Monitoring(
-            models.name, lambda: models.active.number if models.ready else 0,
-            lambda: len(self._waiting),
-        )  # fmt: skip
+            models.name, lambda: models.active.number, lambda: len(self._waiting)
+        )
         models.on_broken = self.monitoring.broken.inc
 
         def limited(limit: int, largest: int = 1) -> InUse:
@@ -140,38 +143,6 @@ class Service:
             pool.shutdown(wait=False, cancel_futures=True)
         return not wait(list(self._waiting), seconds).not_done
 
-    def run(self, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
-        """Call a function in the only thread that uses TensorFlow."""
-        future = self._tensorflow.submit(function, *arguments)
-        self._waiting.add(future)
-        future.add_done_callback(self._waiting.discard)
-        return future
-
-    def segment(self, image: np.ndarray) -> tuple[np.ndarray, Version]:
-        """Return the class ids of an image, uint8 [H, W, 3], and the version that gave them."""
-        started = time.monotonic()
-        version = self.models.active
-        class_map = version.class_map(image)
-        self.monitoring.images.inc()
-        self.monitoring.inference_seconds.observe(time.monotonic() - started)
-        return class_map, version
-
-    async def encode(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Make an answer in a thread beside the event loop."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._encoding, function, *arguments)
-
-    @asynccontextmanager
-    async def time_limit(self) -> AsyncIterator[None]:
-        """Refuse what is not done in time."""
-        seconds = self.settings.request_seconds
-        try:
-            async with asyncio.timeout(seconds):
-                yield
-        except TimeoutError as error:
-            message = f"Not done within {seconds:g} s, the server is busy"
-            raise RefusedError(504, "time", message, RETRY_SECONDS) from error
-
     @asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
         """Read the image file of a request, from its body or form; hold memory for the body.
@@ -193,8 +164,7 @@ class Service:
             if taken + size > limit:
                 raise _too_large(limit, "more")
             if not self.bodies.take(size, address):
-                busy = "No memory for another body just now, the server is busy"
-                raise RefusedError(503, "memory", busy, RETRY_SECONDS)
+                raise RefusedError(503, "memory", "No memory for another body just now")
             taken += size
             return message
 
@@ -204,23 +174,11 @@ class Service:
                 async with asyncio.timeout(seconds):
                     content = await (_file_of_form(limited) if in_form else limited.body())
             except TimeoutError as error:
-                expected = f"Expected the whole body within {seconds:g} s"
-                message = f"{expected}. Received: {taken} bytes"
+                message = f"Expected the whole body within {seconds:g} s. Received: {taken} bytes"
                 raise RefusedError(408, "slow", message) from error
             yield content
         finally:
             self.bodies.give_back(taken, address)
-
-    @contextmanager
-    def _room(self, queue: InUse, amount: int, address: str, what: str) -> Iterator[None]:
-        """Hold a part of the queue, or refuse the request."""
-        if not queue.take(amount, address):
-            message = f"The queue is full: {queue.total} {what} are there"
-            raise RefusedError(429, "queue", message, RETRY_SECONDS)
-        try:
-            yield
-        finally:
-            queue.give_back(amount, address)
 
     @asynccontextmanager
     async def image(self, request: Request) -> AsyncIterator[np.ndarray]:
@@ -230,17 +188,42 @@ class Service:
             uint8 RGB [H, W, 3].
 
         Raises:
-            RefusedError: it is not one that this server takes, or there is no room for it.
+            RefusedError: it is not one that this server takes, there is no room for it, or the
+                block is not done in time.
         """
         address, loop = address_of(request.client), asyncio.get_running_loop()
-        with ExitStack() as place:
-            async with self.body(request) as data:
-                place.enter_context(self._room(self.images, 1, address, "images"))
-                image = await loop.run_in_executor(self._decoding, self.decoders.decode, data)
-                del data
-                pixels = image.shape[0] * image.shape[1]
-                place.enter_context(self._room(self.pixels, pixels, address, "pixels"))
-            yield image
+        seconds = self.settings.request_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                with ExitStack() as places:
+                    async with self.body(request) as data:
+                        places.enter_context(self.images.place(1, address, "images"))
+                        image = await loop.run_in_executor(
+                            self._decoding, self.decoders.decode, data
+                        )
+                        del data
+                        pixels = image.shape[0] * image.shape[1]
+                        places.enter_context(self.pixels.place(pixels, address, "pixels"))
+                    yield image
+        except TimeoutError as error:
+            message = f"Not done within {seconds:g} s, the server is busy"
+            raise RefusedError(504, "time", message) from error
+
+    def run(self, function: Callable[..., Result], *arguments: Any) -> "Future[Result]":
+        """Call a function in the only thread that uses TensorFlow."""
+        future = self._tensorflow.submit(function, *arguments)
+        self._waiting.add(future)
+        future.add_done_callback(self._waiting.discard)
+        return future
+
+    def segment(self, image: np.ndarray) -> tuple[np.ndarray, Version]:
+        """Return the class ids of an image, uint8 [H, W, 3], and the version that gave them."""
+        started = time.monotonic()
+        version = self.models.active
+        class_map = version.class_map(image)
+        self.monitoring.images.inc()
+        self.monitoring.inference_seconds.observe(time.monotonic() - started)
+        return class_map, version
 
     async def result(
         self, request: Request, function: Callable[[np.ndarray], Result], image: np.ndarray
@@ -258,28 +241,22 @@ class Service:
             if not waiting.done():
                 raise ClientDisconnect
             return waiting.result()
-        except ImageSizeError as error:
-            raise RefusedError(422, "size", str(error)) from error
-        except NonFiniteError as error:
-            message = f"{self.models.name}, {error}"
-            log.error("%s", message)
-            raise RefusedError(500, "nonfinite", message) from error
         except tf.errors.InvalidArgumentError as error:
             raise RefusedError(422, "model", f"The model refuses this: {error.message}") from error
         except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-            message = "No memory for this image just now"
-            raise RefusedError(503, "memory", message, RETRY_SECONDS) from error
+            raise RefusedError(503, "memory", "No memory for this image just now") from error
         finally:
             waiting.cancel()
             gone.cancel()
 
+    async def encode(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Make an answer in a thread, so that the event loop continues."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._encoding, function, *arguments)
+
 
 async def _file_of_form(request: Request) -> bytes:
-    """Return the content of the only file of a form.
-
-    Raises:
-        RefusedError: there is none, or several, or the form is damaged.
-    """
+    """Return the content of the only file of a form, or refuse the form."""
     try:
         async with request.form(max_files=1, max_fields=MAX_FIELDS) as form:
             files = [value for value in form.values() if isinstance(value, UploadFile)]
@@ -297,6 +274,5 @@ async def _disconnected(request: Request) -> None:
 
 
 def _too_large(limit: int, received: str) -> RefusedError:
-    return RefusedError(
-        413, "bytes", f"Expected a body of at most {limit} bytes. Received: {received}"
-    )
+    message = f"Expected a body of at most {limit} bytes. Received: {received}"
+    return RefusedError(413, "bytes", message)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 TOKEN_VARIABLE = "ALIGNSEG_TOKEN"
-# Where `make web` puts the files of LiteRT.js.
+# `make web` puts the files of LiteRT.js there.
 DEFAULT_LITERT = Path("web/litert")
 
 
@@ -36,7 +36,7 @@ class Settings:
     header_seconds: float = _setting(10.0, "longest time to receive the head of a request")
     send_seconds: float = _setting(30.0, "longest time that a client may stop reading its answer")
     drain_seconds: float = _setting(30.0, "longest time to stop after SIGTERM")
-    poll_seconds: float = _setting(2.0, "interval of looking for a new version")
+    poll_seconds: float = _setting(2.0, "interval of checks for a new version")
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -56,19 +56,15 @@ def token_from(path: Path | None) -> bytes | None:
 
     Raises:
         ValueError: the file or the variable has no token.
-        OSError: the file is not readable.
     """
-    if path is not None:
-        text, source = path.read_text(encoding="utf-8"), str(path)
-    elif TOKEN_VARIABLE in os.environ:
-        text, source = os.environ[TOKEN_VARIABLE], TOKEN_VARIABLE
-    else:
+    text = os.environ.get(TOKEN_VARIABLE) if path is None else path.read_text(encoding="utf-8")
+    if text is None:
         return None
     token = text.strip()
-    if not token or not token.isascii() or any(character.isspace() for character in token):
+    if not token or not token.isascii() or token.split() != [token]:
         raise ValueError(
-            f"{source}: expected a token of printable ASCII without spaces. Received: "
-            f"{len(token)} characters"
+            f"{path or TOKEN_VARIABLE}: expected a token of printable ASCII without spaces. "
+            f"Received: {len(token)} characters"
         )
     return token.encode()
 

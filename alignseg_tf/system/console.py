@@ -1,5 +1,6 @@
-"""What a command prints."""
+"""The output of a command."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -27,8 +28,7 @@ class _PrintableStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        lines = text.split("\n")
-        self._stream.write("\n".join("\r".join(map(printable, x.split("\r"))) for x in lines))
+        self._stream.write(re.sub(r"[^\n\r]+", lambda match: printable(match[0]), text))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:

@@ -1,9 +1,11 @@
-"""What a figure was measured with: versions, processor, GPUs."""
+"""The environment of a measurement: versions, processor, GPUs."""
 
 import importlib
 import importlib.metadata
 import os
 import platform
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,8 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, Any]:
     """Return the processor, the number of its cores that this process may use, and the GPUs.
 
-    `cpu` is its name, which generations may share, and `cpu_model` its family, model and stepping,
-    which tell them apart; None where the system does not say.
+    `cpu` is its name, which generations may share. `cpu_model` is its family, model and stepping,
+    or None where the system does not say.
     """
     info: dict[str, str] = {}
     if (cpuinfo := Path("/proc/cpuinfo")).is_file():
@@ -46,6 +48,13 @@ def machine() -> dict[str, Any]:
         "cores": cores(),
         "gpus": gpus,
     }
+
+
+def peak_resident_bytes() -> int:
+    """Return the largest memory that this process has had."""
+    # The unit is KiB on Linux, bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def cores() -> int:

@@ -54,7 +54,7 @@ class ForeignFileError(ValueError):
 
 @dataclass(frozen=True)
 class Output:
-    """What a command writes into a folder.
+    """The files that a command writes into a folder.
 
     Attributes:
         command: name of the command in the record and in messages.
@@ -72,8 +72,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; the file or folder written there replaces `path`.
 
     If the body raises, `path` is unchanged and the temporary path is removed. The temporary name
-    keeps the suffix. A link is followed. A folder is replaced as a whole; `atomic_folder` checks
-    first who wrote it.
+    keeps the suffix. A link is followed.
 
     Raises:
         DiskFullError: the disk, or the user's quota on it, has no space.
@@ -109,8 +108,7 @@ def check_folder(
         kept: files and folders in it, such as `images/val`, that are carried over unchecked.
 
     Raises:
-        ForeignFileError: `path` is a file, or has files that `output` did not write, or that were
-            changed since.
+        ForeignFileError: `path` is a file, or has files of others, or that were changed since.
     """
     path = _followed(path)
     remove_leftovers(path.parent)
@@ -136,10 +134,9 @@ def atomic_folder(
         check_folder(path, output, overwrite, kept)  # the work may have taken an hour
         known = _recorded(path, output.command)
         made = _files_below(temporary, kept if known else ())
-        entries = [(name, _digest(temporary / name)) for name in made]
-        carried = set(_files_below(temporary)) - set(made)
-        entries += [(name, digest) for name in sorted(carried) for digest in known.get(name, ())]
-        _record(temporary, output.command, entries)
+        digests = {name: known.get(name, set()) for name in _files_below(temporary)}
+        digests |= {name: {_digest(temporary / name)} for name in made}
+        _record(temporary, output.command, digests)
 
 
 @contextmanager
@@ -177,35 +174,29 @@ def atomic_result(folder: str | Path, output: Output, name: str) -> Iterator[Pat
     with atomic_path(folder / name) as temporary:
         yield temporary
         # Before the rename: after a kill in between, the file is still known.
-        _record(folder, output.command, [(name, _digest(temporary))])
+        _record(folder, output.command, {name: {_digest(temporary)}})
 
 
 def check_replaceable(
     folder: str | Path, output: Output, names: Iterable[str], overwrite: bool = False
 ) -> None:
-    """Refuse to replace files in a folder that `output` did not write.
-
-    Args:
-        folder: where they go.
-        output: what writes them.
-        names: their paths below the folder, with `/`.
-        overwrite: whether to replace them whatever they are.
+    """Refuse to replace files in a folder, named by their paths in it, that `output` did not write.
 
     Raises:
-        ForeignFileError: there are such files.
+        ForeignFileError: there are such files, and `overwrite` is not set.
     """
     folder = Path(folder)
     there = [name for name in names if os.path.lexists(folder / name)]
     if overwrite or not there:
         return
     known = _recorded(folder, output.command)
-    foreign = []
     if known or not output.from_before(folder):
-        for name in there:
-            if name not in known:
-                foreign.append(name)
-            elif _digest(folder / name) not in known[name]:
-                foreign.append(f"{name} (changed since)")
+        changed = {n for n in there if n in known and _digest(folder / n) not in known[n]}
+        foreign = [
+            f"{name} (changed since)" if name in changed else name
+            for name in there
+            if name in changed or name not in known
+        ]
     else:
         foreign = [n for n in there if not any(fnmatch.fnmatch(n, p) for p in output.files)]
     if foreign:
@@ -222,14 +213,10 @@ def check_file(
 ) -> None:
     """Refuse to replace a file that a command did not write; clean leftovers beside it.
 
-    Args:
-        path: the file to be written.
-        command: what writes it.
-        is_own: whether the command wrote the file that is there, by its content.
-        overwrite: whether to replace the file whatever it is.
+    `is_own` says by its content whether the command wrote the file that is there.
 
     Raises:
-        ForeignFileError: there is another file or a folder.
+        ForeignFileError: there is a folder, or another file and `overwrite` is not set.
     """
     path = Path(path)
     remove_leftovers(path.parent)
@@ -246,7 +233,7 @@ def check_file(
 
 
 def has_keys(path: Path, *keys: str) -> bool:
-    """Whether a file is JSON with these keys."""
+    """Return whether a file is JSON with these keys."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -255,11 +242,9 @@ def has_keys(path: Path, *keys: str) -> bool:
 
 
 def remove_leftovers(folder: str | Path, below: bool = False) -> None:
-    """Clean a folder of what killed processes left, and restore what they had renamed away.
+    """Remove the leftovers of killed processes in a folder, or also in all folders `below` it.
 
-    Args:
-        folder: it may be missing.
-        below: whether to look in all folders below it too.
+    Restore folders that they had renamed away. The folder may be missing.
     """
     for parent, folders, files in itertools.islice(os.walk(folder), None if below else 1):
         matches = filter(None, map(_HIDDEN.fullmatch, (*folders, *files)))
@@ -272,21 +257,19 @@ def remove_leftovers(folder: str | Path, below: bool = False) -> None:
 
 def _settle(path: Path, match: re.Match[str]) -> None:
     """Remove a leftover, or restore it where it is the only copy."""
+    is_old = match["what"] == "old"
     target = path.with_name(match["stem"] + (match["suffix"] or ""))
-    start, end = match.span("what")
-    other = path.with_name(
-        match.string[:start] + ("tmp" if match["what"] == "old" else "old") + match.string[end:]
-    )
-    if match["what"] == "old" and not os.path.lexists(target):
+    if is_old and not os.path.lexists(target):
         path.rename(target)
         print(f"{target}: restored; replacing it was interrupted", file=sys.stderr)
-    elif not os.path.lexists(other):  # else somebody made the target anew in between: keep both
+    # With both halves there, somebody made the target anew in between: keep both.
+    elif not os.path.lexists(_renamed(path, "tmp" if is_old else "old")):
         with suppress(OSError):  # another process cleans too, or it belongs to another user
             _remove(path)
 
 
 def _is_left_over(path: Path, match: re.Match[str]) -> bool:
-    """Whether the process that made a temporary path is gone."""
+    """Return whether the process that made a temporary path is gone."""
     with suppress(PermissionError):  # the process of another user
         try:
             if match["machine"] != _MACHINE:
@@ -312,6 +295,11 @@ def _hidden(path: Path, what: str) -> Path:
     stem = path.stem if len(os.fsencode(path.name)) <= _LONGEST_NAME else path.stem[:20]
     token = f"{_MACHINE}{_PROCESS}{next(_COUNTER):x}"
     return path.with_name(f".{stem}.{token}.{os.getpid()}.{what}{path.suffix}")
+
+
+def _renamed(hidden: Path, what: str) -> Path:
+    """Return a hidden name with `tmp` or `old` in it instead of the other."""
+    return hidden.with_name(re.sub(r"\.(tmp|old)(\.[^.]*)?$", rf".{what}\2", hidden.name))
 
 
 def _remove(path: Path) -> None:
@@ -346,7 +334,7 @@ def _replace_folder(new: Path, path: Path) -> None:
     if not path.exists():
         new.rename(path)
     elif not _exchange(new, path):
-        old = new.with_name(re.sub(r"\.tmp(\.[^.]*)?$", r".old\1", new.name))
+        old = _renamed(new, "old")
         path.rename(old)
         try:
             new.rename(path)
@@ -402,12 +390,12 @@ def _recorded(folder: Path, command: str) -> dict[str, set[str]]:
     return found
 
 
-def _record(folder: Path, command: str, entries: Iterable[tuple[str, str]]) -> None:
+def _record(folder: Path, command: str, digests: Mapping[str, set[str]]) -> None:
     known = _recorded(folder, command)
     lines = [
         json.dumps({"command": command, "file": name, "sha256": digest})
-        for name, digest in entries
-        if digest not in known.get(name, ())
+        for name, of_file in digests.items()
+        for digest in sorted(of_file - known.get(name, set()))
     ]
     if lines:
         with (folder / RECORD_FILE).open("a", encoding="utf-8") as file:

@@ -48,13 +48,13 @@ class FileFingerprints:
         """
         path = Path(path).absolute()
         key = str(path)
-        if (known := self.known.get(key)) is not None and known[0] == _state(path.stat()):
+        if (known := self.known.get(key)) is not None and known[0] == file_state(path.stat()):
             return known[1]
         started = time.time()
         with path.open("rb") as file:
-            state = _state(os.fstat(file.fileno()))
+            state = file_state(os.fstat(file.fileno()))
             sha = hashlib.file_digest(file, "sha256").hexdigest()
-            after = _state(os.fstat(file.fileno()))
+            after = file_state(os.fstat(file.fileno()))
         settled = max(state[1:3]) < (started - TIME_STEP) * 1e9
         if after == state and settled:
             self.known[key] = state, sha
@@ -73,7 +73,11 @@ class FileFingerprints:
             write_text(self.file, json.dumps(self.known, separators=(",", ":")))
 
 
-def _state(there: os.stat_result) -> list[int]:
+def file_state(there: os.stat_result) -> list[int]:
+    """Return the size, the times and the inode, by which a changed file is recognised.
+
+    The change time of an inode cannot be set by a copy.
+    """
     return [there.st_size, there.st_mtime_ns, there.st_ctime_ns, there.st_ino]
 
 

@@ -4,6 +4,7 @@ Matplotlib's DejaVu Sans has Latin, Greek, Cyrillic and more; other letters come
 the system.
 """
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,19 +19,16 @@ from PIL import ImageDraw, ImageFont
 
 MAIN_FONT = str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
+_STYLES = re.compile("Bold|Italic|Oblique")
 _warned: set[str] = set()
 
 
 @cache
 def system_fonts() -> tuple[str, ...]:
     """Return the font files of the system, upright and light ones first."""
-
-    def rank(path: str) -> tuple[bool, str]:
-        return any(style in Path(path).stem for style in ("Bold", "Italic", "Oblique")), path
-
     # A last resort has a box for every letter.
-    files = (path for path in font_manager.findSystemFonts() if "LastResort" not in path)
-    return tuple(sorted(files, key=rank))
+    files = sorted(path for path in font_manager.findSystemFonts() if "LastResort" not in path)
+    return tuple(sorted(files, key=lambda path: bool(_STYLES.search(Path(path).stem))))
 
 
 @cache
@@ -46,8 +44,9 @@ def _letters(path: str) -> frozenset[int]:
 @cache
 def font_of(letter: str) -> str | None:
     """Return the file of the first font that has a letter, or None."""
-    candidates = (MAIN_FONT, *(() if ord(letter) in _letters(MAIN_FONT) else system_fonts()))
-    return next((path for path in candidates if ord(letter) in _letters(path)), None)
+    if ord(letter) in _letters(MAIN_FONT):
+        return MAIN_FONT
+    return next((path for path in system_fonts() if ord(letter) in _letters(path)), None)
 
 
 def warn_of_missing_letters(texts: Iterable[str]) -> None:
@@ -82,15 +81,9 @@ def draw_text(
     color: str | tuple[int, int, int] = "black",
     centred: bool = False,
 ) -> None:
-    """Draw a line of text.
+    """Draw a line of text of a font size in pixels.
 
-    Args:
-        draw: what to draw on.
-        place: x of its left end, or of its middle if it is `centred`, and y of its middle.
-        text: any text.
-        size: of the font, in pixels.
-        color: of the text.
-        centred: whether the text goes to both sides of its place.
+    Its left end, or its middle if it is `centred`, is at `place[0]`, its middle line at `place[1]`.
     """
     ascent, descent = ImageFont.truetype(MAIN_FONT, size).getmetrics()
     left = place[0] - (text_length(text, size) / 2 if centred else 0)
@@ -102,7 +95,7 @@ def draw_text(
 
 @contextmanager
 def names_in_figures(names: Iterable[str]) -> Iterator[None]:
-    """Let Matplotlib draw names as they are: no mathematics, and with fonts that have the letters.
+    """Let Matplotlib draw names without mathematics, in fonts that have the letters.
 
     Create and save the figure within the block.
     """

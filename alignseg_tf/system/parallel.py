@@ -17,8 +17,8 @@ def in_parallel(
 ) -> Iterator[Result]:
     """Yield the results for all items in order, from threads that are at most `ahead` in front.
 
-    Pillow decodes without holding Python's lock, so threads do. There are `workers` of them, by
-    default as many as Python thinks fit.
+    Pillow decodes without holding Python's lock. The number of threads is `workers`, or Python's
+    default.
     """
     with ThreadPoolExecutor(workers) as pool:
         pending: deque = deque()

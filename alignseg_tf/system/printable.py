@@ -32,7 +32,7 @@ def _shown(character: str) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """Return a value for a CSV file: text that is no formula to a spreadsheet, others as they are.
+    """Return a value for a CSV file: text that is no formula to a spreadsheet, or another value.
 
     Example:
         >>> csv_cell("=1+1"), csv_cell("road"), csv_cell(-1.5)

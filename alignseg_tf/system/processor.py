@@ -1,4 +1,4 @@
-"""What makes a CPU faster and changes the whole process."""
+"""Settings of the whole process that make a CPU faster."""
 
 import ctypes
 import os
@@ -14,7 +14,7 @@ def prepare_processor() -> None:
     glibc returns large blocks to the system as they are freed, and the next layer waits until the
     system has cleared new ones. Where the environment sets `MALLOC_...`, nothing changes.
 
-    In a program of your own, also set `TF_ENABLE_ONEDNN_OPTS=1` in the environment before
+    In your own program, also set `TF_ENABLE_ONEDNN_OPTS=1` in the environment before
     TensorFlow is imported: oneDNN is its default only on processors with AVX-512, and multiplies
     faster on others too.
     """

@@ -42,7 +42,7 @@ def progress_bar(
     Args:
         items: what to iterate over.
         what: the activity, such as "reading".
-        total: number of items, with those done before; None for `len(items)`.
+        total: number of items, with those `done` before; None for `len(items)`.
         unit: name of one item.
         done: number of items done before.
         file: stream to write to; None for `sys.stderr`.

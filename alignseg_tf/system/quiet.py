@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
-# Who asks for TensorFlow's log gets all of it.
+# The user asks for TensorFlow's log.
 LOG_WANTED = "TF_CPP_MIN_LOG_LEVEL" in os.environ
 # What TensorFlow reads once, as it is imported: no greetings, and oneDNN's kernels, which are its
 # default only on processors with AVX-512 and are faster on others too.
@@ -19,12 +19,9 @@ PACKAGES, SCRIPTS = ("alignseg_tf", "training"), ("alignseg",)
 
 @contextmanager
 def silent_stderr() -> Iterator[TextIO]:
-    """Drop what is written to file descriptor 2, also by libraries that are not Python.
+    """Drop what is written to file descriptor 2, also by libraries; yield a stream to the old one.
 
     Nothing is dropped when the user has set `TF_CPP_MIN_LOG_LEVEL`.
-
-    Yields:
-        A stream to the standard error that was there before.
     """
     if LOG_WANTED:
         yield sys.stderr
@@ -51,13 +48,11 @@ def import_tensorflow_quietly() -> None:
     """Import TensorFlow, if it is Keras' backend, without its greetings and with oneDNN.
 
     TensorFlow writes about missing GPUs and instruction sets to file descriptor 2 before any of
-    its settings apply. The environment is left as it was, and what it already sets counts.
+    its settings apply. The environment does not change, and its own settings win.
     """
-    if "tensorflow" in sys.modules:
+    if "tensorflow" in sys.modules or importlib.util.find_spec("tensorflow") is None:
         return
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-        return
-    if importlib.util.find_spec("tensorflow") is None:
         return
     added = [name for name in SETTINGS if name not in os.environ]
     os.environ.update((name, SETTINGS[name]) for name in added)

@@ -83,14 +83,11 @@ def test_a_file_is_read_once_also_by_the_next_process(tmp_path, settled, read):
 
 
 def test_many_files_by_name(tmp_path):
-    for name in ("images/b", "images/a", "labels/a"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(name.encode())
-    paths = [tmp_path / "labels/a", tmp_path / "images/b", tmp_path / "images/a"]
-    found = named_fingerprints(paths, tmp_path)
-    assert list(found) == ["images/a", "images/b", "labels/a"]
-    assert found["images/b"] == sha256(b"images/b")
+    for name in ("images_b", "images_a"):
+        (tmp_path / name).write_bytes(name.encode())
+    found = named_fingerprints([tmp_path / "images_b", tmp_path / "images_a"], tmp_path)
+    assert found == {name: sha256(name.encode()) for name in ("images_a", "images_b")}
+    assert list(found) == sorted(found)
     assert combined(found.values()) != combined(reversed(found.values()))
 
 
@@ -116,9 +113,6 @@ def test_differences_name_what_differs():
         "\n  size: not set there, 2 here"
     )
     assert differences(there, there) == ""
-
-
-def test_long_differences_are_told_in_short():
     classes = [f"class {i}" for i in range(19)]
     assert differences({"a": classes}, {"a": [*classes[:18], "sky", "road"]}) == (
         "\n  a: 19 there, 20 here; only there: class 18; only here: sky, road"

@@ -13,7 +13,7 @@ from alignseg_tf.evaluation.counts import score_image
 from alignseg_tf.prediction.predictor import Predictor
 from alignseg_tf.prediction.saved_networks import numbered_classes
 from alignseg_tf.prediction.tiling import resized
-from alignseg_tf.system.memory import peak_resident_bytes
+from alignseg_tf.system.environment import peak_resident_bytes
 from training.build import build_model
 from training.options import load_recipe, positive
 
