@@ -358,7 +358,7 @@ def load_model(path: str | Path) -> AlignSeg:
     """Read a `.keras` file, or a trained model of the package by its name, in safe mode.
 
     Raises:
-        ValueError: the file is missing, unreadable or no AlignSeg.
+        ValueError: the file is missing, unreadable, no AlignSeg, or weights are not finite.
     """
     path = model_path(path)
     if not path.exists():
@@ -378,6 +378,11 @@ def load_model(path: str | Path) -> AlignSeg:
         raise ValueError(f"{path}: not readable as a Keras model ({error})") from error
     if not isinstance(model, AlignSeg):
         raise ValueError(f"{path}: expected an AlignSeg. Received: a {type(model).__name__}")
+    for weight in model.weights:
+        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+            raise ValueError(
+                f"{path}: expected finite weights. Received: NaN or infinity in {weight.path}"
+            )
     return model
 
 

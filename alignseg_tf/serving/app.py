@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 import logging
-import math
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -51,12 +50,23 @@ LINGER_SECONDS, LINGER_BYTES = 2.0, 64 * 2**20
 UNREADABLE = {"description": "The header Host names another server, or Range is not readable."}
 # Statuses that ask the client to try again, and when.
 BUSY, RETRY_SECONDS = {429, 503, 504}, 1
+# After this number of chunks, a body whose chunks are smaller on average is refused: each costs the
+# event loop as much time as a large one.
+CHUNKS, SMALLEST_MEAN_CHUNK = 100, 64
+# Seconds between the ends of such connections: Hypercorn parses the 64 KiB that it has read of each
+# at once, 11,000 chunks of one byte, and nobody is answered meanwhile.
+CLOSE_SECONDS = 3.0
 # A status that is counted and never sent: the client went away.
 GONE = 499
 
 _TOO_MANY = RefusedError(503, "requests", "Too many requests at once, the server is busy")
 _DRAINING = RefusedError(503, "draining", "The server is about to stop")
 _NO_TOKEN = RefusedError(401, "token", "Expected the header Authorization: Bearer TOKEN")
+_SMALL_CHUNKS = RefusedError(
+    400,
+    "chunks",
+    f"Expected chunks of at least {SMALLEST_MEAN_CHUNK} bytes. Received: smaller ones",
+)
 _OTHER_SITE = RefusedError(403, "origin", "Expected a request of this server's own pages")
 
 
@@ -65,6 +75,7 @@ class RequestChecks:
 
     def __init__(self, app: ASGIApp, service: Service):
         self._app, self._service = app, service
+        self._closing = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -79,7 +90,7 @@ class RequestChecks:
         refusal = self._refusal(scope) if taken or scope["path"] in PROBES else _TOO_MANY
         app = self._app if refusal is None else refused(self._service, refusal)
         try:
-            await _Exchange(app, self._service, receive, send).run(scope)
+            await _Exchange(app, self._service, receive, send, self._closing).run(scope)
         finally:
             if taken:
                 requests.give_back(1, address)
@@ -116,13 +127,16 @@ def is_same_origin(headers: Headers) -> bool:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(self, app: ASGIApp, service: Service, receive: Receive, send: Send):
-        self._app, self._service = app, service
+    def __init__(
+        self, app: ASGIApp, service: Service, receive: Receive, send: Send, closing: asyncio.Lock
+    ):
+        self._app, self._service, self._closing = app, service, closing
         self._receive_next, self._send_next = receive, send
         self._id = secrets.token_hex(8)
         self._status = GONE
         self._started = False
         self._body_left = False
+        self._chunks = self._bytes = 0
 
     async def run(self, scope: Scope) -> None:
         began, headers = time.monotonic(), Headers(scope=scope)
@@ -148,10 +162,21 @@ class _Exchange:
             self._note(scope, time.monotonic() - began)
 
     async def _receive(self) -> Message:
+        message = await self._next_message()
+        if self._has_small_chunks():
+            raise _SMALL_CHUNKS
+        return message
+
+    async def _next_message(self) -> Message:
         message = await self._receive_next()
+        self._chunks += 1
+        self._bytes += len(message.get("body", b""))
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._body_left = False
         return message
+
+    def _has_small_chunks(self) -> bool:
+        return self._chunks > CHUNKS and self._bytes < SMALLEST_MEAN_CHUNK * self._chunks
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -161,12 +186,15 @@ class _Exchange:
             headers.update({**HEADERS, "x-request-id": self._id})
             if self._body_left:
                 with anyio.move_on_after(LINGER_SECONDS):
-                    await self._read_on(LINGER_BYTES)
+                    await self._linger()
+            if self._has_small_chunks():
+                await self._closing.acquire()
+                asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._closing.release)
             if self._body_left or self._service.draining:
                 headers["connection"] = "close"
         # Hypercorn waits for room in the queue of `receive` before it closes a connection whose
         # body was not read.
-        reading = asyncio.ensure_future(self._read_on(math.inf)) if self._body_left else None
+        reading = asyncio.ensure_future(self._drop_body()) if self._body_left else None
         try:
             await self._send_next(message)
         except OSError as error:  # the connection was cut
@@ -175,11 +203,17 @@ class _Exchange:
             if reading is not None:
                 reading.cancel()
 
-    async def _read_on(self, most: float) -> None:
-        """Read and drop the rest of a body, up to a number of bytes."""
-        while self._body_left and most > 0:
-            most -= len((await self._receive()).get("body", b""))
+    async def _linger(self) -> None:
+        """Read and drop the rest of a body, so that the client reads the answer."""
+        end = self._bytes + LINGER_BYTES
+        while self._body_left and self._bytes < end and not self._has_small_chunks():
+            await self._next_message()
             await asyncio.sleep(0)  # bytes that are there already do not wait
+
+    async def _drop_body(self) -> None:
+        while self._body_left:
+            await self._next_message()
+            await asyncio.sleep(0)
 
     def _note(self, scope: Scope, seconds: float) -> None:
         """Count and log the request; paths outside the router share few names."""

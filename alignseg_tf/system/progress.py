@@ -37,7 +37,7 @@ def progress_bar(
 ) -> Iterable[Item]:
     """Return the items; iterating over them shows what is done and an estimate of the time left.
 
-    A terminal shows a bar, a log a line every `LOG_INTERVAL` seconds.
+    A terminal shows a bar, a log a line every `LOG_INTERVAL` seconds and one at the end.
 
     Args:
         items: what to iterate over.
@@ -53,8 +53,8 @@ def progress_bar(
     options: dict[str, Any] = {"unit": unit, "initial": done, "file": file, "miniters": 1}
     if file.isatty():
         return tqdm(items, what, total, **options)
-    every = LOG_INTERVAL
-    options |= {"mininterval": every, "maxinterval": every, "delay": every, "leave": False}
+    # A delay, however short, omits the line before the first item.
+    options |= {"mininterval": LOG_INTERVAL, "maxinterval": LOG_INTERVAL, "delay": 1e-9}
     return _LogLines(items, what, total, bar_format=LOG_FORMAT, **options)
 
 
@@ -69,6 +69,11 @@ class _LogLines(tqdm):
             self._written = self.n
             self.fp.write(f"{self}\n")
             self.fp.flush()
+
+    def close(self) -> None:
+        if not self.disable:
+            self.disable = True
+            self.display()
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -223,7 +224,7 @@ def test_wrong_arguments_are_told_before_anything_starts(
 DEADLY = """
 import json, os, signal, sys
 from pathlib import Path
-from alignseg_tf import distributed_prediction
+from alignseg_tf.prediction import distributed
 from alignseg_tf.prediction.distributed import Segmenter, predict_distributed
 
 saved_model, image_files, output = map(Path, sys.argv[1:])
@@ -240,17 +241,17 @@ class Deadly(Segmenter):
             os.kill(os.getpid(), signal.SIGKILL)
         return super()._load(path.encode())
 
-distributed_prediction.Segmenter = Deadly
-distributed_prediction.MAX_DEATHS = 1
+distributed.Segmenter = Deadly
+distributed.MAX_DEATHS = 1
 addresses = set()
 
-class Log(distributed_prediction.OutcomeLog):
+class Log(distributed.OutcomeLog):
     def add(self, outcome):
         import ray
         addresses.update(node["NodeManagerAddress"] for node in ray.nodes())
         super().add(outcome)
 
-distributed_prediction.OutcomeLog = Log
+distributed.OutcomeLog = Log
 log = predict_distributed(saved_model, image_files, output, actors=2)
 print(json.dumps({**log.counts, "addresses": sorted(addresses)}))
 """
@@ -313,7 +314,7 @@ def test_killed_actors_and_resuming(saved_model, predictor, tmp_path):
         "--actors", "2", "--threads", "1",
     )  # fmt: skip
     assert result.returncode == 1
-    assert result.stderr == "error: 3 of 23 were skipped\n"
+    assert re.fullmatch(r"predicting: .*\nerror: 3 of 23 were skipped\n", result.stderr)
     assert "2 written, 18 kept, 3 skipped" in result.stdout
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*_classes.png")}
     assert len(after) == len(before) + 1

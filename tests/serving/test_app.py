@@ -239,6 +239,18 @@ def test_bodies_are_limited_while_they_come(folder):
         assert service.bodies.total == 0
 
 
+def test_bodies_in_tiny_chunks_are_refused(client):
+    data = encoded(noise_image())
+    assert len(data) > 100 * 64
+
+    async def chunks(size):
+        for start in range(0, len(data), size):
+            yield data[start : start + size]
+
+    assert client.post("/v1/segment", chunks(80)).status_code == 200
+    check_error(client.post("/v1/segment", chunks(32)), 400, "chunks of at least 64", "smaller")
+
+
 def hold(service):
     """Keep the thread of TensorFlow busy until the event that is returned is set."""
     go = threading.Event()
