@@ -1,7 +1,10 @@
 """Every example in docstrings, README and docs runs; links and commands are what there is."""
 
+import ast
 import doctest
 import importlib
+import importlib.util
+import json
 import pkgutil
 import re
 import shlex
@@ -44,6 +47,7 @@ def test_docstring_examples():
     assert attempted >= 10
 
 
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 DOCS = sorted(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)
 PAGES = [ROOT / "README.md", *DOCS]
 
@@ -87,6 +91,33 @@ def test_examples(path, things, tmp_path, monkeypatch):
 
 def test_examples_are_found():
     assert len(WITH_EXAMPLES) >= 7
+
+
+def imports(path):
+    """The (module, name) that the cells of a notebook import; the name is "" in `import module`."""
+    cells = json.loads(path.read_text())["cells"]
+    source = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    source = re.sub(r"(?m)^( *)[%!].*$", r"\1pass", source)  # commands to Jupyter
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebooks_import_what_is_there(path):
+    """Names of this project, and modules of packages that are installed."""
+    found = set(imports(path))
+    assert any(module.startswith("alignseg_tf") for module, _ in found)
+    for module, name in found:
+        package = module.split(".")[0]
+        if package == "alignseg_tf":
+            there = importlib.import_module(module)
+            if name and not hasattr(there, name):
+                importlib.import_module(f"{module}.{name}")
+        elif importlib.util.find_spec(package):
+            assert importlib.util.find_spec(module), module
 
 
 def test_links_lead_somewhere():
