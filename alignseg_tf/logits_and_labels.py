@@ -108,19 +108,47 @@ def cross_entropy_sum(
     """Return the weighted sum of the cross-entropies of all pixels.
 
     With p = softmax of a pixel's resized logits and y its id, it sums w * -log p[y], plus
-    s * sum over c of v[c] * -log p[c] where labels are smoothed. The same pass computes the
-    gradient, so nothing of [B, H, W, C] is kept. It flows only to the logits, without second
-    derivatives.
+    s * sum over c of v[c] * -log p[c] where labels are smoothed. Gradients flow only to the
+    logits. In bands the same pass computes the gradient, so nothing of [B, H, W, C] is kept, and
+    there is no second derivative.
 
     Args:
-        logits: floating [B, h, w, C] of known h, w and C, finite.
-        ids: int32 [B, H, W] of known H and W, each one of 0 .. C-1, also where w and s are 0.
+        logits: floating [B, h, w, C]. In bands they must be finite.
+        ids: int32 [B, H, W]; ids that are no class need w and s of 0.
         weights: w, float32 [B, H, W].
         smoothing: s, float32 [B, H, W], and v, float32 [C].
 
     Returns:
         A float32 scalar.
     """
+    in_bands = can_go_in_bands(logits, ids)
+    ids = ops.clip(ids, 0, logits.shape[-1] - 1)
+    return (_sum_in_bands if in_bands else _sum_at_once)(logits, ids, weights, smoothing)
+
+
+def _sum_at_once(
+    logits: Tensor, ids: Tensor, weights: Tensor, smoothing: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    logits = logits_at_label_size(logits, ids)
+
+    def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+        return ops.sum(ops.where(weights > 0, values, 0.0) * weights)  # also if a logit is -inf
+
+    total = weighted_sum(
+        ops.sparse_categorical_crossentropy(ids, logits, from_logits=True), weights
+    )
+    if smoothing is not None:
+        # Logits against their log-sum-exp need no second map of [B, H, W, C].
+        share, of_class = smoothing
+        of_classes = ops.squeeze(ops.matmul(logits, ops.expand_dims(of_class, 1)), axis=-1)
+        of_classes = ops.sum(of_class) * ops.logsumexp(logits, axis=-1) - of_classes
+        total = total + weighted_sum(of_classes, share)
+    return total
+
+
+def _sum_in_bands(
+    logits: Tensor, ids: Tensor, weights: Tensor, smoothing: tuple[Tensor, Tensor] | None
+) -> Tensor:
     rows = _rows_of_band(tuple(ids.shape[1:]), logits.shape[-1])
 
     @ops.custom_gradient
@@ -172,12 +200,10 @@ def _sum_and_gradient(
 
 
 def ignored_ids(ignore_class: IgnoreClass) -> tuple[int, ...]:
-    """Return the ignored ids as a tuple: of none, one or several ints."""
+    """Return the ignored ids as a tuple."""
     if ignore_class is None:
         return ()
-    if isinstance(ignore_class, Sequence):
-        return tuple(ignore_class)
-    return (ignore_class,)
+    return tuple(ignore_class) if isinstance(ignore_class, Sequence) else (ignore_class,)
 
 
 def label_ids(y_true: Tensor) -> Tensor:
@@ -189,15 +215,10 @@ def label_ids(y_true: Tensor) -> Tensor:
     shape = tuple(y_true.shape)
     if len(shape) == 4 and shape[-1] == 1:
         y_true = ops.squeeze(y_true, axis=-1)
-    elif len(shape) == 4:
-        raise ValueError(
-            "`y_true` must hold class ids, shape [B, H, W] or [B, H, W, 1]; its last side says "
-            f"that it is one-hot (use argmax over the last axis). Received: shape {shape}"
-        )
     elif len(shape) != 3:
         raise ValueError(
-            "`y_true` must hold class ids, shape [B, H, W] or [B, H, W, 1]. "
-            f"Received: shape {shape}"
+            "`y_true` must hold class ids, shape [B, H, W] or [B, H, W, 1] (take the argmax of a "
+            f"one-hot mask). Received: shape {shape}"
         )
     return ops.cast(y_true, "int32")
 

@@ -17,7 +17,6 @@ from keras import ops
 
 from alignseg_tf.logits_and_labels import (
     IgnoreClass,
-    can_go_in_bands,
     cross_entropy_sum,
     is_class,
     is_ignored,
@@ -28,57 +27,34 @@ from alignseg_tf.logits_and_labels import (
 Tensor = Any
 
 
-def _cross_entropy(ids: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
-    """Cross-entropy of each pixel, [B, H, W]; 0 where not `valid`, also if a logit is -inf."""
-    in_range = ops.clip(ids, 0, logits.shape[-1] - 1)
-    loss = ops.sparse_categorical_crossentropy(in_range, logits, from_logits=True)
-    return ops.where(valid, loss, 0.0)
-
-
-def _smoothing_loss(logits: Tensor, valid: Tensor, class_weights: Tensor | None) -> Tensor:
-    """Mean over the classes of weight times -log(probability) for each pixel, [B, H, W].
-
-    Written as logits against their log-sum-exp, which needs no second map of N * C values.
-    """
-    classes = logits.shape[-1]
-    if class_weights is None:
-        class_weights = ops.ones((classes,), "float32")
-    weighted = ops.squeeze(ops.matmul(logits, ops.expand_dims(class_weights, 1)), axis=-1)
-    loss = ops.sum(class_weights) * ops.logsumexp(logits, axis=-1) - weighted
-    return ops.where(valid, loss / classes, 0.0)
-
-
-def _pixel_weights(sample_weight: Tensor) -> Tensor:
-    """Return sample weights in a shape that broadcasts with [B, H, W]."""
+def _pixel_weights(valid: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """Return the sample weights of pixels, float32 [B, H, W]; 0 where not `valid`."""
+    weights = ops.cast(valid, "float32")
+    if sample_weight is None:
+        return weights
     shape = tuple(sample_weight.shape)
-    if len(shape) in (0, 3):
-        return sample_weight
-    if len(shape) == 1 or (len(shape) in (2, 4) and shape[1:] == (1,) * (len(shape) - 1)):
-        return ops.reshape(sample_weight, (-1, 1, 1))
-    if len(shape) == 4 and shape[-1] == 1:
-        return ops.squeeze(sample_weight, axis=-1)
-    raise ValueError(f"`sample_weight` must be a scalar, [B] or [B, H, W]. Received: shape {shape}")
-
-
-def _weighted_mean(values: Tensor, weights: Tensor, total: Tensor | None = None) -> Tensor:
-    """Return sum(values * weights) / total, shape [1]; 0, without gradient, where total is 0.
-
-    `total` is sum(weights) by default. The shape is [1] because Keras divides a loss by the
-    number of replicas under `tf.distribute` only if it is no scalar.
-    """
-    total = ops.sum(weights) if total is None else total
-    mean = ops.sum(values * weights) / ops.where(total > 0, total, 1.0)
-    return ops.reshape(ops.where(total > 0, mean, 0.0), (1,))
+    if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
+        sample_weight = ops.reshape(sample_weight, (-1, 1, 1))
+    elif len(shape) == 4 and shape[-1] == 1:
+        sample_weight = ops.squeeze(sample_weight, axis=-1)
+    elif len(shape) not in (0, 3):
+        raise ValueError(
+            f"`sample_weight` must be a scalar, [B] or [B, H, W]. Received: shape {shape}"
+        )
+    return weights * sample_weight
 
 
 class _SegmentationLoss(keras.losses.Loss):
     """The base of the losses: ids, logits at label size, sample weights within the mean."""
 
+    default_name: str | None = None
     config_keys: tuple[str, ...] = ("ignore_class",)
 
-    def __init__(self, ignore_class: IgnoreClass, name: str | None) -> None:
+    def __init__(self, ignore_class: IgnoreClass = 255, name: str | None = None) -> None:
         # Ids pass through the loss dtype on their way in, and half floats would round them.
-        super().__init__(name=name, reduction="sum_over_batch_size", dtype="float32")
+        super().__init__(
+            name=name or self.default_name, reduction="sum_over_batch_size", dtype="float32"
+        )
         self.ignore_class = ignore_class
 
     def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> Tensor:
@@ -91,14 +67,16 @@ class _SegmentationLoss(keras.losses.Loss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         y_true, sample_weight = y_true if isinstance(y_true, tuple) else (y_true, None)
-        return self.loss_of_cells(label_ids(y_true), y_pred, sample_weight)
+        loss = self.loss_of_cells(label_ids(y_true), y_pred, sample_weight)
+        # Under `tf.distribute` Keras divides a loss by the number of replicas if it is no scalar.
+        return ops.reshape(loss, (1,))
 
     def loss_of_cells(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
-        """Return the loss of ids [B, H, W] and logits [B, h, w, C], a scalar or of shape [1]."""
+        """Return the loss of ids [B, H, W] and logits [B, h, w, C]: one value."""
         return self.loss_of_pixels(ids, logits_at_label_size(logits, ids), sample_weight)
 
     def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
-        """Return the loss of ids [B, H, W] and float32 logits [B, H, W, C]."""
+        """Return the loss of ids [B, H, W] and float32 logits [B, H, W, C]: one value."""
         raise NotImplementedError
 
     def valid(self, ids: Tensor, classes: int) -> Tensor:
@@ -126,7 +104,6 @@ class CrossEntropy(_SegmentationLoss):
         ignore_class: ignored id or ids, within or outside the classes; None for none.
         class_weights: one weight a class; None for 1.
         label_smoothing: share of the target spread evenly over all classes, 0 .. 1.
-        name: name of the loss.
 
     Example:
         >>> import numpy as np
@@ -155,52 +132,34 @@ class CrossEntropy(_SegmentationLoss):
         self.label_smoothing = label_smoothing
 
     def weights_of_pixels(self, ids: Tensor, valid: Tensor) -> Tensor:
-        """Return what pixels weigh before class and sample weights, float32 [B, H, W]."""
+        """Return the weights of pixels before class and sample weights, float32 [B, H, W]."""
         return ops.cast(valid, "float32")
 
     def loss_of_cells(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
-        """Return the weighted mean cross-entropy, shape [1], in bands where sizes are known."""
-        if not can_go_in_bands(logits, ids):
-            return super().loss_of_cells(ids, logits, sample_weight)
+        """Return the weighted mean cross-entropy, a scalar."""
         classes = logits.shape[-1]
-        _, unweighted, weights, of_class = self._weights(ids, classes, sample_weight)
-        total = ops.sum(weights)
-        total = ops.where(total > 0, total, 1.0)
-        share, smoothing = 1.0 - self.label_smoothing, None
-        if self.label_smoothing:
-            of_class = ops.ones((classes,), "float32") if of_class is None else of_class
-            smoothing = self.label_smoothing / classes * unweighted / total, of_class
-        ids = ops.clip(ids, 0, classes - 1)
-        return ops.reshape(cross_entropy_sum(logits, ids, share * weights / total, smoothing), (1,))
-
-    def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
-        """Return the weighted mean cross-entropy, shape [1]."""
-        valid, unweighted, weights, of_class = self._weights(ids, logits.shape[-1], sample_weight)
-        loss = _weighted_mean(_cross_entropy(ids, logits, valid), weights)
-        if self.label_smoothing:
-            smooth = _smoothing_loss(logits, valid, of_class)
-            smooth = _weighted_mean(smooth, unweighted, ops.sum(weights))
-            loss = (1.0 - self.label_smoothing) * loss + self.label_smoothing * smooth
-        return loss
-
-    def _weights(
-        self, ids: Tensor, classes: int, sample_weight: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return validity, weights without and with class weights, class weights (or None)."""
         valid = self.valid(ids, classes)
-        weights = self.weights_of_pixels(ids, valid)
-        if sample_weight is not None:
-            weights = weights * _pixel_weights(sample_weight)
-        if self.class_weights is None:
-            return valid, weights, weights, None
-        if len(self.class_weights) != classes:
+        weights = self.weights_of_pixels(ids, valid) * _pixel_weights(valid, sample_weight)
+        class_weights = self._class_weights(classes)
+        weighted = weights * ops.take(class_weights, ops.clip(ids, 0, classes - 1), axis=0)
+        total = ops.sum(weighted)
+        total = ops.where(total > 0, total, math.inf)  # the loss is 0 without weights
+        smoothing = None
+        if self.label_smoothing:
+            smoothing = self.label_smoothing / classes * weights / total, class_weights
+        weighted = (1.0 - self.label_smoothing) * weighted / total
+        return cross_entropy_sum(logits, ids, weighted, smoothing)
+
+    def _class_weights(self, classes: int) -> Tensor:
+        weights = self.class_weights
+        if weights is None:
+            return ops.ones((classes,), "float32")
+        if len(weights) != classes:
             raise ValueError(
                 f"`class_weights` must hold one weight for each of the {classes} classes. "
-                f"Received: {len(self.class_weights)} weights"
+                f"Received: {len(weights)} weights"
             )
-        of_class = ops.convert_to_tensor(self.class_weights, dtype="float32")
-        of_pixel = ops.take(of_class, ops.clip(ids, 0, classes - 1), axis=0)
-        return valid, weights, weights * of_pixel, of_class
+        return ops.convert_to_tensor(weights, dtype="float32")
 
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
@@ -217,7 +176,6 @@ class BoundaryCrossEntropy(CrossEntropy):
         ignore_class: ignored id or ids; None for none.
         class_weights: one weight a class; None for 1.
         label_smoothing: as in `CrossEntropy`.
-        name: name of the loss.
 
     Example:
         >>> import numpy as np
@@ -293,7 +251,6 @@ class OhemCrossEntropy(_SegmentationLoss):
         threshold: probability up to which a pixel is always kept, 0 .. 1.
         min_kept: minimum number of kept pixels in a batch, at label size.
         ignore_class: ignored id or ids; None for none.
-        name: name of the loss.
 
     Example:
         >>> import numpy as np
@@ -326,13 +283,13 @@ class OhemCrossEntropy(_SegmentationLoss):
         self.min_kept = min_kept
 
     def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
-        """Return the mean cross-entropy of the hard pixels, shape [1]."""
-        valid = self.valid(ids, logits.shape[-1])
-        weights = ops.cast(valid, "float32")
-        if sample_weight is not None:
-            weights = weights * _pixel_weights(sample_weight)
-        weights = ops.reshape(weights, (-1,))
-        loss = ops.reshape(_cross_entropy(ids, logits, valid), (-1,))
+        """Return the mean cross-entropy of the hard pixels, a scalar."""
+        classes = logits.shape[-1]
+        valid = self.valid(ids, classes)
+        weights = ops.reshape(_pixel_weights(valid, sample_weight), (-1,))
+        ids = ops.clip(ids, 0, classes - 1)
+        loss = ops.sparse_categorical_crossentropy(ids, logits, from_logits=True)
+        loss = ops.reshape(ops.where(valid, loss, 0.0), (-1,))  # also if a logit is -inf
 
         # Rank by cross-entropy, -log(probability). Invalid pixels come last; where one is the
         # k-th, every valid pixel is kept.
@@ -343,7 +300,9 @@ class OhemCrossEntropy(_SegmentationLoss):
         kth_hardest = ops.min(ops.top_k(hardness, k, sorted=False)[0])
         always_kept = -math.log(self.threshold) if self.threshold > 0 else math.inf
         kept = hardness >= ops.minimum(kth_hardest, always_kept)
-        return _weighted_mean(loss, weights * ops.cast(kept, "float32"))
+        weights = weights * ops.cast(kept, "float32")
+        total = ops.sum(weights)
+        return ops.sum(loss * weights) / ops.where(total > 0, total, 1.0)
 
 
 def _lovasz_weights(errors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
@@ -383,7 +342,6 @@ class LovaszSoftmax(_SegmentationLoss):
 
     Args:
         ignore_class: ignored id or ids; None for none.
-        name: name of the loss.
 
     Example:
         >>> import numpy as np
@@ -397,13 +355,10 @@ class LovaszSoftmax(_SegmentationLoss):
         Berman et al., "The Lovasz-Softmax Loss", CVPR 2018.
     """
 
-    def __init__(
-        self, ignore_class: IgnoreClass = 255, name: str | None = "lovasz_softmax"
-    ) -> None:
-        super().__init__(ignore_class, name)
+    default_name = "lovasz_softmax"
 
     def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
-        """Return the mean over present classes, shape [1]."""
+        """Return the mean over present classes, a scalar."""
         if sample_weight is not None:
             raise ValueError(
                 "The Lovasz loss ranks pixels and has no weighted form: it takes no "
@@ -417,15 +372,14 @@ class LovaszSoftmax(_SegmentationLoss):
         truth = ops.logical_and(ops.reshape(ids, (1, -1)) == class_ids, valid)
         errors = ops.where(truth, 1.0 - probabilities, probabilities)
         # The weights depend only on the order of the errors, so they are the gradient. They are
-        # made class by class, because a sort needs several vectors of N.
+        # computed class by class, because a sort needs several vectors of N.
         fixed_errors = ops.stop_gradient(errors)
         truth = ops.cast(truth, "float32")
         weights = ops.stack(
             [_lovasz_weights(fixed_errors[c], truth[c], valid) for c in range(classes)]
         )
         present = ops.sum(ops.cast(ops.any(truth > 0, axis=1), "float32"))
-        loss = ops.sum(ops.stop_gradient(weights) * errors) / ops.maximum(present, 1.0)
-        return ops.reshape(loss, (1,))
+        return ops.sum(ops.stop_gradient(weights) * errors) / ops.maximum(present, 1.0)
 
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
@@ -438,7 +392,6 @@ class DiceLoss(_SegmentationLoss):
 
     Args:
         ignore_class: ignored id or ids; None for none.
-        name: name of the loss.
 
     Example:
         >>> import numpy as np
@@ -452,18 +405,14 @@ class DiceLoss(_SegmentationLoss):
         Milletari et al., "V-Net", 3DV 2016, section 3, for each class instead of one foreground.
     """
 
-    def __init__(self, ignore_class: IgnoreClass = 255, name: str | None = "dice_loss") -> None:
-        super().__init__(ignore_class, name)
+    default_name = "dice_loss"
 
     def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
-        """Return the mean over present classes, shape [1]."""
+        """Return the mean over present classes, a scalar."""
         classes = logits.shape[-1]
-        valid = self.valid(ids, classes)
-        weights = ops.cast(valid, "float32")
-        if sample_weight is not None:
-            weights = weights * _pixel_weights(sample_weight)
-        ids = ops.clip(ops.reshape(ids, (-1,)), 0, classes - 1)
+        weights = _pixel_weights(self.valid(ids, classes), sample_weight)
         weights = ops.reshape(weights, (1, -1))
+        ids = ops.clip(ops.reshape(ids, (-1,)), 0, classes - 1)
         probabilities = ops.reshape(ops.softmax(logits), (-1, classes))
         truth = ops.expand_dims(ids, 1) == ops.arange(classes, dtype="int32")
         # Sums over the pixels as products with their weights.
@@ -473,8 +422,7 @@ class DiceLoss(_SegmentationLoss):
         present = size > 0
         dice = 2.0 * overlap / ops.where(present, squares + size, 1.0)
         count = ops.sum(ops.cast(present, "float32"))
-        loss = ops.sum(ops.where(present, 1.0 - dice, 0.0)) / ops.maximum(count, 1.0)
-        return ops.reshape(loss, (1,))
+        return ops.sum(ops.where(present, 1.0 - dice, 0.0)) / ops.maximum(count, 1.0)
 
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
@@ -484,7 +432,6 @@ class CombinedLoss(_SegmentationLoss):
     Args:
         losses: losses of ids [B, H, W] and logits [B, H, W, C], from here or from Keras.
         weights: one factor a loss; None for 1.
-        name: name of the loss.
 
     Example:
         >>> loss = CombinedLoss([CrossEntropy(), LovaszSoftmax()], weights=[1.0, 0.8])
@@ -506,7 +453,7 @@ class CombinedLoss(_SegmentationLoss):
         self.weights = weights
 
     def loss_of_pixels(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
-        """Return the weighted sum of the losses' means, a scalar."""
+        """Return the weighted sum of the losses, a scalar."""
         weights = [1.0] * len(self.losses) if self.weights is None else self.weights
         return sum(
             weight * loss(ids, logits, sample_weight)

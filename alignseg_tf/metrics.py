@@ -85,7 +85,6 @@ class MeanIoU(keras.metrics.Metric):
         num_classes: number of classes C.
         ignore_class: ignored id or ids; None for none.
         class_names: one name a class, or None.
-        name: name of the metric.
 
     Example:
         >>> import numpy as np

@@ -24,19 +24,7 @@ NORMS_AND_BIASES = ("gamma", "beta", "bias")
 
 
 class _VariableGroups:
-    """Mixin for a Keras optimizer: learning rate factors, decay groups and averages.
-
-    Args:
-        args: of the optimizer.
-        learning_rate_factors: factor of the learning rate by path prefix, for instance `head` or
-            `head/classifier`. The longest matching prefix counts; the default is 1. See
-            `layer_factors`.
-        decay_norms_and_biases: apply weight decay to gamma, beta, bias and other vectors too.
-        kwargs: of the optimizer.
-
-    Raises:
-        ValueError: a factor is negative, or, when built, no key matches a variable.
-    """
+    """Mixin for a Keras optimizer: learning rate factors, decay groups and averages."""
 
     def __init__(
         self,
@@ -127,9 +115,14 @@ class AdamW(_VariableGroups, keras.optimizers.AdamW):
 
     Args:
         args: of `keras.optimizers.AdamW`: learning_rate, weight_decay, ...
-        learning_rate_factors: factor of the learning rate by path prefix, see `layer_factors`.
-        decay_norms_and_biases: apply weight decay to norms and biases too.
+        learning_rate_factors: factor of the learning rate by path prefix, for instance `head` or
+            `head/classifier`. The longest matching prefix counts; the default is 1. See
+            `layer_factors`.
+        decay_norms_and_biases: apply weight decay to gamma, beta, bias and other vectors too.
         kwargs: of `keras.optimizers.AdamW`.
+
+    Raises:
+        ValueError: a factor is negative, or, when built, no key matches a variable.
 
     Example:
         >>> optimizer = AdamW(1e-3, weight_decay=0.01, decay_norms_and_biases=False,
@@ -150,7 +143,7 @@ class SGDWithL2(_VariableGroups, keras.optimizers.SGD):
         learning_rate: a float or a schedule.
         momentum: in [0, 1).
         l2: the gradient grows by l2 times the variable, after any clipping.
-        learning_rate_factors: factor of the learning rate by path prefix, see `layer_factors`.
+        learning_rate_factors: as in `AdamW`.
         decay_norms_and_biases: apply the penalty to norms and biases too.
         kwargs: of `keras.optimizers.SGD`.
 
