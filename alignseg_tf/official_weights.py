@@ -1,16 +1,15 @@
 """Weights of the official PyTorch code, read into Keras models and layers.
 
-The official names, CAB, CAM, RRB and dsn, occur here and in the docs' paper map only. A state
-dict is a mapping from name to NumPy array in PyTorch's layout; nothing here needs PyTorch.
+Only here and in the docs' paper map occur the official names: CAB, CAM, RRB and dsn. A state dict
+is a mapping from name to NumPy array in PyTorch's layout; nothing here needs PyTorch.
 
 Every tensor is used exactly once, and nothing is assigned before all of them were found to fit.
 """
 
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -52,10 +51,28 @@ DECODER_MODULES = {
     "segmentation_head": "head",
     "auxiliary_head": "dsn",
 }
+# Part of a layer -> official modules within its own: a convolution, a norm, both, or the branches
+# of the offsets.
+PARTS: dict[type, dict[str, tuple[str, ...]]] = {
+    ResidualRefinement: {
+        "unify": ("unify",),
+        "reduce": ("residual.0", "residual.1"),
+        "expand": ("residual.2",),
+        "norm": ("norm",),
+    },
+    AlignedFeatureAggregation: {"offset_prediction": ("delta_gen1", "delta_gen2")},
+    AlignedContextModeling: {
+        "context_transform": ("pool.1", "pool.2"),
+        "context_projection": ("pool.3", "pool.4"),
+        "local_transform": ("adapt.0", "adapt.1"),
+        "local_projection": ("adapt.2", "adapt.3"),
+        "offset_prediction": ("delta_gen",),
+    },
+    SegmentationHead: {"block": ("0", "1"), "classifier": ("3",)},
+}
 
 
-@dataclass(frozen=True)
-class _Slot:
+class _Slot(NamedTuple):
     """A variable, the official tensors that make its value, and how they do."""
 
     variable: Any
@@ -68,6 +85,14 @@ def _kernel(*tensors: np.ndarray) -> np.ndarray:
     return np.concatenate(tensors).transpose(2, 3, 1, 0)
 
 
+def _fine_half(*tensors: np.ndarray) -> np.ndarray:
+    return _kernel(*(np.split(tensor, 2, axis=1)[0] for tensor in tensors))
+
+
+def _coarse_half(*tensors: np.ndarray) -> np.ndarray:
+    return _kernel(*(np.split(tensor, 2, axis=1)[1] for tensor in tensors))
+
+
 def _vector(*tensors: np.ndarray) -> np.ndarray:
     return np.concatenate(tensors)
 
@@ -76,105 +101,74 @@ def _gamma(*tensors: np.ndarray) -> np.ndarray:
     return np.abs(np.concatenate(tensors)) + GAMMA_EPSILON
 
 
-def _conv_slots(conv: keras.layers.Conv2D, *modules: str) -> list[_Slot]:
-    slots = [_Slot(conv.kernel, tuple(f"{m}.weight" for m in modules), _kernel)]
-    if conv.use_bias:
-        slots.append(_Slot(conv.bias, tuple(f"{m}.bias" for m in modules), _vector))
-    return slots
-
-
-def _norm_slots(norm: keras.layers.BatchNormalization, *modules: str) -> list[_Slot]:
-    parts = (
-        (norm.gamma, "weight", _gamma),
-        (norm.beta, "bias", _vector),
-        (norm.moving_mean, "running_mean", _vector),
-        (norm.moving_variance, "running_var", _vector),
-    )
+def _slots(part: Any, *modules: str) -> list[_Slot]:
+    """Return the slots of a convolution, a norm, a block of both, or an offset prediction."""
+    if isinstance(part, ConvNormAct):
+        return _slots(part.conv, modules[0]) + _slots(part.norm, modules[1])
+    if isinstance(part, OffsetPrediction):
+        # Several official branches are one here, and each 1x1 kernel is split into its two inputs.
+        names = tuple(f"{module}.0.weight" for module in modules)
+        slots = [
+            _Slot(part.fine_projection.kernel, names, _fine_half),
+            _Slot(part.coarse_projection.kernel, names, _coarse_half),
+            *_slots(part.norm, *(f"{module}.1" for module in modules)),
+        ]
+        for field, module in zip(part.fields, modules, strict=True):
+            slots += _slots(field, f"{module}.2")
+        return slots
+    if isinstance(part, keras.layers.Conv2D):
+        values = [(part.kernel, "weight", _kernel), (part.bias, "bias", _vector)]
+    elif isinstance(part, keras.layers.BatchNormalization):
+        values = [
+            (part.gamma, "weight", _gamma),
+            (part.beta, "bias", _vector),
+            (part.moving_mean, "running_mean", _vector),
+            (part.moving_variance, "running_var", _vector),
+        ]
+    else:
+        return []
     return [
-        _Slot(variable, tuple(f"{m}.{name}" for m in modules), combine)
-        for variable, name, combine in parts
+        _Slot(variable, tuple(f"{module}.{name}" for module in modules), combine)
+        for variable, name, combine in values
+        if variable is not None
     ]
 
 
-def _block_slots(block: ConvNormAct, conv: str, norm: str) -> list[_Slot]:
-    return _conv_slots(block.conv, conv) + _norm_slots(block.norm, norm)
-
-
-def _offset_slots(layer: OffsetPrediction, modules: list[str]) -> list[_Slot]:
-    """Several official branches are one here, and each 1x1 kernel is split into its two inputs."""
-
-    def fine_half(*tensors: np.ndarray) -> np.ndarray:
-        return _kernel(*(np.split(tensor, 2, axis=1)[0] for tensor in tensors))
-
-    def coarse_half(*tensors: np.ndarray) -> np.ndarray:
-        return _kernel(*(np.split(tensor, 2, axis=1)[1] for tensor in tensors))
-
-    names = tuple(f"{module}.0.weight" for module in modules)
-    slots = [
-        _Slot(layer.fine_projection.kernel, names, fine_half),
-        _Slot(layer.coarse_projection.kernel, names, coarse_half),
-        *_norm_slots(layer.norm, *(f"{module}.1" for module in modules)),
-    ]
-    for field, module in zip(layer.fields, modules, strict=True):
-        slots += _conv_slots(field, f"{module}.2")
+def _layer_slots(layer: keras.layers.Layer, prefix: str = "") -> list[_Slot]:
+    """Return the slots of one layer of the decoder, whose official names begin with a prefix."""
+    aligns = getattr(layer, "mode", "align") == getattr(layer, "context", "align") == "align"
+    if type(layer) not in PARTS or not aligns:
+        raise ValueError(
+            "Official weights fit AlignSeg(aggregation='align', context='align') and its layers. "
+            f"Received: {layer.name!r}, a {type(layer).__name__} with config {layer.get_config()}"
+        )
+    slots = []
+    for name, modules in PARTS[type(layer)].items():
+        slots += _slots(getattr(layer, name), *(prefix + module for module in modules))
     return slots
-
-
-def _layer_slots(layer: keras.layers.Layer, module: str) -> list[_Slot]:
-    """Slots of one layer of the decoder; `module` is the official prefix, with its dot."""
-    if isinstance(layer, ResidualRefinement):
-        return [
-            *_conv_slots(layer.unify, f"{module}unify"),
-            *_block_slots(layer.reduce, f"{module}residual.0", f"{module}residual.1"),
-            *_conv_slots(layer.expand, f"{module}residual.2"),
-            *_norm_slots(layer.norm, f"{module}norm"),
-        ]
-    if (
-        isinstance(layer, AlignedFeatureAggregation)
-        and layer.mode == "align"
-        and layer.offset_prediction is not None
-    ):
-        branches = [f"{module}delta_gen1", f"{module}delta_gen2"]
-        return _offset_slots(layer.offset_prediction, branches)
-    if isinstance(layer, AlignedContextModeling) and layer.context == "align":
-        return [
-            *_block_slots(layer.context_transform, f"{module}pool.1", f"{module}pool.2"),
-            *_block_slots(layer.context_projection, f"{module}pool.3", f"{module}pool.4"),
-            *_block_slots(layer.local_transform, f"{module}adapt.0", f"{module}adapt.1"),
-            *_block_slots(layer.local_projection, f"{module}adapt.2", f"{module}adapt.3"),
-            *_offset_slots(layer.offset_prediction, [f"{module}delta_gen"]),
-        ]
-    if isinstance(layer, SegmentationHead):
-        return [
-            *_block_slots(layer.block, f"{module}0", f"{module}1"),
-            *_conv_slots(layer.classifier, f"{module}3"),
-        ]
-    raise ValueError(
-        "Official weights fit AlignSeg(aggregation='align', context='align') and its layers. "
-        f"Received: {layer.name!r}, a {type(layer).__name__} with config {layer.get_config()}"
-    )
 
 
 def _backbone_slots(backbone: keras.Model) -> list[_Slot]:
-    slots: list[_Slot] = []
-    for layer in backbone.layers:
-        module = _official_backbone_name(layer.name)
-        if isinstance(layer, keras.layers.Conv2D):
-            slots += _conv_slots(layer, module)
-        elif isinstance(layer, keras.layers.BatchNormalization):
-            slots += _norm_slots(layer, module)
+    return [
+        slot
+        for layer in backbone.layers
+        for slot in _slots(layer, _official_backbone_name(layer.name))
+    ]
+
+
+def _model_slots(model: AlignSeg) -> list[_Slot]:
+    slots = _backbone_slots(model.backbone)
+    for name, module in DECODER_MODULES.items():
+        if name != "auxiliary_head" or model.auxiliary_head:
+            slots += _layer_slots(model.get_layer(name), f"{module}.")
     return slots
 
 
 def _official_backbone_name(name: str) -> str:
     """layer3_0_conv2 -> layer3.0.conv2; norm2 -> bn2; ..._downsample_norm -> ....downsample.1."""
-    if name.endswith("_downsample_conv"):
-        name = name.removesuffix("_conv") + "_0"
-    elif name.endswith("_downsample_norm"):
-        name = name.removesuffix("_norm") + "_1"
-    else:
-        name = name.replace("norm", "bn")
-    return name.replace("_", ".")
+    for part, index in (("conv", "0"), ("norm", "1")):
+        name = name.replace(f"downsample_{part}", f"downsample_{index}")
+    return name.replace("norm", "bn").replace("_", ".")
 
 
 def _normalize(state_dict: StateDict) -> dict[str, np.ndarray]:
@@ -192,25 +186,26 @@ def _some(names: set[str]) -> str:
     return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
 
 
-def _assign(slots: list[_Slot], tensors: dict[str, np.ndarray], may_be_left: tuple = ()) -> None:
-    """Fill every slot, or raise and fill none."""
+def _assign(slots: list[_Slot], state_dict: StateDict, unused: tuple[str, ...] = ()) -> None:
+    """Fill every slot, or raise and fill none; tensors whose names begin with `unused` may stay."""
+    tensors = _normalize(state_dict)
     wanted = {name for slot in slots for name in slot.names}
     if missing := wanted - tensors.keys():
         raise ValueError(f"The state dict lacks {len(missing)} tensors: {_some(missing)}")
-    extra = {name for name in tensors.keys() - wanted if not name.startswith(may_be_left)}
-    if extra:
+    if extra := {name for name in tensors.keys() - wanted if not name.startswith(unused)}:
         raise ValueError(f"The state dict has {len(extra)} tensors of no use: {_some(extra)}")
     values = []
     for slot in slots:
+        names = _some(set(slot.names))
         try:
             value = slot.combine(*(tensors[name] for name in slot.names))
         except ValueError as error:
             shapes = [tensors[name].shape for name in slot.names]
-            raise ValueError(f"{_some(set(slot.names))}: unfit shapes {shapes}") from error
+            raise ValueError(f"{names}: unfit shapes {shapes}") from error
         if value.shape != tuple(slot.variable.shape):
             raise ValueError(
-                f"{_some(set(slot.names))}: expected a value of Keras shape "
-                f"{tuple(slot.variable.shape)}. Received: {value.shape}"
+                f"{names}: expected a value of Keras shape {tuple(slot.variable.shape)}. "
+                f"Received: {value.shape}"
             )
         values.append(value)
     for slot, value in zip(slots, values, strict=True):
@@ -234,15 +229,11 @@ def load_official_state_dict(
         ValueError: a tensor is missing, of no use or misshapen; it is named, and nothing was
             changed.
     """
-    tensors = _normalize(state_dict)
     if not isinstance(model_or_layer, AlignSeg):
-        _assign(_layer_slots(model_or_layer, ""), tensors)
+        _assign(_layer_slots(model_or_layer), state_dict)
         return
-    slots = _backbone_slots(model_or_layer.backbone)
-    for name, module in DECODER_MODULES.items():
-        if name != "auxiliary_head" or model_or_layer.auxiliary_head:
-            slots += _layer_slots(model_or_layer.get_layer(name), f"{module}.")
-    _assign(slots, tensors, () if model_or_layer.auxiliary_head else ("dsn.",))
+    unused = () if model_or_layer.auxiliary_head else ("dsn.",)
+    _assign(_model_slots(model_or_layer), state_dict, unused)
 
 
 def load_official_backbone(model: AlignSeg | keras.Model, state_dict: StateDict) -> None:
@@ -257,7 +248,7 @@ def load_official_backbone(model: AlignSeg | keras.Model, state_dict: StateDict)
             changed.
     """
     backbone = model.backbone if isinstance(model, AlignSeg) else model
-    _assign(_backbone_slots(backbone), _normalize(state_dict), ("fc.",))
+    _assign(_backbone_slots(backbone), state_dict, ("fc.",))
 
 
 def model_from_official(state_dict: StateDict, sampling: str = "released") -> AlignSeg:
@@ -282,11 +273,10 @@ def model_from_official(state_dict: StateDict, sampling: str = "released") -> Al
             f"Received: {_some(set(tensors)) or 'no tensors'}"
         )
 
-    def depth(stage: int) -> int:
-        return len({name.split(".")[1] for name in tensors if name.startswith(f"layer{stage}.")})
-
+    blocks = {tuple(name.split(".")[:2]) for name in tensors if name.startswith("layer")}
+    stages = [stage for stage, _ in blocks]
     model = AlignSeg(
-        backbones.resnet((depth(1), depth(2), depth(3), depth(4))),
+        backbones.resnet(tuple(stages.count(f"layer{number}") for number in (1, 2, 3, 4))),
         num_classes=tensors["head.3.weight"].shape[0],
         channels=tensors["head.0.weight"].shape[0],
         sampling=sampling,
@@ -303,7 +293,7 @@ def mark_as_converted(path: Path) -> None:
 
 
 def is_converted(path: Path) -> bool:
-    """Whether `mark_as_converted` was called with a file."""
+    """Return whether `mark_as_converted` was called with a file."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

@@ -1,16 +1,15 @@
-import json
 import sys
 import zipfile
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+from official_fixtures import official_state_dict
 
 from alignseg_tf import backbones
 from alignseg_tf.backbones import efficientnet_lite
+from alignseg_tf.official_weights import GAMMA_EPSILON, load_official_backbone
 
-SHARED = Path(__file__).parents[2] / "shared"
 LEVELS = ["P2", "P3", "P4", "P5"]
 
 # Keras copies its own TensorFlow variables to NumPy in a way that NumPy 2 warns of.
@@ -38,19 +37,6 @@ def pattern(height, width):
     return np.stack(waves, axis=-1)[None].astype("float32")
 
 
-def randomize(model):
-    """Gives every variable a value that matters, BN's statistics included."""
-    rng = np.random.default_rng(0)
-    for weight in model.weights:
-        if weight.name in ("gamma", "moving_variance"):
-            value = rng.uniform(0.5, 1.5, weight.shape)
-        elif weight.name == "kernel":
-            value = rng.standard_normal(weight.shape) / np.sqrt(np.prod(weight.shape[:-1]))
-        else:
-            value = 0.1 * rng.standard_normal(weight.shape)
-        weight.assign(value)
-
-
 def one_layer_a_level(strides=(4, 8, 16, 32), image=(None, None, 3)):
     """A stand-in for one's own backbone: layers a..d, each pooling the image."""
     images = keras.Input(image)
@@ -61,60 +47,15 @@ def one_layer_a_level(strides=(4, 8, 16, 32), image=(None, None, 3)):
     return keras.Model(images, outputs), dict(zip(LEVELS, "abcd", strict=True))
 
 
+def torch_conv_norm(weights, x, conv, norm, pads, stride=1, groups=1, epsilon=1e-5):
+    import torch.nn.functional as F
+
+    x = F.conv2d(F.pad(x, pads), weights[f"{conv}.weight"], stride=stride, groups=groups)
+    parts = [weights[f"{norm}.{k}"] for k in ("running_mean", "running_var", "weight", "bias")]
+    return F.batch_norm(x, *parts, eps=epsilon)
+
+
 # The ResNet
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [
-        ((96, 160), [(25, 41), (13, 21), (7, 11), (4, 6)]),
-        ((97, 129), [(25, 33), (13, 17), (7, 9), (4, 5)]),
-    ],
-)
-def test_resnet_sizes(size, expected):
-    features = pyramid_of(tiny_resnet())(np.zeros((2, *size, 3), "float32"))
-    shapes = [(2, *cells, c) for cells, c in zip(expected, [16, 32, 64, 128], strict=True)]
-    assert [tuple(x.shape) for x in features] == shapes
-
-
-def official_names(model):
-    """{the official state dict's name: variable}, for a model of `resnet`."""
-    suffixes = {
-        "kernel": "weight",
-        "gamma": "weight",
-        "beta": "bias",
-        "moving_mean": "running_mean",
-        "moving_variance": "running_var",
-    }
-    names = {}
-    for layer in model.layers:
-        module = layer.name.replace("downsample_conv", "downsample.0")
-        module = module.replace("downsample_norm", "downsample.1")
-        module = module.replace("norm", "bn").replace("_", ".")
-        names |= {f"{module}.{suffixes[weight.name]}": weight for weight in layer.weights}
-    return names
-
-
-def torch_shape(shape):
-    return [shape[3], shape[2], shape[0], shape[1]] if len(shape) == 4 else list(shape)
-
-
-@pytest.mark.parametrize(
-    ("part", "blocks"), [("net_1111_7", (1, 1, 1, 1)), ("resnet101_19", (3, 4, 23, 3))]
-)
-def test_resnet_has_the_official_parameters(part, blocks):
-    path = SHARED / "golden" / "state_dict_shapes.json"
-    if not path.exists():
-        pytest.skip(f"the official shapes, {path}, are not here")
-    official = {
-        name: shape
-        for name, shape in json.loads(path.read_text())[part].items()
-        if name.startswith(("conv", "bn", "layer")) and not name.endswith("num_batches_tracked")
-    }
-    model = backbones.resnet(blocks)
-    names = official_names(model)
-    assert {name: torch_shape(tuple(w.shape)) for name, w in names.items()} == official
-    assert model.count_params() == sum(int(np.prod(shape)) for shape in official.values())
 
 
 def torch_resnet(weights, images, blocks):
@@ -123,10 +64,8 @@ def torch_resnet(weights, images, blocks):
     import torch.nn.functional as F
 
     def conv_norm(x, conv, norm, stride=1):
-        kernel = weights[f"{conv}.weight"]
-        x = F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
-        parts = [weights[f"{norm}.{k}"] for k in ("running_mean", "running_var", "weight", "bias")]
-        return F.batch_norm(x, *parts, eps=1e-5)
+        pads = [weights[f"{conv}.weight"].shape[-1] // 2] * 4
+        return torch_conv_norm(weights, x, conv, norm, pads, stride)
 
     x = torch.from_numpy(images).permute(0, 3, 1, 2)
     for i in (1, 2, 3):
@@ -146,50 +85,45 @@ def torch_resnet(weights, images, blocks):
     return levels
 
 
-@pytest.mark.parametrize("size", [(96, 160), (97, 129)])
-def test_resnet_equals_torch(size):
+def test_resnet_equals_torch():
     torch = pytest.importorskip("torch", reason="the reference runs in PyTorch")
     blocks = (2, 1, 2, 1)
-    model = tiny_resnet(blocks=blocks)
-    randomize(model)
-    weights = {}
-    for name, weight in official_names(model).items():
-        value = keras.ops.convert_to_numpy(weight)
-        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
-        weights[name] = torch.from_numpy(np.array(value))
-    images = pattern(*size)
-    received = to_numpy(pyramid_of(model)(images))
-    for x, expected in zip(received, torch_resnet(weights, images, blocks), strict=True):
-        np.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-4)
+    model = tiny_resnet(blocks=blocks, width=8)
+    tensors = official_state_dict(blocks=blocks)
+    tensors = {k: v for k, v in tensors.items() if k.startswith(("conv", "bn", "layer"))}
+    load_official_backbone(model, tensors)
+    weights = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    for name in weights:
+        if weights[name].ndim == 1 and name.endswith(".weight"):  # of a norm
+            weights[name] = weights[name].abs() + GAMMA_EPSILON
+    for size in ((96, 160), (97, 129)):
+        images = pattern(*size)
+        received = to_numpy(pyramid_of(model)(images))
+        for x, expected in zip(received, torch_resnet(weights, images, blocks), strict=True):
+            np.testing.assert_allclose(x, expected, rtol=1e-4, atol=1e-5 * expected.max())
 
 
-def test_resnet_batch_normalization_follows_torch_defaults():
-    norms = [
-        layer
-        for layer in tiny_resnet().layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
+def test_resnet_follows_the_official_defaults():
+    model = tiny_resnet(dtype="mixed_bfloat16")
+    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     assert len(norms) == 3 + 4 * 4
     assert {(norm.momentum, norm.epsilon) for norm in norms} == {(0.9, 1e-5)}
-
-
-@pytest.mark.parametrize(
-    ("build", "name", "convolutions"),
-    [(backbones.resnet50, "resnet50", 55), (backbones.resnet101, "resnet101", 106)],
-)
-def test_named_resnets(build, name, convolutions):
-    model = build(width=2)
-    assert model.name == name
-    assert build(width=2, name="other").name == "other"
-    kinds = [type(layer).__name__ for layer in model.layers]
-    assert kinds.count("Conv2D") == convolutions
-
-
-def test_resnet_dtype():
-    model = tiny_resnet(dtype="mixed_bfloat16")
     assert {str(weight.dtype) for weight in model.weights} == {"float32"}
     features = pyramid_of(model)(np.zeros((1, 64, 64, 3), "float32"))
     assert {keras.backend.standardize_dtype(x.dtype) for x in features} == {"bfloat16"}
+    assert backbones.pixel_normalization(model) == {
+        "mean": [104.00698793, 116.66876762, 122.67891434],
+        "std": [1.0, 1.0, 1.0],
+        "channel_order": "bgr",
+    }
+
+
+def test_named_resnets(monkeypatch):
+    module = sys.modules["alignseg_tf.backbones.resnet"]
+    monkeypatch.setattr(module, "resnet", lambda **arguments: arguments)
+    for name, blocks in (("resnet50", (3, 4, 6, 3)), ("resnet101", (3, 4, 23, 3))):
+        arguments = getattr(backbones, name)(width=2)
+        assert arguments == {"blocks": blocks, "name": name, "width": 2}
 
 
 @pytest.mark.parametrize("blocks", [(1, 1, 1), (1, 0, 1, 1)])
@@ -208,12 +142,9 @@ def test_pyramid_layers_of_own_model():
     assert backbones.pyramid_layers(model, more) == pyramid
     with_numbers = dict(zip([2, 3, 4, 5], "abcd", strict=True))
     assert backbones.pyramid_layers(model, with_numbers) == pyramid
-
-
-def test_explicit_pyramid_comes_first():
-    model = tiny_resnet()
-    pyramid = {**model.pyramid_level_inputs, "P5": "layer4_0_add"}
-    assert backbones.pyramid_layers(model, pyramid)["P5"] == "layer4_0_add"
+    resnet = tiny_resnet()  # what is passed comes before the backbone's own
+    pyramid = {**resnet.pyramid_level_inputs, "P5": "layer4_0_add"}
+    assert backbones.pyramid_layers(resnet, pyramid)["P5"] == "layer4_0_add"
 
 
 class HubBackbone(keras.Model):
@@ -238,28 +169,30 @@ def test_pyramid_layers_of_keras_hub():
     ]
 
 
-@pytest.mark.parametrize("include_rescaling", [True, False])
-@pytest.mark.parametrize("kind", ["ResNetV2Backbone", "MobileNetV3Backbone"])
-def test_keras_cv_backbones(kind, include_rescaling):
+KERAS_CV = {
+    "ResNetV2Backbone": {
+        "stackwise_filters": [4, 8, 12, 16],
+        "stackwise_blocks": [2, 2, 2, 2],
+        "stackwise_strides": [1, 2, 2, 2],
+        "include_rescaling": True,
+    },
+    "MobileNetV3Backbone": {
+        "stackwise_expansion": [1, 2, 2, 2],
+        "stackwise_filters": [8, 8, 8, 8],
+        "stackwise_kernel_size": [3, 3, 3, 3],
+        "stackwise_stride": [2, 2, 2, 2],
+        "stackwise_se_ratio": [None] * 4,
+        "stackwise_activation": ["relu"] * 4,
+        "include_rescaling": False,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KERAS_CV)
+def test_keras_cv_backbones(kind):
     keras_cv = pytest.importorskip("keras_cv", reason="needs keras-cv")
-    arguments = {
-        "ResNetV2Backbone": {
-            "stackwise_filters": [4, 8, 12, 16],
-            "stackwise_blocks": [2, 2, 2, 2],
-            "stackwise_strides": [1, 2, 2, 2],
-        },
-        "MobileNetV3Backbone": {
-            "stackwise_expansion": [1, 2, 2, 2],
-            "stackwise_filters": [8, 8, 8, 8],
-            "stackwise_kernel_size": [3, 3, 3, 3],
-            "stackwise_stride": [2, 2, 2, 2],
-            "stackwise_se_ratio": [None] * 4,
-            "stackwise_activation": ["relu"] * 4,
-        },
-    }
-    build = getattr(keras_cv.models, kind)
-    backbone = build(include_rescaling=include_rescaling, **arguments[kind])
-    assert backbones.rescales_pixels(backbone) == include_rescaling
+    backbone = getattr(keras_cv.models, kind)(**KERAS_CV[kind])
+    assert backbones.rescales_pixels(backbone) == KERAS_CV[kind]["include_rescaling"]
     assert backbones.pixel_normalization(backbone) is None
     features = pyramid_of(backbone)(np.zeros((1, 64, 96, 3), "float32"))
     assert [tuple(x.shape[1:3]) for x in features] == [(16, 24), (8, 12), (4, 6), (2, 3)]
@@ -290,10 +223,6 @@ def test_strides_are_checked(image):
     swapped = {**pyramid, "P2": "b", "P3": "a"}
     with pytest.raises(ValueError, match=r"P2 must have stride 4.*layer 'b'"):
         backbones.feature_pyramid(model, swapped)
-
-
-def test_inputs_are_checked():
-    model, pyramid = one_layer_a_level()
     two = keras.Model([*model.inputs, keras.Input((3,))], model.outputs)
     with pytest.raises(ValueError, match=r"one input.*Received"):
         backbones.feature_pyramid(two, pyramid)
@@ -304,7 +233,6 @@ def test_inputs_are_checked():
 
 def test_feature_pyramid_round_trips(tmp_path):
     backbone = tiny_resnet()
-    randomize(backbone)
     layers = backbones.pyramid_layers(backbone)
     model = backbones.feature_pyramid(backbone, layers)
     assert type(model).__module__.startswith("keras.")
@@ -332,18 +260,6 @@ def test_feature_pyramid_inside_another_model():
     keras.Model(images, pyramid(images)[0])
     again = backbones.feature_pyramid(pyramid, layers)
     assert [layer.name for layer in again.layers] == [layer.name for layer in pyramid.layers]
-
-
-# Pixels
-
-
-def test_pixel_normalization():
-    assert backbones.pixel_normalization(tiny_resnet()) == {
-        "mean": [104.00698793, 116.66876762, 122.67891434],
-        "std": [1.0, 1.0, 1.0],
-        "channel_order": "bgr",
-    }
-    assert backbones.pixel_normalization(one_layer_a_level()[0]) is None
 
 
 def test_rescales_pixels():
@@ -374,40 +290,25 @@ def torch_lite0(weights, images):
     import torch.nn.functional as F
 
     def conv_norm(x, conv, norm, stride=1, groups=1):
-        kernel = weights[f"{conv}.weight"]
-        pads = []
+        kernel, pads = weights[f"{conv}.weight"], []
         for n, k in zip(x.shape[:1:-1], kernel.shape[:1:-1], strict=True):  # width, then height
             total = max((-(-n // stride) - 1) * stride + k - n, 0)  # TensorFlow's "SAME"
             pads += [total // 2, total - total // 2]
-        x = F.conv2d(F.pad(x, pads), kernel, stride=stride, groups=groups)
-        parts = [weights[f"{norm}.{k}"] for k in ("running_mean", "running_var", "weight", "bias")]
-        return F.batch_norm(x, *parts, eps=1e-3)
+        return torch_conv_norm(weights, x, conv, norm, pads, stride, groups, epsilon=1e-3)
 
     x = torch.from_numpy(images).permute(0, 3, 1, 2)
     x = F.relu6(conv_norm(x, "_conv_stem", "_bn0", stride=2))
     levels, total_stride, index = {}, 2, 0
-    for repeats, stride, expansion in [
-        (1, 1, 1),
-        (2, 2, 6),
-        (2, 2, 6),
-        (3, 2, 6),
-        (3, 1, 6),
-        (4, 2, 6),
-        (1, 1, 6),
-    ]:
+    repeats, strides = (1, 2, 2, 3, 3, 4, 1), (1, 2, 2, 2, 1, 2, 1)
+    for stage, (count, stride) in enumerate(zip(repeats, strides, strict=True)):
         total_stride *= stride
-        for i in range(repeats):
+        for i in range(count):
             block = f"_blocks.{index}"
             y = x
-            if expansion > 1:
+            if stage > 0:
                 y = F.relu6(conv_norm(y, f"{block}._expand_conv", f"{block}._bn0"))
-            y = conv_norm(
-                y,
-                f"{block}._depthwise_conv",
-                f"{block}._bn1",
-                stride=stride if i == 0 else 1,
-                groups=y.shape[1],
-            )
+            step = stride if i == 0 else 1
+            y = conv_norm(y, f"{block}._depthwise_conv", f"{block}._bn1", step, y.shape[1])
             y = conv_norm(F.relu6(y), f"{block}._project_conv", f"{block}._bn2")
             x = x + y if i > 0 else y
             index += 1
@@ -444,33 +345,13 @@ def test_lite0_equals_the_reference(lite0, torch_weights, size):
         assert error.mean() < 5e-3 * exact[stride].std()
 
 
-# From torch_lite0(torch_weights, pattern(75, 101)): the mean, the standard deviation and the
-# features at np.linspace(0, size - 1, 8) of each flattened level.
+# From torch_lite0(torch_weights, pattern(75, 101)): the shape, the mean, the standard deviation and
+# features of each flattened level at every second one of np.linspace(0, size - 1, 8).
 LITE0_FEATURES = {
-    "P2": (
-        (1, 19, 26, 24),
-        1.28254,
-        14.30830,
-        [2.16165, -7.10890, 5.05405, -4.15618, 19.95460, -6.95467, -2.98565, 0.92541],
-    ),
-    "P3": (
-        (1, 10, 13, 40),
-        0.44613,
-        10.89034,
-        [-8.83452, -11.49863, -17.41187, 5.19553, 8.62943, -7.90336, 13.59109, -10.45598],
-    ),
-    "P4": (
-        (1, 5, 7, 112),
-        0.73343,
-        6.82157,
-        [4.36220, 4.99467, 0.70220, 4.89663, -7.75798, -0.66399, -0.38329, 3.70843],
-    ),
-    "P5": (
-        (1, 3, 4, 320),
-        -0.10191,
-        3.03249,
-        [-0.44769, 0.27573, -3.69295, -2.88428, 6.26596, 0.86204, -1.44668, -0.65934],
-    ),
+    "P2": ((1, 19, 26, 24), 1.28254, 14.30830, [2.16165, 5.05405, 19.95460, -2.98565]),
+    "P3": ((1, 10, 13, 40), 0.44613, 10.89034, [-8.83452, -17.41187, 8.62943, 13.59109]),
+    "P4": ((1, 5, 7, 112), 0.73343, 6.82157, [4.36220, 0.70220, -7.75798, -0.38329]),
+    "P5": ((1, 3, 4, 320), -0.10191, 3.03249, [-0.44769, -3.69295, 6.26596, -1.44668]),
 }
 
 
@@ -479,7 +360,7 @@ def test_lite0_known_features(lite0):
     for level, (shape, mean, std, samples) in LITE0_FEATURES.items():
         x = received[level]
         assert x.shape == shape
-        places = np.linspace(0, x.size - 1, 8).astype(int)
+        places = np.linspace(0, x.size - 1, 8).astype(int)[::2]
         np.testing.assert_allclose(x.ravel()[places], samples, atol=0.01 * std, err_msg=level)
         np.testing.assert_allclose([x.mean(), x.std()], [mean, std], atol=2e-3 * std)
 
@@ -528,7 +409,6 @@ def test_lite0_without_keras_cv(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras_cv", None)
     with pytest.raises(ImportError, match=r"pip install keras-cv.*loads without keras-cv"):
         backbones.efficientnet_lite0()
-    tiny_resnet()
 
 
 def test_the_weights_name_their_source():

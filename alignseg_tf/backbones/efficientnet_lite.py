@@ -15,19 +15,21 @@ def efficientnet_lite0(
     dtype: Any = None,
     name: str = "efficientnet_lite0",
 ) -> keras.Model:
-    """Returns EfficientNet-Lite0 up to its last map of stride 32, from keras-cv's layers.
+    """Return EfficientNet-Lite0 up to its last map of stride 32, from keras-cv's layers.
 
     Args:
         weights: "imagenet" for the weights that come with this package, None for random
             ones, or the path of a `.weights.h5` file.
-        dtype: dtype or dtype policy of every layer; None means the global policy.
-        name: the model's name.
+        dtype: dtype or dtype policy of every layer; None for the global policy.
+        name: name of the model.
 
-    Input shape:
-        (B, H, W, 3), pixels normalised as the attribute `pixel_normalization` says.
+    Shape:
+        [B, H, W, 3], pixels normalised as the attribute `pixel_normalization` says ->
+        [B, ceil(H / 32), ceil(W / 32), 320].
 
-    Output shape:
-        (B, ceil(H / 32), ceil(W / 32), 320).
+    Raises:
+        ValueError: `weights` is none of these.
+        ImportError: keras-cv cannot be imported.
     """
     path = WEIGHTS_DIR / "efficientnet_lite0.weights.h5" if weights == "imagenet" else weights
     if path is not None and not (str(path).endswith(".weights.h5") and Path(path).is_file()):
@@ -35,6 +37,25 @@ def efficientnet_lite0(
             '`weights` must be "imagenet", None or the path of an existing `.weights.h5` file. '
             f"Received: weights={weights!r}"
         )
+    backbone = _keras_cv_backbone()
+    # keras-cv names the last layer before each stride; its P5 is the 1280-channel map made
+    # for the classifier. The last map before that one has the same stride and 320 channels.
+    pyramid = {level: backbone.pyramid_level_inputs[level] for level in ("P2", "P3", "P4")}
+    pyramid["P5"] = "block7a_project_bn"
+    trunk = keras.Model(backbone.input, backbone.get_layer(pyramid["P5"]).output)
+    model = _with_own_layers(trunk, dtype, name)
+    model.pyramid_level_inputs = pyramid
+    model.pixel_normalization = {
+        "mean": [127.0, 127.0, 127.0],
+        "std": [128.0, 128.0, 128.0],
+        "channel_order": "rgb",
+    }
+    if path is not None:
+        model.load_weights(path)
+    return model
+
+
+def _keras_cv_backbone() -> keras.Model:
     try:
         import keras_cv
     except ImportError as error:
@@ -44,8 +65,7 @@ def efficientnet_lite0(
             "backbone loads without keras-cv, on any Keras backend. "
             f"Received: {error}"
         ) from error
-
-    backbone = keras_cv.models.EfficientNetLiteBackbone(
+    return keras_cv.models.EfficientNetLiteBackbone(
         include_rescaling=False,
         width_coefficient=1.0,
         depth_coefficient=1.0,
@@ -56,13 +76,15 @@ def efficientnet_lite0(
         stackwise_expansion_ratios=[1, 6, 6, 6, 6, 6, 6],
         stackwise_strides=[1, 2, 2, 2, 1, 2, 1],
     )
-    # keras-cv names the last layer before each stride; its P5 is the 1280-channel map made
-    # for the classifier. The last map before that one has the same stride and 320 channels.
-    pyramid = {level: backbone.pyramid_level_inputs[level] for level in ("P2", "P3", "P4")}
-    pyramid["P5"] = "block7a_project_bn"
 
-    # Where sizes are dynamic, keras-cv pads for even ones: a map of 45 cells became 22, not
-    # 23, and lay half a cell off. "same" padding is the reference's at every size.
+
+def _with_own_layers(trunk: keras.Model, dtype: Any, name: str) -> keras.Model:
+    """Return the same network, with "same" padding and the layers of `tensorflow_kernels`.
+
+    keras-cv pads dynamic sizes as if they were even: a map of 45 cells became 22, not 23, and lay
+    half a cell off. "same" padding is the reference's at every size.
+    """
+
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config()
         if "strides" in config:
@@ -78,16 +100,6 @@ def efficientnet_lite0(
     def call(layer: keras.layers.Layer, inputs: Any, **kwargs: Any) -> Any:
         return inputs if isinstance(layer, keras.layers.ZeroPadding2D) else layer(inputs, **kwargs)
 
-    trunk = keras.Model(backbone.input, backbone.get_layer(pyramid["P5"]).output)
     images = keras.Input((None, None, 3), name="images")
     trunk = keras.models.clone_model(trunk, images, clone_function=clone, call_function=call)
-    model = keras.Model(images, trunk.output, name=name)
-    model.pyramid_level_inputs = pyramid
-    model.pixel_normalization = {
-        "mean": [127.0, 127.0, 127.0],
-        "std": [128.0, 128.0, 128.0],
-        "channel_order": "rgb",
-    }
-    if path is not None:
-        model.load_weights(path)
-    return model
+    return keras.Model(images, trunk.output, name=name)

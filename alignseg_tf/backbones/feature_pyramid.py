@@ -6,7 +6,7 @@
     P4         16           1024                  112
     P5         32           2048                  320      channels
 
-A backbone is any functional `keras.Model` of (B, H, W, 3) images with four known layers P2..P5:
+A backbone is any functional `keras.Model` of [B, H, W, 3] images with four known layers P2..P5:
 the two built here, a keras-cv or keras-hub backbone, or another model and its layers' names. A
 side of n pixels has n / stride cells, rounded by the backbone (ResNet: 512 -> 129, 65, 33, 17).
 """
@@ -68,7 +68,7 @@ def feature_pyramid(backbone: keras.Model, layers: Mapping[str, str]) -> keras.M
     It shares the backbone's layers, under their names, so `feature_pyramid` also takes its result.
 
     Args:
-        backbone: a functional model with one input, (B, H, W, channels).
+        backbone: a functional model with one input, [B, H, W, channels].
         layers: `{"P2": layer name, ..., "P5": layer name}` from `pyramid_layers`.
     """
     missing = [level for level in PYRAMID_STRIDES if level not in layers]
@@ -78,7 +78,7 @@ def feature_pyramid(backbone: keras.Model, layers: Mapping[str, str]) -> keras.M
     shapes = [tuple(tensor.shape) for tensor in backbone.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 4:
         raise ValueError(
-            "`backbone` must have one input, of shape (B, H, W, channels). "
+            "`backbone` must have one input, of shape [B, H, W, channels]. "
             f"Received: backbone={_describe(backbone)} with input shapes {shapes}"
         )
     outputs = [backbone.get_layer(layers[level]).output for level in PYRAMID_STRIDES]
@@ -94,13 +94,8 @@ def pixel_normalization(backbone: keras.Model) -> dict[str, Any] | None:
     the models built here, lost when they are saved. None for other backbones.
     """
     found = getattr(backbone, "pixel_normalization", None)
-    if found is None:
-        return None
-    return {
-        "mean": list(found["mean"]),
-        "std": list(found["std"]),
-        "channel_order": found["channel_order"],
-    }
+    # Keras tracks the attribute: plain lists.
+    return found and {k: v if isinstance(v, str) else list(v) for k, v in found.items()}
 
 
 def rescales_pixels(backbone: keras.Model) -> bool:
@@ -150,7 +145,7 @@ def _check_strides(model: keras.Model, layers: Mapping[str, str]) -> None:
         if not fits:
             expected = " x ".join(str(n // stride) for n in image)
             raise ValueError(
-                f"{level} must have stride {stride}: (B, H, W, channels) of about {expected} "
+                f"{level} must have stride {stride}: [B, H, W, channels] of about {expected} "
                 f"cells for an image of {image[0]} x {image[1]}. "
                 f"Received: shape {tuple(shape)} from layer {layers[level]!r}"
             )
