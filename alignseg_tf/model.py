@@ -21,7 +21,7 @@ Tensor = Any
 
 # The coarsest map has stride 32: a smaller side would leave it empty.
 MIN_IMAGE_SIZE = 32
-# Arguments of the constructor that the config holds as they are.
+# Arguments of the constructor that the config holds unchanged.
 CONFIG_KEYS = (
     "num_classes", "channels", "aggregation", "context", "sampling", "auxiliary_head",
     "upsample_logits", "normalization", "pyramid", "label_space", "name", "trainable",
@@ -51,16 +51,13 @@ class AlignSeg(keras.Model):
             for a backbone that does not name them.
         label_space: names and colours of the classes, `{"classes": [...], "palette": [...]}`, from
             `LabelSpace.to_dict`. It is saved with the model and does not change its output.
-        name: name of the model.
         dtype: dtype policy of the decoder's layers, the global one by default. Logits and
             coordinates are float32 under any policy.
 
-    Input shape:
-        [B, H, W, 3], RGB pixels 0..255. H and W are dynamic and at least 32.
-
-    Output shape:
-        A dict of float32 logits, `segmentation` and, with the auxiliary head, `auxiliary`:
-        [B, H, W, num_classes], or at stride 4.
+    Shape:
+        [B, H, W, 3], RGB pixels 0..255, H and W dynamic and at least 32 -> a dict of float32
+        logits, `segmentation` and, with the auxiliary head, `auxiliary`: [B, H, W, num_classes], or
+        at stride 4.
 
     Raises:
         ValueError: an argument is out of range, the backbone has no pyramid, or it rescales
@@ -103,9 +100,8 @@ class AlignSeg(keras.Model):
             return ResidualRefinement(channels, dtype=dtype, name=f"refinement_{name}")(x)
 
         def aggregate(fine: Tensor, coarse: Tensor, name: str) -> Tensor:
-            return AlignedFeatureAggregation(
-                aggregation, sampling, dtype=dtype, name=f"aggregation_{name}"
-            )(fine, coarse)
+            names = {"dtype": dtype, "name": f"aggregation_{name}"}
+            return AlignedFeatureAggregation(aggregation, sampling, **names)(fine, coarse)
 
         def head(x: Tensor, name: str) -> Tensor:
             logits = SegmentationHead(num_classes, channels, dtype=dtype, name=f"{name}_head")(x)
@@ -114,20 +110,16 @@ class AlignSeg(keras.Model):
             return keras.layers.Activation("linear", dtype="float32", name=name)(logits)
 
         # Functional model
-        pixels = images = keras.Input((None, None, 3), name="images")
-        if normalization is not None:
-            pixels = PixelNormalization(**normalization, dtype="float32", name="normalization")(
-                images
-            )
-        p2, p3, p4, p5 = features(pixels)
+        images = keras.Input((None, None, 3), name="images")
+        p2, p3, p4, p5 = features(_normalized(images, normalization))
         d1 = refine(p2, "p2")
         d2 = refine(aggregate(d1, refine(p3, "p3"), "p3"), "d2")
         d3 = refine(aggregate(d2, refine(p4, "p4"), "p4"), "d3")
         d4 = refine(aggregate(d3, refine(p5, "p5"), "p5"), "d4")
-        pooled = AlignedContextModeling(
+        context_modeling = AlignedContextModeling(
             channels, context, sampling, dtype=dtype, name="context_modeling"
-        )(p5)
-        d5 = refine(aggregate(d4, refine(pooled, "context"), "context"), "d5")
+        )
+        d5 = refine(aggregate(d4, refine(context_modeling(p5), "context"), "context"), "d5")
         outputs = {"segmentation": head(d5, "segmentation")}
         if auxiliary_head:
             outputs["auxiliary"] = head(d3, "auxiliary")
@@ -136,18 +128,11 @@ class AlignSeg(keras.Model):
         # Config
         if dtype is not None:
             self.dtype_policy = dtype  # `compile` scales the loss where it is mixed_float16
-        self.decoder_dtype = dtype
-        self.backbone = features
-        self.num_classes = num_classes
-        self.channels = channels
-        self.aggregation = aggregation
-        self.context = context
-        self.sampling = sampling
-        self.auxiliary_head = auxiliary_head
-        self.upsample_logits = upsample_logits
-        self.normalization = normalization
-        self.pyramid = pyramid
-        self.label_space = label_space and dict(label_space)
+        self.backbone, self.pyramid, self.decoder_dtype = features, pyramid, dtype
+        self.num_classes, self.channels = num_classes, channels
+        self.aggregation, self.context, self.sampling = aggregation, context, sampling
+        self.auxiliary_head, self.upsample_logits = auxiliary_head, upsample_logits
+        self.normalization, self.label_space = normalization, label_space and dict(label_space)
 
     def call(self, inputs: Tensor, training: bool | None = None, mask: Any = None) -> Any:
         """Return the dict of logits; refuse an image smaller than the coarsest stride."""
@@ -177,7 +162,7 @@ class AlignSeg(keras.Model):
     def from_pretrained(cls, name: str) -> "AlignSeg":
         """Return a trained model that comes with the package.
 
-        `NAME.about.md` beside the file gives its training data, terms of use and quality.
+        `NAME.about.md` next to the file gives its training data, terms of use and quality.
         `transfer.transfer_weights`, or `--start-from NAME` in training, fine-tunes it on other
         classes.
 
@@ -227,23 +212,29 @@ def _check_classes(num_classes: int, label_space: Mapping[str, Any] | None) -> N
 def _normalization(
     backbone: keras.Model, normalization: str | Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """Return the arguments of `PixelNormalization` for a backbone; None for no such layer."""
-    if normalization is None:
-        return None
+    """Return the arguments of `PixelNormalization` for a backbone; None to leave it out."""
     if normalization == "backbone":
-        found = backbones.pixel_normalization(backbone)
-        return found and PixelNormalization.from_normalization(found).normalization()
-    if isinstance(normalization, str):
-        raise ValueError(
-            "`normalization` must be 'backbone', None or a dict. "
-            f"Received: normalization={normalization!r}"
-        )
-    if backbones.rescales_pixels(backbone):
+        normalization = backbones.pixel_normalization(backbone)
+    elif normalization is not None and backbones.rescales_pixels(backbone):
         raise ValueError(
             f"The backbone {backbone.name!r} rescales pixels itself, so `normalization` must be "
             f"None or 'backbone'. Received: normalization={normalization!r}"
         )
-    return PixelNormalization.from_normalization(normalization).normalization()
+    if normalization is None:
+        return None
+    keys = {"mean", "std", "channel_order"}
+    if not isinstance(normalization, Mapping) or not {"mean"} <= set(normalization) <= keys:
+        raise ValueError(
+            "`normalization` must be None, 'backbone' or a dict with the key 'mean' and "
+            f"optionally 'std' and 'channel_order'. Received: normalization={normalization!r}"
+        )
+    return PixelNormalization(**normalization).normalization()
+
+
+def _normalized(images: Tensor, normalization: Mapping[str, Any] | None) -> Tensor:
+    if normalization is None:
+        return images
+    return PixelNormalization(**normalization, dtype="float32", name="normalization")(images)
 
 
 def _untracked(value: Any) -> Any:

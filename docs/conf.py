@@ -61,10 +61,10 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "special-members": "__call__"}
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Attributes", "params_style"), ("Signatures", "params_style")]
+napoleon_custom_sections = [("Attributes", "params_style")]
 
 # Sections that hold a text. Napoleon would take what is before a colon in it for a type.
-TEXT_SECTIONS = ("Input shape", "Output shape", "Returns", "Yields", "Reference")
+TEXT_SECTIONS = ("Shape", "Returns", "Yields", "Reference")
 # What Keras calls, and nobody else: the same in every class. And what makes the command line.
 LEFT_OUT = re.compile(
     r"build|compute_output_shape|get_config|from_config|loss_of_pixels|weights_of_pixels"

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 from alignseg_tf.export.quantization import (
     OUTPUTS,
     QUANTIZATIONS,
-    SAVED_MODEL_OPERATIONS,
     SAVED_MODEL_QUANTIZATIONS,
     SIZED_OPERATIONS,
-    saved_model_forms,
 )
 from alignseg_tf.system.lazy import lazy_attributes
 
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = [
     "OUTPUTS",
     "QUANTIZATIONS",
-    "SAVED_MODEL_OPERATIONS",
     "SAVED_MODEL_QUANTIZATIONS",
     "SIZED_OPERATIONS",
     "Agreement",
@@ -34,7 +31,6 @@ __all__ = [
     "export_saved_model",
     "export_tflite",
     "inference_model",
-    "saved_model_forms",
 ]
 
 __getattr__ = lazy_attributes(

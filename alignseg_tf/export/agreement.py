@@ -1,4 +1,4 @@
-"""How far an exported file is from the model that it was made of."""
+"""Compare an exported file with its model."""
 
 import statistics
 import time
@@ -22,15 +22,15 @@ TIMED_RUNS = 5
 
 @dataclass(frozen=True)
 class Agreement:
-    """An exported network beside the model that it was made of.
+    """The differences between an exported network and its model.
 
     Attributes:
-        images: how many images were compared.
+        images: number of images compared.
         same_class: share of their pixels to which both give the same class, 0..1.
-        difference: largest difference of two logits; None where the export has class maps alone.
+        difference: largest difference of two logits; None if the export gives only class maps.
         largest_logit: largest absolute logit of the model, to compare `difference` with.
         latency: median seconds of the export for the first image, on this machine.
-        size: height and width of that image, as it went through the network.
+        size: height and width of that image at the network's input.
     """
 
     images: int
@@ -52,11 +52,7 @@ class Agreement:
 
 
 def check_agreement(agreement: Agreement, path: str | Path) -> None:
-    """Refuse an export that is not the model; quantised ones may differ more than this allows.
-
-    Raises:
-        ValueError: classes differ on more than 1 % of the pixels.
-    """
+    """Raise a ValueError if classes differ on more than 1 % of the pixels."""
     if agreement.same_class < LEAST_AGREEMENT:
         raise ValueError(
             f"{path}: what was written does not agree with the model: {agreement}; at least "
@@ -65,7 +61,7 @@ def check_agreement(agreement: Agreement, path: str | Path) -> None:
 
 
 def noise_image(size: tuple[int, int] | None = None) -> np.ndarray:
-    """Return a uint8 RGB image of noise, to compare on where there is no other."""
+    """Return a uint8 RGB image of noise."""
     size = size or DEFAULT_CHECK_SIZE
     return np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
 
@@ -73,18 +69,12 @@ def noise_image(size: tuple[int, int] | None = None) -> np.ndarray:
 def compare_networks(
     model: Network, exported: Network, images: Iterable[np.ndarray] | None = None
 ) -> Agreement:
-    """Run a model and an export of it on the same images.
-
-    Images are resized first where the export takes one size alone. The export's own class maps
-    are compared, where it has them.
+    """Run a model and its export on the same images, resized to the only size of the export.
 
     Args:
-        model: what was exported.
-        exported: what was written.
+        model: the model.
+        exported: the export; its own class maps are compared if it has them.
         images: uint8 RGB images [H, W, 3]; one of noise by default.
-
-    Returns:
-        What differs, and how long the export takes.
 
     Raises:
         NonFiniteLogitsError: logits of one of the two are NaN or infinite.
@@ -124,7 +114,7 @@ def _finite_logits(network: Network, image: np.ndarray, number: int) -> np.ndarr
 
 
 def median_latency(run: Callable[[np.ndarray], Any], image: np.ndarray) -> float:
-    """Return the median seconds of a few runs, the first of which is not counted."""
+    """Return the median seconds of `TIMED_RUNS` runs after a first one."""
     run(image)
     times = []
     for _ in range(TIMED_RUNS):

@@ -1,4 +1,4 @@
-"""A trained model as an ONNX file, run by ONNX Runtime after it was written."""
+"""A trained model as an ONNX file, checked by ONNX Runtime."""
 
 import json
 import logging
@@ -44,13 +44,10 @@ def export_onnx(
         check_images: uint8 RGB images to compare on; one of noise by default.
         overwrite: replace a file at `path` even if no export wrote it.
 
-    Returns:
-        How far the file is from the model, and how long it takes.
-
     Raises:
         ImportError: tf2onnx or ONNX Runtime is not installed.
-        ValueError: `path` does not end in `.onnx`, a file there that no export wrote, or the file
-            does not agree with the model; what was at `path` stays then.
+        ValueError: `path` does not end in `.onnx` or holds a file that no export wrote, or the
+            file disagrees with the model. `path` is then unchanged.
     """
     path = Path(path)
     if path.suffix != ".onnx":
@@ -87,7 +84,7 @@ def export_onnx(
 
 
 def _has_classes(path: Path) -> bool:
-    """Whether a file is ONNX with the names of the classes, as `export_onnx` writes them."""
+    """Return whether a file is ONNX with the names of the classes in its metadata."""
     import onnx
     from google.protobuf.message import DecodeError
 

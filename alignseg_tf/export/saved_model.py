@@ -1,8 +1,21 @@
-"""A trained model as a SavedModel that needs only TensorFlow."""
+"""A trained model as a SavedModel that needs only TensorFlow.
+
+Its signatures (s is the side of a map at stride 4, whose outer cells lie on the outer pixels):
+
+    serving_default    images, uint8 RGB [B, H, W, 3] -> class_map, uint8 [B, H, W]
+    serve_bytes        image_bytes, string [B], JPEG or PNG files of any sizes ->
+                       class_map_bytes, string [B], PNG files whose grey values are class ids, each
+                       of its image's size; EXIF orientation is ignored
+    probabilities      images, uint8 RGB [B, H, W, 3] -> probabilities, float32 [B, H, W, classes]
+    logits             images, float32 RGB 0..255 [B, H, W, 3] -> logits, float32 [B, s, s, classes]
+    offsets            of a model that aligns: images, uint8 RGB [B, H, W, 3] -> each offset field,
+                       float32 [B, s, s, 2], (x, y) in pixels of the image: aggregation_p3_coarse,
+                       aggregation_p3_fine, ..., context_modeling
+"""
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +42,21 @@ from alignseg_tf.prediction.saved_networks import (
     label_space_of,
     logits_model,
 )
+from alignseg_tf.system.choices import check_choice
 from alignseg_tf.system.files import Output, atomic_folder, has_keys, write_text
 
-# Values of logits at the size of the image that are in memory at a time: 64 MiB.
+# Maximum number of logits at image size in memory: 64 MiB.
 LOGITS_AT_A_TIME = 2**24
 
-# What is in a version's folder.
+CARD_IN_VERSION = LABEL_SPACE_FILE.with_name(CARD_FILE)
+
+# The contents of a version's folder.
 SAVED_MODEL = Output(
     "export",
     lambda folder: has_keys(folder / LABEL_SPACE_FILE, "classes"),
     (
         "saved_model.pb", "fingerprint.pb", "variables/*", LABEL_SPACE_FILE.as_posix(),
-        LABEL_SPACE_FILE.with_name(CARD_FILE).as_posix(),
+        CARD_IN_VERSION.as_posix(),
     ),
 )  # fmt: skip
 
@@ -59,21 +75,8 @@ def export_saved_model(
 ) -> Agreement:
     """Write the inference graph as a SavedModel, load it again and compare it with the model.
 
-    Weights are constants of the graph, which is faster on a CPU (docs/performance.md); a SavedModel
-    cannot be trained further. B, H and W are free, H and W from 32 on.
-
-    Signatures:
-        `serving_default`: `images`, uint8 RGB [B, H, W, 3] -> `class_map`, uint8 [B, H, W].
-        `serve_bytes`: `image_bytes`, string [B], JPEG or PNG files of any sizes ->
-            `class_map_bytes`, string [B], PNG files whose grey values are class ids, each of its
-            image's size. EXIF orientation is ignored.
-        `probabilities`: `images`, uint8 RGB [B, H, W, 3] -> `probabilities`, float32
-            [B, H, W, classes].
-        `logits`: `images`, float32 RGB 0..255 [B, H, W, 3] -> `logits`, float32 at stride 4
-            [B, l, l, classes], whose outer cells lie on the outer pixels.
-        `offsets`, for a model that aligns: `images`, uint8 RGB [B, H, W, 3] -> for each offset
-            field, float32 [B, l, l, 2], (x, y) in pixels of the image: `aggregation_p3_coarse`,
-            `aggregation_p3_fine`, ..., `context_modeling`.
+    Weights are constants of the graph. B, H and W are free, H and W from 32 on. A model card is
+    written inside, and to the folder above a numbered `path`.
 
     Args:
         model: the model to write; it is not changed.
@@ -81,86 +84,75 @@ def export_saved_model(
         check_images: uint8 RGB images to compare on; one of noise by default.
         image_size: height and width, if all images have one size; only the batch is then free.
         operations: as in `inference_model`; `fused` and `keras` need an `image_size`.
-        quantization: `float32`; `float16`: weights take half the space, computation is in float32;
-            `bfloat16`: activations are bfloat16 too, except coordinates and logits, for
+        quantization: `float32`; `float16`: weights only; `bfloat16`: weights and activations, for
             processors with AVX512_BF16 or AMX.
-        quality: numbers of an evaluation for the model card, from `Report.to_dict`.
-        run: values of the training run for the model card.
-        about: Markdown for the model card: data and their terms, intended use, known failures.
+        quality: for the model card, `Report.to_dict` of an evaluation.
+        run: for the model card, values of the training run.
+        about: for the model card, Markdown: data and their terms, intended use, failures.
         overwrite: replace the folder even if it holds files that no export wrote.
 
-    The model card is written to `assets.extra`, and to the folder above a numbered `path`.
-
-    Returns:
-        The agreement of the SavedModel with the model.
-
     Raises:
-        ValueError: the model has more than 255 classes, an argument is out of range, `path` is a
-            file or holds something else than an export, or the SavedModel does not agree with the
-            model. What was at `path` is then kept.
+        ValueError: the model has more than 255 classes, an argument is out of range, `path` holds
+            something else, or the SavedModel disagrees with the model. `path` then stays.
     """
     check_class_count(model.num_classes)
-    if quantization not in SAVED_MODEL_QUANTIZATIONS:
-        raise ValueError(
-            f"`quantization` must be one of {SAVED_MODEL_QUANTIZATIONS}. Received: {quantization!r}"
-        )
+    check_choice("quantization", quantization, SAVED_MODEL_QUANTIZATIONS)
     if operations in SIZED_OPERATIONS and image_size is None:
         raise ValueError(
-            f"`operations={operations!r}` wants an `image_size`: XLA compiles for each size anew. "
-            "Received: image_size=None"
+            f"`operations={operations!r}` wants an `image_size` for XLA. Received: image_size=None"
         )
     path = Path(path)
     with atomic_folder(path, SAVED_MODEL, overwrite) as temporary:
-        computed = model
-        if quantization == "bfloat16":
-            computed = with_dtype_policy(model, "mixed_bfloat16")
-        signatures = _served(computed, image_size, operations, quantization)
+        signatures = _signatures(model, image_size, operations, quantization)
         tf.saved_model.save(tf.Module(), str(temporary), signatures=signatures)
-        label_space_file = temporary / LABEL_SPACE_FILE
-        label_space_file.parent.mkdir()
-        content = json.dumps(label_space_of(model).to_dict(), indent=1)
-        label_space_file.write_text(content, encoding="utf-8")
+        label_space = temporary / LABEL_SPACE_FILE
+        label_space.parent.mkdir()
+        label_space.write_text(json.dumps(label_space_of(model).to_dict(), indent=1), "utf-8")
         agreement = compare_networks(
             KerasNetwork(model), SavedModelNetwork(temporary), check_images
         )
         if quantization != "bfloat16":  # like 8 bits, it may be further off
             check_agreement(agreement, path)
-        named = path.parent if path.name.isdigit() else path
+        named = (path.parent if path.name.isdigit() else path).resolve().name
         form = _form(image_size, operations, quantization)
-        card = model_card(model, named.resolve().name, agreement, quality, run, about, form)
-        label_space_file.with_name(CARD_FILE).write_text(card, encoding="utf-8")
-        beside = path.parent / CARD_FILE
-        replace_card = overwrite or _is_card_of_a_version(beside)
+        card = model_card(model, named, agreement, quality, run, about, form)
+        (temporary / CARD_IN_VERSION).write_text(card, encoding="utf-8")
+        replace = overwrite or _is_card_of_a_version(path.parent / CARD_FILE)
     if path.name.isdigit():
-        if replace_card:
-            write_text(beside, card)
-        else:
-            print(
-                f"Warning: {beside} is not a version's card, or was changed since: it stays. "
-                f"The new card is {path / LABEL_SPACE_FILE.with_name(CARD_FILE)}",
-                file=sys.stderr,
-            )
+        _write_card_beside(path, card, replace)
     return agreement
 
 
+def _write_card_beside(version: Path, card: str, replace: bool) -> None:
+    beside = version.parent / CARD_FILE
+    if replace:
+        write_text(beside, card)
+    else:
+        print(
+            f"Warning: {beside} is not a version's card, or was changed since: it stays. "
+            f"The new card is {version / CARD_IN_VERSION}",
+            file=sys.stderr,
+        )
+
+
 def _is_card_of_a_version(card: Path) -> bool:
-    """Whether a card beside the versions may be replaced: one of them has it, or there is none."""
+    """Return whether a card next to the versions is one of theirs, or missing."""
     if not card.exists():
         return not card.is_symlink()
-    pattern = f"*/{LABEL_SPACE_FILE.with_name(CARD_FILE).as_posix()}"
-    return card.is_file() and any(
-        version.read_bytes() == card.read_bytes() for version in card.parent.glob(pattern)
-    )
+    of_versions = card.parent.glob(f"*/{CARD_IN_VERSION.as_posix()}")
+    return card.is_file() and card.read_bytes() in {path.read_bytes() for path in of_versions}
+
+
+_PRECISIONS = {
+    "float32": "Weights and computation in float32.",
+    "float16": "Weights of 16 bits (float16), computation in float32.",
+    "bfloat16": "Weights and activations of 16 bits (bfloat16), coordinates and logits in float32.",
+}
 
 
 def _form(image_size: tuple[int, int] | None, operations: str, quantization: str) -> str:
     """Say what this SavedModel is, for its card."""
-    sentences = {
-        "float32": "Weights and computation in float32.",
-        "float16": "Weights of 16 bits (float16), computation in float32.",
-        "bfloat16": "Weights and activations of 16 bits (bfloat16), coordinates and logits in "
-        "float32.",
-    }[quantization]
+    sentences = _PRECISIONS[quantization]
     if image_size is not None:
         height, width = image_size
         sentences += f" It takes images of {width} x {height} pixels only."
@@ -169,15 +161,15 @@ def _form(image_size: tuple[int, int] | None, operations: str, quantization: str
     return sentences
 
 
-def _served(
-    model: AlignSeg, image_size: tuple[int, int] | None, operations: str, kept_as: str
-) -> dict[str, Any]:
-    """Return the signatures of the SavedModel; they hold the weights as constants."""
+def _frozen_network(
+    model: AlignSeg, shape: tuple[int | None, ...], operations: str, kept_as: str
+) -> Any:
+    """Return a `tf.function` from float32 images to logits and a dict of offsets in pixels."""
+    if kept_as == "bfloat16":
+        model = with_dtype_policy(model, "mixed_bfloat16")
     inference = inference_model(model, operations)
     outputs = {"logits": logits_model(inference).output, **offset_fields(model, inference)}
     network = keras.Model(inference.inputs[0], outputs)
-    shape = (None, *(image_size or (None, None)), 3)
-
     frozen = freeze(network, (shape[1], shape[2]), kept_as)
 
     # The network is traced once, and the signatures call what was traced.
@@ -191,11 +183,23 @@ def _served(
         outputs = frozen(images)
         logits = tf.cast(outputs.pop("logits"), tf.float32)
         size = ops.shape(images)[1:3]
-        offsets = {
-            name: offsets_in_pixels(field, model.sampling, _read_size(name, field), size)
-            for name, field in outputs.items()
-        }
+        offsets = {}
+        for name, field in outputs.items():
+            read_size = ops.shape(field)[1:3]
+            if name == CONTEXT_FIELD:
+                read_size = CONTEXT_BINS, CONTEXT_BINS
+            offsets[name] = offsets_in_pixels(field, model.sampling, read_size, size)
         return logits, offsets
+
+    return run
+
+
+def _signatures(
+    model: AlignSeg, image_size: tuple[int, int] | None, operations: str, kept_as: str
+) -> dict[str, Any]:
+    """Return the signatures of the SavedModel."""
+    shape = (None, *(image_size or (None, None)), 3)
+    run = _frozen_network(model, shape, operations, kept_as)
 
     def at_image_size(images: Any) -> Any:
         logits = run(tf.cast(images, tf.float32))[0]
@@ -212,25 +216,23 @@ def _served(
         image = tf.ensure_shape(image, shape[1:])
         return tf.io.encode_png(class_map(image[None])[0][..., None])
 
-    def all_class_map_pngs(image_bytes: Any) -> Any:
-        return tf.map_fn(class_map_png, image_bytes, parallel_iterations=1)
-
     uint8 = tf.TensorSpec(shape, tf.uint8, "images")
     float32 = tf.TensorSpec(shape, tf.float32, "images")
     encoded = tf.TensorSpec((None,), tf.string, "image_bytes")
-
-    def signature(function: Callable[..., Any], name: str, *arguments: tf.TensorSpec) -> Any:
-        return tf.function(lambda *inputs: {name: function(*inputs)}, arguments)
-
     signatures = {
-        "serving_default": signature(class_map, "class_map", uint8),
-        "serve_bytes": signature(all_class_map_pngs, "class_map_bytes", encoded),
-        "probabilities": signature(
-            lambda images: tf.nn.softmax(at_image_size(images)), "probabilities", uint8
+        "serving_default": tf.function(lambda images: {"class_map": class_map(images)}, [uint8]),
+        "serve_bytes": tf.function(
+            lambda image_bytes: {
+                "class_map_bytes": tf.map_fn(class_map_png, image_bytes, parallel_iterations=1)
+            },
+            [encoded],
         ),
-        "logits": signature(lambda images: run(images)[0], "logits", float32),
+        "probabilities": tf.function(
+            lambda images: {"probabilities": tf.nn.softmax(at_image_size(images))}, [uint8]
+        ),
+        "logits": tf.function(lambda images: {"logits": run(images)[0]}, [float32]),
     }
-    if len(outputs) > 1:
+    if run.get_concrete_function().structured_outputs[1]:
         signatures["offsets"] = tf.function(
             lambda images: run(tf.cast(images, tf.float32))[1], [uint8]
         )
@@ -275,10 +277,3 @@ def class_ids(logits: Any, size: tuple[Any, Any]) -> Any:
 
 def _largest(logits: Any) -> Any:
     return tf.cast(tf.argmax(logits, -1, output_type=tf.int32), tf.uint8)
-
-
-def _read_size(name: str, field: Any) -> tuple[Any, Any]:
-    """Return the size of the map that an offset field reads: its own, or that of the context."""
-    if name == CONTEXT_FIELD:
-        return CONTEXT_BINS, CONTEXT_BINS
-    return tuple(ops.shape(field)[1:3])

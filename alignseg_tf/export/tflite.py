@@ -1,6 +1,6 @@
-"""A trained model as a TFLite file of built-in operations, run by LiteRT after it was written.
+"""A trained model as a TFLite file of built-in operations, checked by LiteRT.
 
-What the quantizations are::
+Quantizations:
 
     float32    the model's numbers
     float16    weights in 16 bits, half the size; computed in float32 on a CPU
@@ -18,11 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from alignseg_tf.export.agreement import (
-    Agreement,
-    check_agreement,
-    compare_networks,
-)
+from alignseg_tf.export.agreement import Agreement, check_agreement, compare_networks
 from alignseg_tf.export.quantization import OUTPUTS, QUANTIZATIONS
 from alignseg_tf.export.tflite_metadata import with_metadata
 from alignseg_tf.inference.graph import inference_model
@@ -39,11 +35,12 @@ from alignseg_tf.prediction.saved_networks import (
     logits_model,
 )
 from alignseg_tf.prediction.tiling import resized
+from alignseg_tf.system.choices import check_choice
 from alignseg_tf.system.files import atomic_path, check_file
 from alignseg_tf.system.progress import progress_bar
 from alignseg_tf.system.quiet import silent_stderr
 
-# Of many calibration images so many are used, evenly spread.
+# Maximum number of calibration images; of more, these are evenly spread.
 CALIBRATION_IMAGES = 100
 
 
@@ -74,14 +71,11 @@ def export_tflite(
         check_images: uint8 RGB images to compare on; one of noise by default.
         overwrite: replace a file at `path` even if no export wrote it.
 
-    Returns:
-        The agreement of the file with the model, and its latency.
-
     Raises:
         ImportError: LiteRT is not installed.
-        ValueError: an argument is out of range, `int8` without a size or images, operations that
-            are not built in, a file at `path` that no export wrote, or a float32 file that does
-            not agree with the model. What was at `path` is then kept.
+        ValueError: an argument is out of range, `int8` lacks a size or images, operations are not
+            built in, `path` is a file that no export wrote, or a float32 file disagrees with the
+            model. `path` is then unchanged.
     """
     path = Path(path)
     _check_arguments(model, path, image_size, quantization, output, calibration_images)
@@ -93,7 +87,11 @@ def export_tflite(
     ]
     with saved_graph(model, image_size, output) as folder:
         content = converted(folder, quantization, images)
-    check_operators(content, path)
+    if "CUSTOM" in operators(content):
+        raise ValueError(
+            f"{path}: the model needs operators that are not built into TFLite; expected only "
+            "built-in ones. Nothing was written"
+        )
     content = with_metadata(content, label_space_of(model), output)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
@@ -104,11 +102,7 @@ def export_tflite(
 
 
 def check_tflite_path(path: Path, overwrite: bool) -> None:
-    """Refuse to replace a file that `export_tflite` did not write, unless `overwrite`.
-
-    Raises:
-        ForeignFileError: there is such a file.
-    """
+    """Raise a `ForeignFileError` for a file that no export wrote, unless `overwrite`."""
     check_file(path, "export", _has_classes, overwrite)
 
 
@@ -130,12 +124,8 @@ def _check_arguments(
     check_class_count(model.num_classes)
     if path.suffix != ".tflite":
         raise ValueError(f"The file must end in .tflite. Received: {path}")
-    for name, value, values in (
-        ("quantization", quantization, QUANTIZATIONS),
-        ("output", output, OUTPUTS),
-    ):
-        if value not in values:
-            raise ValueError(f"`{name}` must be one of {values}. Received: {name}={value!r}")
+    check_choice("quantization", quantization, QUANTIZATIONS)
+    check_choice("output", output, OUTPUTS)
     if image_size is not None and min(image_size) < MIN_IMAGE_SIZE:
         raise ValueError(
             f"`image_size` must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE}. "
@@ -150,14 +140,14 @@ def _check_arguments(
 
 
 def spread(items: Sequence[Any], most: int) -> list[Any]:
-    """Return at most so many of the items, evenly spread."""
+    """Return at most `most` of the items, evenly spread."""
     count = min(len(items), most)
     return [items[i * len(items) // count] for i in range(count)]
 
 
 @contextmanager
 def saved_graph(model: AlignSeg, image_size: tuple[int, int] | None, output: str) -> Iterator[str]:
-    """Yield a SavedModel of what the file will compute; from one, variables become constants."""
+    """Yield the folder of a SavedModel, from which the converter makes constants of variables."""
     head = logits_model(inference_model(model, "tflite"))
     shape = (1, *(image_size or (None, None)), 3)
 
@@ -177,17 +167,13 @@ def saved_graph(model: AlignSeg, image_size: tuple[int, int] | None, output: str
         yield folder
 
 
-def converted(
-    folder: str,
-    quantization: str,
-    images: Sequence[np.ndarray],
-) -> bytes:
+def converted(folder: str, quantization: str, images: Sequence[np.ndarray]) -> bytes:
     """Return the bytes of a `.tflite` file.
 
     Args:
         folder: from `saved_graph`.
         quantization: one of `QUANTIZATIONS`.
-        images: for `int8`, of the size of the graph: what ranges are measured on.
+        images: for `int8`, of the size of the graph: activations' ranges are measured on them.
     """
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
@@ -205,11 +191,7 @@ def converted(
 
 
 def operators(content: bytes) -> set[str]:
-    """Return the names of the operators in a `.tflite` file; `CUSTOM` stands for one not built in.
-
-    Args:
-        content: the file's bytes.
-    """
+    """Return the operators of a `.tflite` file's bytes; `CUSTOM` stands for one not built in."""
     from ai_edge_litert import schema_py_generated as schema
 
     names = {value: name for name, value in vars(schema.BuiltinOperator).items() if name.isupper()}
@@ -217,16 +199,3 @@ def operators(content: bytes) -> set[str]:
     codes = [model.OperatorCodes(i) for i in range(model.OperatorCodesLength())]
     # Codes from 127 on stand in a second field; the first then has a placeholder.
     return {names[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())] for code in codes}
-
-
-def check_operators(content: bytes, path: Path) -> None:
-    """Refuse a file with operators that plain TFLite does not have.
-
-    Raises:
-        ValueError: there is one.
-    """
-    if "CUSTOM" in operators(content):
-        raise ValueError(
-            f"{path}: the model needs operators that are not built into TFLite; expected only "
-            f"built-in ones. Nothing was written"
-        )

@@ -1,8 +1,8 @@
-"""What a `.tflite` file says of itself: TFLite metadata, and the files that belong to it.
+"""TFLite metadata: names of the classes in a `.tflite` file.
 
 The metadata is a flatbuffer of the schema `metadata_schema.fbs` 1.5 in the model's buffer
-`TFLITE_METADATA`; the files it speaks of are in a zip archive after the model's last byte. Only
-the fields used here are written. A field's number is its place in its table.
+`TFLITE_METADATA`. The files that it names are in a zip archive after the model's last byte. A
+field's number is its place in its table.
 """
 
 import io
@@ -54,58 +54,52 @@ def _add(files: zipfile.ZipFile, name: str, text: str) -> None:
 
 def _metadata(output: str) -> bytes:
     """Return the metadata of a file with one input and one output."""
+    kind, text = {
+        "class_map": (TENSOR_VALUE_LABELS, "Class id of each pixel."),
+        "logits": (
+            TENSOR_AXIS_LABELS,
+            "Logits at a quarter of the image's size; the last axis is the class.",
+        ),
+    }[output]
+    labels = {0: TFLITE_LABELS_FILE, 1: "Names of the classes, a line each.", 2: kind}
+    colors = {
+        0: TFLITE_LABEL_SPACE_FILE,
+        1: "Names and RGB colours of the classes, as JSON.",
+        2: DESCRIPTIONS,
+    }
+    images = {
+        0: "images",
+        1: "RGB image, values 0..255, not normalised.",
+        3: {0: IMAGE_PROPERTIES, 1: {0: RGB}},
+    }
+    model = {
+        0: "AlignSeg",
+        1: "Semantic segmentation, written by alignseg_tf.",
+        2: __version__,
+        3: [{2: [images], 3: [{0: output, 1: text, 6: [labels]}]}],
+        6: [colors],
+        7: "1.0.0",
+    }
     builder = flatbuffers.Builder(1024)
+    builder.Finish(_packed(builder, model), file_identifier=FILE_IDENTIFIER)
+    return bytes(builder.Output())
 
-    def table(fields: dict[int, tuple[str, Any]]) -> int:
-        builder.StartObject(max(fields) + 1)
-        for slot, (kind, value) in fields.items():
-            if kind == "offset":
-                builder.PrependUOffsetTRelativeSlot(slot, value, 0)
-            else:
-                builder.PrependUint8Slot(slot, value, 0)
-        return builder.EndObject()
 
-    def string(text: str) -> tuple[str, int]:
-        return "offset", builder.CreateString(text)
-
-    def vector(*tables: int) -> tuple[str, int]:
+def _packed(builder: flatbuffers.Builder, value: str | list | dict[int, Any]) -> int:
+    """Write a text, a vector of tables or a table of texts, vectors, tables and bytes (int)."""
+    if isinstance(value, str):
+        return builder.CreateString(value)
+    if isinstance(value, list):
+        tables = [_packed(builder, table) for table in value]
         builder.StartVector(4, len(tables), 4)
         for offset in reversed(tables):
             builder.PrependUOffsetTRelative(offset)
-        return "offset", builder.EndVector()
-
-    def associated_file(name: str, text: str, kind: int) -> int:
-        return table({0: string(name), 1: string(text), 2: ("byte", kind)})
-
-    image = table({0: ("byte", RGB)})
-    content = table({0: ("byte", IMAGE_PROPERTIES), 1: ("offset", image)})
-    images = table(
-        {
-            0: string("images"),
-            1: string("RGB image, values 0..255, not normalised."),
-            3: ("offset", content),
-        }
-    )
-    kind = TENSOR_VALUE_LABELS if output == "class_map" else TENSOR_AXIS_LABELS
-    labels = associated_file(TFLITE_LABELS_FILE, "Names of the classes, a line each.", kind)
-    text = {
-        "class_map": "Class id of each pixel.",
-        "logits": "Logits at a quarter of the image's size; the last axis is the class.",
-    }[output]
-    result = table({0: string(output), 1: string(text), 6: vector(labels)})
-    colors = associated_file(
-        TFLITE_LABEL_SPACE_FILE, "Names and RGB colours of the classes, as JSON.", DESCRIPTIONS
-    )
-    subgraph = table({2: vector(images), 3: vector(result)})
-    model = table(
-        {
-            0: string("AlignSeg"),
-            1: string("Semantic segmentation, written by alignseg_tf."),
-            2: string(__version__),
-            3: vector(subgraph),
-            6: vector(colors),
-            7: string("1.0.0"),
-        }
-    )
-    builder.Finish(model, file_identifier=FILE_IDENTIFIER)
-    return bytes(builder.Output())
+        return builder.EndVector()
+    offsets = {n: _packed(builder, x) for n, x in value.items() if not isinstance(x, int)}
+    builder.StartObject(max(value) + 1)
+    for number, field in value.items():
+        if number in offsets:
+            builder.PrependUOffsetTRelativeSlot(number, offsets[number], 0)
+        else:
+            builder.PrependUint8Slot(number, field, 0)
+    return builder.EndObject()

@@ -23,14 +23,13 @@ def fold_batch_norms(model: keras.Model) -> keras.Model:
     """Return an equal model for inference without the batch norms that follow a convolution.
 
     Folded are those over the last axis whose only input is a linear `Conv2D` or `DepthwiseConv2D`
-    that nothing else reads. Other batch norms stay as they are, and so do models inside of the
-    model. Dropout goes too.
+    that nothing else reads. Models within the model do not change. Dropout is removed.
 
     Args:
-        model: a functional model; it is not changed, and nothing is shared with it.
+        model: a functional model; it is not changed, and shares nothing with the result.
 
     Returns:
-        A functional model of the same inputs and outputs, whose layers are called as before.
+        A functional model of the same inputs and outputs, with the same names of layers.
     """
     folded = {norm.name: conv for norm, conv in _foldable(model)}
     with_bias = {conv.name for conv in folded.values()}

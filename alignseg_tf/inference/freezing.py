@@ -10,7 +10,7 @@ from tensorflow.core.framework.graph_pb2 import GraphDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-# Constants of fewer values, biases for instance, stay in float32: they take no space to speak of.
+# Constants of fewer values, biases for instance, stay in float32: they take little space.
 LEAST_HALVED = 1024
 
 
@@ -28,8 +28,8 @@ def freeze(
             takes half the space. TensorFlow casts them to float32 once, when it loads the graph.
 
     Returns:
-        A function from float32 images [B, H, W, 3] to what the model returns, which may be
-        called within a `tf.function` and written into a SavedModel.
+        A function from float32 images [B, H, W, 3] to the model's outputs. It may be called within
+        a `tf.function` and written into a SavedModel.
     """
     spec = tf.TensorSpec((None, *size, 3), tf.float32)
     traced = tf.function(lambda images: model(images, training=False)).get_concrete_function(spec)

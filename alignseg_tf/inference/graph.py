@@ -1,19 +1,17 @@
 """A trained AlignSeg as an equal graph of plain layers that does less work.
 
-What becomes of the parts::
+The parts become::
 
     convolution, batch norm             one convolution with a bias
     y + residual, then batch norm       the norm's scale goes into the convolutions of both terms
-    gathers, resizing by matrices       the fastest operations of what runs it, without gradients
+    gathers, resizing by matrices       the fastest operations of the runtime, without gradients
     sampling of the 3x3 context         one matrix product with hat weights
     normalisation of the pixels         a 1x1 convolution
     auxiliary head, dropout             gone
 
-With `fused` operations, what lies between two convolutions becomes one loop. What
-`OffsetPrediction` saves is saved in training too.
+With `fused` operations, XLA compiles the operations between two convolutions into one loop.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -21,6 +19,7 @@ import numpy as np
 
 from alignseg_tf.inference.batch_norm_folding import fold_batch_norms, norm_scale_and_shift
 from alignseg_tf.inference.layers import (
+    OPERATIONS,
     ActivatedSum,
     AdaptivePooling,
     ContextSampling,
@@ -28,18 +27,14 @@ from alignseg_tf.inference.layers import (
     MovedSum,
     Resizing,
     Sampling,
-    check_operations,
 )
-from alignseg_tf.layers import (
-    AlignedContextModeling,
-    AlignedFeatureAggregation,
-    PixelNormalization,
-)
+from alignseg_tf.layers import AlignedContextModeling, AlignedFeatureAggregation
 from alignseg_tf.layers.aligned_context_modeling import CONTEXT_BINS
 from alignseg_tf.layers.aligned_feature_aggregation import MOVED_MAPS
 from alignseg_tf.layers.conv_blocks import LEAKY_RELU_SLOPE
 from alignseg_tf.layers.offset_prediction import products_kernel, shifts_kernel
 from alignseg_tf.model import AlignSeg
+from alignseg_tf.system.choices import check_choice
 
 Tensor = Any
 
@@ -81,12 +76,13 @@ def inference_model(model: AlignSeg, operations: str | None = None) -> keras.Mod
         raise ValueError(f"Expected an AlignSeg. Received: a {type(model).__name__}")
     if operations is None:
         operations = "tensorflow" if keras.backend.backend() == "tensorflow" else "keras"
-    graph = _Decoder(model, check_operations(operations))
+    check_choice("operations", operations, OPERATIONS)
+    graph = _Decoder(model, operations)
 
     images = keras.Input((None, None, 3), name="images")
     pixels = images
     if model.normalization is not None:
-        pixels = graph.normalize(images, model.normalization)
+        pixels = graph.normalize(images, **model.normalization)
     p2, p3, p4, p5 = fold_batch_norms(model.backbone)(pixels)
     d = graph.refine(p2, "refinement_p2")
     for level, features in (("p3", p3), ("p4", p4), ("p5", p5)):
@@ -96,14 +92,13 @@ def inference_model(model: AlignSeg, operations: str | None = None) -> keras.Mod
     pooled = graph.refine(graph.context(p5), "refinement_context")
     d = graph.refine(graph.aggregate(d, pooled, "aggregation_context"), "refinement_d5")
     logits = graph.head(d)
+    last = {"dtype": "float32", "name": "segmentation"}
     if model.upsample_logits:
-        logits = Resizing(operations, dtype="float32", name="segmentation")(logits, images)
+        logits = Resizing(operations, **last)(logits, images)
     else:
-        activation = keras.layers.Activation("linear", dtype="float32", name="segmentation")
-        logits = activation(logits)
-
+        logits = keras.layers.Activation("linear", **last)(logits)
     result = keras.Model(images, {"segmentation": logits}, name=f"{model.name}_inference")
-    # What prediction asks a model for; a saved copy has lost them.
+    # Prediction reads these attributes; a saved copy loses them.
     result.num_classes = model.num_classes
     result.upsample_logits = model.upsample_logits
     result.label_space = model.label_space
@@ -132,19 +127,15 @@ def offset_fields(model: AlignSeg, inference: keras.Model) -> dict[str, Tensor]:
 
 
 class _Decoder:
-    """Builds the blocks of the decoder from those of a trained model.
-
-    Args:
-        model: the trained model.
-        operations: one of `OPERATIONS`.
-    """
+    """Builds the blocks of the decoder from those of a trained model."""
 
     def __init__(self, model: AlignSeg, operations: str):
         self.model = model
         self.operations = operations
+        self.dtype = model.get_layer("segmentation_head").dtype_policy
 
     def conv(
-        self, x: Tensor, kernel: np.ndarray, bias: np.ndarray | None, name: str, dtype: Any
+        self, x: Tensor, kernel: np.ndarray, bias: np.ndarray | None, name: str, dtype: Any = None
     ) -> Tensor:
         layer = keras.layers.Conv2D(
             kernel.shape[-1],
@@ -152,151 +143,139 @@ class _Decoder:
             padding="same",
             use_bias=bias is not None,
             data_format="channels_last",
-            dtype=dtype,
+            dtype=dtype or self.dtype,
             name=name,
         )
         x = layer(x)
         layer.set_weights([kernel] if bias is None else [kernel, bias])
         return x
 
-    def normalize(self, images: Tensor, normalization: Mapping[str, Any]) -> Tensor:
+    def normalize(self, images: Tensor, mean: Any, std: Any, channel_order: str) -> Tensor:
         """Pixels as the backbone wants them, by a 1x1 convolution.
 
         In 8 bits the reversal of the channels lost their values, a convolution does not.
         """
-        values = PixelNormalization.from_normalization(normalization).normalization()
-        mean, std = np.array(values["mean"]), np.array(values["std"])
-        kernel = np.diag(1.0 / std)
-        if values["channel_order"] == "bgr":
+        kernel = np.diag(1.0 / np.array(std))
+        if channel_order == "bgr":
             kernel = kernel[::-1]
-        return self.conv(images, kernel[None, None], -mean / std, "normalization", "float32")
+        bias = -np.array(mean) / np.array(std)
+        return self.conv(images, kernel[None, None], bias, "normalization", "float32")
 
-    def leaky_relu(self, x: Tensor, name: str, dtype: Any) -> Tensor:
-        return keras.layers.LeakyReLU(LEAKY_RELU_SLOPE, dtype=dtype, name=name)(x)
+    def leaky_relu(self, x: Tensor, name: str) -> Tensor:
+        return keras.layers.LeakyReLU(LEAKY_RELU_SLOPE, dtype=self.dtype, name=name)(x)
 
-    def activated_sum(self, x: Tensor, y: Tensor, name: str, dtype: Any) -> Tensor:
+    def activated_sum(self, x: Tensor, y: Tensor, name: str) -> Tensor:
         """leaky_relu(x + y)."""
-        x = self.add(x, y, f"{name}_add", dtype)
-        # TFLite and ONNX fuse it right, and have no need of the changes of shape.
-        kind = keras.layers.LeakyReLU if self.operations == "tflite" else FlatLeakyReLU
-        return kind(LEAKY_RELU_SLOPE, dtype=dtype, name=f"{name}_relu")(x)
+        x = self.add(x, y, f"{name}_add")
+        if self.operations == "tflite":  # fuses it right, as does ONNX
+            return self.leaky_relu(x, f"{name}_relu")
+        return FlatLeakyReLU(LEAKY_RELU_SLOPE, dtype=self.dtype, name=f"{name}_relu")(x)
 
-    def add(self, x: Tensor, y: Tensor, name: str, dtype: Any) -> Tensor:
-        return keras.layers.Add(dtype=dtype, name=name)([x, y])
+    def add(self, x: Tensor, y: Tensor, name: str) -> Tensor:
+        return keras.layers.Add(dtype=self.dtype, name=name)([x, y])
 
-    def block(self, x: Tensor, block: Any, name: str, dtype: Any) -> Tensor:
+    def resize(self, x: Tensor, reference: Tensor, name: str) -> Tensor:
+        return Resizing(self.operations, dtype=self.dtype, name=name)(x, reference)
+
+    def block(self, x: Tensor, block: Any, name: str) -> Tensor:
         """Convolution, norm, leaky ReLU."""
         scale, shift = norm_scale_and_shift(block.norm)
         bias = shift + (_array(block.conv.bias) * scale if block.use_bias else 0.0)
-        x = self.conv(x, _array(block.conv.kernel) * scale, bias, f"{name}_conv", dtype)
-        return self.leaky_relu(x, f"{name}_relu", dtype)
+        x = self.conv(x, _array(block.conv.kernel) * scale, bias, f"{name}_conv")
+        return self.leaky_relu(x, f"{name}_relu")
 
     def refine(self, x: Tensor, name: str) -> Tensor:
         """leaky_relu(norm(y + expand(reduce(y)))) with y = unify(x)."""
         layer = self.model.get_layer(name)
-        dtype = layer.dtype_policy
         scale, shift = norm_scale_and_shift(layer.norm)
         inner_scale, inner_shift = norm_scale_and_shift(layer.reduce.norm)
         unify, reduce = _array(layer.unify.kernel), _array(layer.reduce.conv.kernel) * inner_scale
         scaled_apart = bool(np.abs(scale).min() < SMALLEST_FOLDED_SCALE)
         if not scaled_apart:
             unify, reduce = unify * scale, reduce / scale[:, None]
-        y = self.conv(x, unify, None, f"{name}_unify", dtype)
-        residual = self.conv(y, reduce, inner_shift, f"{name}_reduce", dtype)
-        residual = self.leaky_relu(residual, f"{name}_reduce_relu", dtype)
-        residual = self.conv(
-            residual, _array(layer.expand.kernel) * scale, shift, f"{name}_expand", dtype
-        )
+        y = self.conv(x, unify, None, f"{name}_unify")
+        residual = self.conv(y, reduce, inner_shift, f"{name}_reduce")
+        residual = self.leaky_relu(residual, f"{name}_reduce_relu")
+        residual = self.conv(residual, _array(layer.expand.kernel) * scale, shift, f"{name}_expand")
         if scaled_apart:
             by_channel = keras.layers.DepthwiseConv2D(
-                1, use_bias=False, data_format="channels_last", dtype=dtype, name=f"{name}_scale"
-            )
+                1, use_bias=False, data_format="channels_last", dtype=self.dtype,
+                name=f"{name}_scale",
+            )  # fmt: skip
             y = by_channel(y)
             by_channel.set_weights([scale.reshape(1, 1, -1, 1)])
         # In float32 oneDNN makes the sum a part of the convolution before it.
-        if self.operations == "fused" and dtype.compute_dtype != "float32":
-            return ActivatedSum(dtype=dtype, name=f"{name}_relu")(residual, y)
-        return self.activated_sum(residual, y, name, dtype)
+        if self.operations == "fused" and self.dtype.compute_dtype != "float32":
+            return ActivatedSum(dtype=self.dtype, name=f"{name}_relu")(residual, y)
+        return self.activated_sum(residual, y, name)
 
     def offsets(self, layer: Any, fine: Tensor, coarse: Tensor, name: str) -> list[Tensor]:
         """Return the offset fields, each [B, H, W, 2]."""
-        dtype = layer.dtype_policy
         scale, shift = norm_scale_and_shift(layer.norm)
-        projected = self.conv(
-            coarse, _array(layer.coarse_projection.kernel) * scale, None, f"{name}_coarse", dtype
-        )
-        own = self.conv(
-            fine, _array(layer.fine_projection.kernel) * scale, shift, f"{name}_fine", dtype
-        )
+        coarse_kernel = _array(layer.coarse_projection.kernel) * scale
+        projected = self.conv(coarse, coarse_kernel, None, f"{name}_coarse")
+        own = self.conv(fine, _array(layer.fine_projection.kernel) * scale, shift, f"{name}_fine")
         if self.operations == "fused":
-            hidden = ActivatedSum(dtype=dtype, name=f"{name}_relu")(own, projected)
+            hidden = ActivatedSum(dtype=self.dtype, name=f"{name}_relu")(own, projected)
         else:
-            projected = self.resize(projected, fine, f"{name}_resize", dtype)
-            hidden = self.activated_sum(own, projected, name, dtype)
+            projected = self.resize(projected, fine, f"{name}_resize")
+            hidden = self.activated_sum(own, projected, name)
         # As in `narrow_convolutions`; each field picks its own sums.
         kernels = [field.kernel for field in layer.fields]
-        products = self.conv(
-            hidden, _array(products_kernel(kernels)), None, f"{name}_products", dtype
-        )
-        shifts = shifts_kernel(2 * len(kernels))
+        products = self.conv(hidden, _array(products_kernel(kernels)), None, f"{name}_products")
+        shifts = np.split(shifts_kernel(2 * len(kernels)), len(kernels), axis=-1)
         return [
-            self.conv(products, shifts[..., 2 * i : 2 * i + 2], None, f"{name}_field_{i}", dtype)
-            for i in range(len(kernels))
+            self.conv(products, kernel, None, f"{name}_field_{number}")
+            for number, kernel in enumerate(shifts)
         ]
-
-    def resize(self, x: Tensor, reference: Tensor, name: str, dtype: Any) -> Tensor:
-        return Resizing(self.operations, dtype=dtype, name=name)(x, reference)
 
     def aggregate(self, fine: Tensor, coarse: Tensor, name: str) -> Tensor:
         """Move both maps to where they belong and add them."""
         layer = self.model.get_layer(name)
-        dtype = layer.dtype_policy
         fields = {}
         if moved := MOVED_MAPS[layer.mode]:
             found = self.offsets(layer.offset_prediction, fine, coarse, f"{name}_offsets")
             fields = dict(zip(moved, found, strict=True))
         if self.operations == "fused":
-            moved_sum = MovedSum(layer.sampling, dtype=dtype, name=f"{name}_add")
+            moved_sum = MovedSum(layer.sampling, dtype=self.dtype, name=f"{name}_add")
             return moved_sum(fine, coarse, fields.get("fine"), fields.get("coarse"))
-        maps = {"coarse": self.resize(coarse, fine, f"{name}_resize", dtype), "fine": fine}
+        maps = {"coarse": self.resize(coarse, fine, f"{name}_resize"), "fine": fine}
         for key, field in fields.items():
             sample = Sampling(
-                layer.sampling, self.operations, dtype=dtype, name=f"{name}_sample_{key}"
+                layer.sampling, self.operations, dtype=self.dtype, name=f"{name}_sample_{key}"
             )
             maps[key] = sample(maps[key], field)
-        return self.add(maps["fine"], maps["coarse"], f"{name}_add", dtype)
+        return self.add(maps["fine"], maps["coarse"], f"{name}_add")
 
     def context(self, x: Tensor) -> Tensor:
         """Local features plus the context that each pixel chose."""
         name = CONTEXT_FIELD
         layer = self.model.get_layer(name)
-        dtype = layer.dtype_policy
 
         def branch(x: Tensor, key: str) -> Tensor:
-            x = self.block(x, getattr(layer, f"{key}_transform"), f"{name}_{key}_1", dtype)
-            return self.block(x, getattr(layer, f"{key}_projection"), f"{name}_{key}_2", dtype)
+            x = self.block(x, getattr(layer, f"{key}_transform"), f"{name}_{key}_1")
+            return self.block(x, getattr(layer, f"{key}_projection"), f"{name}_{key}_2")
 
         local = branch(x, "local")
         if layer.context is None:
             return local
         bins = CONTEXT_BINS if layer.context == "align" else 1
-        context = branch(AdaptivePooling(bins, dtype=dtype, name=f"{name}_pool")(x), "context")
+        pool = AdaptivePooling(bins, dtype=self.dtype, name=f"{name}_pool")
+        context = branch(pool(x), "context")
         if layer.context == "align":
             (field,) = self.offsets(layer.offset_prediction, local, context, f"{name}_offsets")
-            context = ContextSampling(layer.sampling, dtype=dtype, name=f"{name}_sample")(
-                context, field
-            )
-        return self.add(local, context, f"{name}_add", dtype)
+            sample = ContextSampling(layer.sampling, dtype=self.dtype, name=f"{name}_sample")
+            context = sample(context, field)
+        return self.add(local, context, f"{name}_add")
 
     def head(self, x: Tensor) -> Tensor:
         """Logits at stride 4."""
         layer = self.model.get_layer("segmentation_head")
-        dtype = layer.dtype_policy
-        x = self.block(x, layer.block, "segmentation_head_block", dtype)
+        x = self.block(x, layer.block, "segmentation_head_block")
         kernel, bias = layer.classifier.kernel, layer.classifier.bias
-        return self.conv(x, _array(kernel), _array(bias), "segmentation_head", dtype)
+        return self.conv(x, _array(kernel), _array(bias), "segmentation_head")
 
 
 def _array(variable: Any) -> np.ndarray:
-    """Return a variable in float64, in which weights are multiplied before they are rounded."""
+    """Return a variable in float64: weights are multiplied before they are rounded."""
     return keras.ops.convert_to_numpy(variable).astype(np.float64)

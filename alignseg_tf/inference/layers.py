@@ -4,8 +4,8 @@
 
     `keras`        any backend, and XLA: gathers, and resizing by two matrix products
     `tensorflow`   TensorFlow's CPU and GPU kernels: `crop_and_resize` and `ResizeBilinear`
-    `fused`        XLA compiles what lies between two convolutions into one loop for each image
-                   size; the rest is as for `tensorflow`
+    `fused`        XLA compiles the operations between two convolutions into one loop for each
+                   image size; the rest is as for `tensorflow`
     `tflite`       built-in operations of TFLite and ONNX: gathers and `ResizeBilinear`
 """
 
@@ -16,28 +16,20 @@ from keras import ops
 
 from alignseg_tf.layers.conv_blocks import leaky_relu
 from alignseg_tf.layers.sampling import (
+    SAMPLING_CONVENTIONS,
+    AlignedAxis,
     adaptive_average_pool,
     bilinear_sample,
-    check_sampling,
     offset_scale,
     resize_align_corners,
-    resize_axis_by_axis,
     sampling_positions,
 )
 from alignseg_tf.layers.tensorflow_kernels import compiled
+from alignseg_tf.system.choices import check_choice
 
 Tensor = Any
 Shape = tuple[int | None, ...]
 OPERATIONS = ("keras", "tensorflow", "fused", "tflite")
-
-
-def check_operations(operations: str) -> str:
-    """Return `operations`, or raise `ValueError` when it names no set of operations."""
-    if operations not in OPERATIONS:
-        raise ValueError(
-            f"`operations` must be one of {OPERATIONS}. Received: operations={operations!r}"
-        )
-    return operations
 
 
 def sample_by_cropping(features: Tensor, offsets: Tensor, sampling: str = "standard") -> Tensor:
@@ -117,22 +109,22 @@ def _moved_sum(
 
 
 def _resized_within_loop(x: Tensor, reference: Tensor) -> Tensor:
-    """Return a float32 map at the size of another."""
+    """Return a float32 map at the size of another; of known sizes two cells are read a pixel."""
     x, size = ops.cast(x, "float32"), tuple(reference.shape[1:3])
     if None in size + tuple(x.shape[1:3]):
         return resize_align_corners(x, ops.shape(reference)[1:3])
-    return resize_axis_by_axis(x, size)
+    for axis, pixels in enumerate(size, start=1):
+        if x.shape[axis] != pixels:
+            x = AlignedAxis(pixels, x.shape[axis]).resized(x, axis)
+    return x
 
 
 @keras.saving.register_keras_serializable(package="alignseg_tf")
 class ActivatedSum(keras.layers.Layer):
     """Compute leaky_relu(x + resized y) in one loop, in float32 under any dtype policy.
 
-    Input shape:
-        `x`: [B, H, W, C]; `y`: [B, h, w, C].
-
-    Output shape:
-        [B, H, W, C].
+    Shape:
+        `x`: [B, H, W, C]; `y`: [B, h, w, C] -> [B, H, W, C].
     """
 
     def call(self, x: Tensor, y: Tensor) -> Tensor:
@@ -149,17 +141,15 @@ class MovedSum(keras.layers.Layer):
     Args:
         sampling: unit of the offsets, see `bilinear_sample`.
 
-    Input shape:
+    Shape:
         `fine`: [B, H, W, C]; `coarse`: [B, h, w, C], resized to it first; `fine_field` and
-        `coarse_field`: [B, H, W, 2], or None for a map that is not moved.
-
-    Output shape:
-        [B, H, W, C].
+        `coarse_field`: [B, H, W, 2], or None for a map that is not moved -> [B, H, W, C].
     """
 
     def __init__(self, sampling: str = "standard", **kwargs: Any):
         super().__init__(**kwargs)
-        self.sampling = check_sampling(sampling)
+        check_choice("sampling", sampling, SAMPLING_CONVENTIONS)
+        self.sampling = sampling
 
     def call(
         self, fine: Tensor, coarse: Tensor, fine_field: Tensor = None, coarse_field: Tensor = None
@@ -180,16 +170,14 @@ class Resizing(keras.layers.Layer):
     Args:
         operations: one of `OPERATIONS`.
 
-    Input shape:
-        `x`: [B, h, w, C]; `reference`: [B, H, W, any].
-
-    Output shape:
-        [B, H, W, C].
+    Shape:
+        `x`: [B, h, w, C]; `reference`: [B, H, W, any] -> [B, H, W, C].
     """
 
     def __init__(self, operations: str = "keras", **kwargs: Any):
         super().__init__(**kwargs)
-        self.operations = check_operations(operations)
+        check_choice("operations", operations, OPERATIONS)
+        self.operations = operations
 
     def call(self, x: Tensor, reference: Tensor) -> Tensor:
         """Return `x` at the size of `reference`."""
@@ -214,17 +202,15 @@ class Sampling(keras.layers.Layer):
         sampling: unit of the offsets, see `bilinear_sample`.
         operations: one of `OPERATIONS`.
 
-    Input shape:
-        `features`: [B, h, w, C]; `offsets`: [B, H, W, 2].
-
-    Output shape:
-        [B, H, W, C].
+    Shape:
+        `features`: [B, h, w, C]; `offsets`: [B, H, W, 2] -> [B, H, W, C].
     """
 
     def __init__(self, sampling: str = "standard", operations: str = "keras", **kwargs: Any):
         super().__init__(**kwargs)
-        self.sampling = check_sampling(sampling)
-        self.operations = check_operations(operations)
+        check_choice("sampling", sampling, SAMPLING_CONVENTIONS)
+        check_choice("operations", operations, OPERATIONS)
+        self.sampling, self.operations = sampling, operations
 
     def call(self, features: Tensor, offsets: Tensor) -> Tensor:
         if self.operations in ("tensorflow", "fused"):
@@ -246,16 +232,14 @@ class ContextSampling(keras.layers.Layer):
     Args:
         sampling: unit of the offsets, see `bilinear_sample`.
 
-    Input shape:
-        `context`: [B, h, w, C]; `offsets`: [B, H, W, 2].
-
-    Output shape:
-        [B, H, W, C].
+    Shape:
+        `context`: [B, h, w, C]; `offsets`: [B, H, W, 2] -> [B, H, W, C].
     """
 
     def __init__(self, sampling: str = "standard", **kwargs: Any):
         super().__init__(**kwargs)
-        self.sampling = check_sampling(sampling)
+        check_choice("sampling", sampling, SAMPLING_CONVENTIONS)
+        self.sampling = sampling
 
     def call(self, context: Tensor, offsets: Tensor) -> Tensor:
         return sample_context(context, offsets, self.sampling)

@@ -6,8 +6,9 @@ import keras
 
 from alignseg_tf.layers.conv_blocks import ConvNormAct
 from alignseg_tf.layers.offset_prediction import OffsetPrediction
-from alignseg_tf.layers.sampling import adaptive_average_pool, bilinear_sample, check_sampling
+from alignseg_tf.layers.sampling import SAMPLING_CONVENTIONS, adaptive_average_pool, bilinear_sample
 from alignseg_tf.layers.tensorflow_kernels import bilinear_sample_in_training
+from alignseg_tf.system.choices import check_choice
 
 Tensor = Any
 Shape = tuple[int | None, ...]
@@ -26,15 +27,12 @@ class AlignedContextModeling(keras.layers.Layer):
 
     Args:
         filters: channels of the result.
-        context: `align` as above; `global` broadcasts a context pooled to 1x1; `None` is the
-            local branch alone. The last two are baselines of the same width.
+        context: `align` as above; `global` broadcasts a context pooled to 1x1; `None` is only the
+            local branch. The last two are baselines of the same width.
         sampling: unit of the offsets, see `bilinear_sample`.
 
-    Input shape:
-        [B, H, W, any].
-
-    Output shape:
-        [B, H, W, filters].
+    Shape:
+        [B, H, W, any] -> [B, H, W, filters].
 
     Raises:
         ValueError: an unknown `context` or `sampling`.
@@ -56,11 +54,11 @@ class AlignedContextModeling(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        if context not in CONTEXTS:
-            raise ValueError(f"`context` must be one of {CONTEXTS}. Received: context={context!r}")
+        check_choice("context", context, CONTEXTS)
+        check_choice("sampling", sampling, SAMPLING_CONVENTIONS)
         self.filters = filters
         self.context = context
-        self.sampling = check_sampling(sampling)
+        self.sampling = sampling
 
     def build(self, input_shape: Shape) -> None:
         """Create the branches; their first convolution keeps the input's number of channels."""

@@ -6,13 +6,14 @@ import keras
 from keras import ops
 
 from alignseg_tf.layers.offset_prediction import OffsetPrediction
-from alignseg_tf.layers.sampling import bilinear_sample, check_sampling, resize_align_corners
+from alignseg_tf.layers.sampling import SAMPLING_CONVENTIONS, bilinear_sample, resize_align_corners
 from alignseg_tf.layers.tensorflow_kernels import bilinear_sample_in_training
+from alignseg_tf.system.choices import check_choice
 
 Tensor = Any
 Shape = tuple[int | None, ...]
 
-# Which of the two maps each mode moves, in the order of the offset fields.
+# The maps that each mode moves, in the order of the offset fields.
 MOVED_MAPS = {
     "align": ("coarse", "fine"),
     "align_coarse": ("coarse",),
@@ -33,11 +34,8 @@ class AlignedFeatureAggregation(keras.layers.Layer):
             `bilinear` none: plain resizing and adding, the baseline.
         sampling: unit of the offsets, see `bilinear_sample`.
 
-    Input shape:
-        `fine`: [B, H, W, C]; `coarse`: [B, h, w, C].
-
-    Output shape:
-        [B, H, W, C].
+    Shape:
+        `fine`: [B, H, W, C]; `coarse`: [B, h, w, C] -> [B, H, W, C].
 
     Raises:
         ValueError: an unknown `mode` or `sampling`, or maps of different channels.
@@ -53,10 +51,10 @@ class AlignedFeatureAggregation(keras.layers.Layer):
 
     def __init__(self, mode: str = "align", sampling: str = "standard", **kwargs: Any):
         super().__init__(**kwargs)
-        if mode not in MOVED_MAPS:
-            raise ValueError(f"`mode` must be one of {tuple(MOVED_MAPS)}. Received: mode={mode!r}")
+        check_choice("mode", mode, MOVED_MAPS)
+        check_choice("sampling", sampling, SAMPLING_CONVENTIONS)
         self.mode = mode
-        self.sampling = check_sampling(sampling)
+        self.sampling = sampling
         self.offset_prediction = None
         if MOVED_MAPS[mode]:
             self.offset_prediction = OffsetPrediction(

@@ -1,4 +1,4 @@
-"""The convolution blocks that the decoder is made of. NHWC; C is the number of filters."""
+"""The convolution blocks of the decoder. NHWC; C is the number of filters."""
 
 from typing import Any
 
@@ -35,11 +35,8 @@ class ConvNormAct(keras.layers.Layer):
         kernel_size: side of the square kernel.
         use_bias: whether the convolution has a bias (only the heads' has).
 
-    Input shape:
-        [B, H, W, any].
-
-    Output shape:
-        [B, H, W, filters].
+    Shape:
+        [B, H, W, any] -> [B, H, W, filters].
 
     Reference:
         "ABN" in the official code, whose norm multiplies by `|gamma| + eps`; here it is a plain
@@ -85,11 +82,8 @@ class ResidualRefinement(keras.layers.Layer):
     Args:
         filters: channels of the result, a multiple of 4.
 
-    Input shape:
-        [B, H, W, any].
-
-    Output shape:
-        [B, H, W, filters].
+    Shape:
+        [B, H, W, any] -> [B, H, W, filters].
 
     Reference:
         The refinement block "RRB" of the official code.
@@ -137,11 +131,8 @@ class SegmentationHead(keras.layers.Layer):
         filters: channels in between.
         dropout: share of the channels that spatial dropout zeroes in training.
 
-    Input shape:
-        [B, H, W, any].
-
-    Output shape:
-        [B, H, W, num_classes].
+    Shape:
+        [B, H, W, any] -> [B, H, W, num_classes].
 
     Reference:
         "head" and "dsn" of the official code.

@@ -28,11 +28,9 @@ class OffsetPrediction(keras.layers.Layer):
     Args:
         num_fields: number of offset fields.
 
-    Input shape:
-        `fine`: [B, H, W, C]; `coarse`: [B, h, w, C], resized with aligned corners.
-
-    Output shape:
-        A list of `num_fields` maps [B, H, W, 2], (x, y), in the unit of the sampling convention.
+    Shape:
+        `fine`: [B, H, W, C]; `coarse`: [B, h, w, C], resized with aligned corners -> a list of
+        `num_fields` maps [B, H, W, 2], (x, y), in the unit of the sampling convention.
 
     Reference:
         "delta_gen" in the official code.

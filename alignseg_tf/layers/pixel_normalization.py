@@ -1,10 +1,11 @@
 """The step between pixels and the values that a backbone was trained on."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import ops
+
+from alignseg_tf.system.choices import check_choice
 
 Tensor = Any
 Shape = tuple[int | None, ...]
@@ -21,11 +22,8 @@ class PixelNormalization(keras.layers.Layer):
         std: three positive values in 0..255, in `channel_order`.
         channel_order: `rgb`, or `bgr` to reverse the channels first.
 
-    Input shape:
-        [B, H, W, 3], RGB, 0..255.
-
-    Output shape:
-        [B, H, W, 3], in `channel_order`.
+    Shape:
+        [B, H, W, 3], RGB, 0..255 -> [B, H, W, 3], in `channel_order`.
 
     Raises:
         ValueError: not three values, a std that is not positive, or an unknown order.
@@ -44,11 +42,7 @@ class PixelNormalization(keras.layers.Layer):
                 raise ValueError(f"`{name}` must have three values. Received: {name}={values!r}")
         if min(std) <= 0:
             raise ValueError(f"`std` must be positive. Received: std={std!r}")
-        if channel_order not in CHANNEL_ORDERS:
-            raise ValueError(
-                f"`channel_order` must be one of {CHANNEL_ORDERS}. "
-                f"Received: channel_order={channel_order!r}"
-            )
+        check_choice("channel_order", channel_order, CHANNEL_ORDERS)
         self.mean = [float(value) for value in mean]
         self.std = [float(value) for value in std]
         self.channel_order = channel_order
@@ -69,24 +63,3 @@ class PixelNormalization(keras.layers.Layer):
     def normalization(self) -> dict[str, Any]:
         """Return mean, std and channel order as `AlignSeg(normalization=...)` takes them."""
         return {"mean": self.mean, "std": self.std, "channel_order": self.channel_order}
-
-    @classmethod
-    def from_normalization(
-        cls, normalization: Mapping[str, Any], **kwargs: Any
-    ) -> "PixelNormalization":
-        """Build from a mapping with `mean` and optionally `std` and `channel_order`.
-
-        Raises:
-            ValueError: an unknown or a missing key.
-        """
-        keys = {"mean", "std", "channel_order"}
-        if not isinstance(normalization, Mapping) or "mean" not in normalization:
-            raise ValueError(
-                "`normalization` must be None, 'backbone' or a dict with the key 'mean' and "
-                f"optionally 'std' and 'channel_order'. Received: {normalization!r}"
-            )
-        if unknown := set(normalization) - keys:
-            raise ValueError(
-                f"`normalization` has unknown keys {sorted(unknown)}; expected {sorted(keys)}."
-            )
-        return cls(**normalization, **kwargs)

@@ -20,23 +20,17 @@ import keras
 import numpy as np
 from keras import ops
 
+from alignseg_tf.system.choices import check_choice
+
 Tensor = Any
 Size = Any  # an int, or a scalar tensor where the backend has dynamic shapes
 SAMPLING_CONVENTIONS = ("standard", "fixed", "released", "released_align_corners")
 
 
-def check_sampling(sampling: str) -> str:
-    """Return `sampling`, or raise `ValueError` when it names no sampling convention."""
-    if sampling not in SAMPLING_CONVENTIONS:
-        raise ValueError(
-            f"`sampling` must be one of {SAMPLING_CONVENTIONS}. Received: sampling={sampling!r}"
-        )
-    return sampling
-
-
 def aligns_corners(sampling: str) -> bool:
-    """Whether -1 and 1 are the centres of a map's outer cells; otherwise their outer edges."""
-    return check_sampling(sampling) in ("standard", "released_align_corners")
+    """Return whether -1 and 1 are the centres of a map's outer cells, or else their outer edges."""
+    check_choice("sampling", sampling, SAMPLING_CONVENTIONS)
+    return sampling in ("standard", "released_align_corners")
 
 
 def _regular_grid(out_size: Size, in_size: Size, align_corners: bool) -> tuple[Tensor, Tensor]:
@@ -82,17 +76,17 @@ def _corners(
 def offset_scale(
     sampling: str, height: Size, width: Size, out_height: Size, out_width: Size
 ) -> tuple[Tensor, Tensor]:
-    """Cells of the map that is read per unit of offset, along x and along y."""
+    """Return the cells of the map that is read per unit of offset, along x and along y."""
     h, w = ops.cast(height, "float32"), ops.cast(width, "float32")
     if sampling == "standard":
-        steps_x = ops.cast(ops.maximum(out_width - 1, 1), "float32")
-        steps_y = ops.cast(ops.maximum(out_height - 1, 1), "float32")
+        steps_x, steps_y = (
+            ops.cast(ops.maximum(n - 1, 1), "float32") for n in (out_width, out_height)
+        )
         return (w - 1.0) / steps_x, (h - 1.0) / steps_y
     if sampling == "fixed":
         return ops.full((), 0.5, "float32"), ops.full((), 0.5, "float32")
-    if sampling == "released":
-        return w / (2.0 * h), h / (2.0 * w)
-    return (w - 1.0) / (2.0 * h), (h - 1.0) / (2.0 * w)
+    last = 1.0 if aligns_corners(sampling) else 0.0
+    return (w - last) / (2.0 * h), (h - last) / (2.0 * w)
 
 
 def _axes(
@@ -207,7 +201,7 @@ def _apply_along_axes(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def interpolation_matrix(out_size: Size, in_size: Size) -> Tensor:
-    """Weights [out_size, in_size] of linear interpolation with aligned corners."""
+    """Return the weights [out_size, in_size] of linear interpolation with aligned corners."""
     whole, fraction = _regular_grid(out_size, in_size, align_corners=True)
     distance = ops.arange(in_size, dtype="int32") - ops.expand_dims(whole, 1)
     fraction = ops.expand_dims(fraction, 1)
@@ -219,7 +213,7 @@ def resize_align_corners(x: Tensor, size: tuple[Size, Size]) -> Tensor:
     """Resize a map bilinearly with aligned corners: the centres of the outer cells stay in place.
 
     Equivalent to `torch.nn.functional.interpolate(mode="bilinear", align_corners=True)`;
-    `keras.ops.image.resize` has no such mode.
+    `keras.ops.image.resize` lacks this mode.
 
     Args:
         x: floating [B, h, w, C].
@@ -276,14 +270,6 @@ class AlignedAxis:
         return ops.convert_to_tensor(values.reshape((-1, 1, 1) if axis == 1 else (1, -1, 1)))
 
 
-def resize_axis_by_axis(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Equivalent to `resize_align_corners` for known sizes: reads two cells a pixel, for XLA."""
-    for axis, pixels in enumerate(size, start=1):
-        if x.shape[axis] != pixels:
-            x = AlignedAxis(pixels, x.shape[axis]).resized(x, axis)
-    return x
-
-
 def _pooling_matrix(bins: int, in_size: Size) -> Tensor:
     """Weights [bins, in_size] that average each of torch's adaptive windows."""
     index = ops.arange(bins, dtype="int32")
@@ -312,11 +298,8 @@ def adaptive_average_pool(x: Tensor, bins: int) -> Tensor:
 class ResizeLike(keras.layers.Layer):
     """Resize one map to the height and width of another, with aligned corners.
 
-    Input shape:
-        `x`: [B, h, w, C]; `reference`: [B, H, W, any].
-
-    Output shape:
-        [B, H, W, C].
+    Shape:
+        `x`: [B, h, w, C]; `reference`: [B, H, W, any] -> [B, H, W, C].
     """
 
     def call(self, x: Tensor, reference: Tensor) -> Tensor:

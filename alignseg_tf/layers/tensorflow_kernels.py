@@ -92,8 +92,11 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
         def convolve(inputs: Tensor, kernel: Tensor) -> tuple[Tensor, Any]:
             def backward(upstream: Tensor) -> list[Tensor]:
                 full = (tf.cast(array, tf.float32) for array in (inputs, kernel, upstream))
-                gradients = zip(self._gradients(*full), (inputs, kernel), strict=True)
-                return [tf.cast(gradient, array.dtype) for gradient, array in gradients]
+                gradients = _gradients(self._convolve, *full)
+                return [
+                    tf.cast(x, array.dtype)
+                    for x, array in zip(gradients, (inputs, kernel), strict=True)
+                ]
 
             # Else a tape would keep what `backward` does not need.
             return self._convolve(tf.stop_gradient(inputs), tf.stop_gradient(kernel)), backward
@@ -120,16 +123,6 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
             dilation_rate=self.dilation_rate, data_format=self.data_format,
         )  # fmt: skip
 
-    def _gradients(self, inputs: Tensor, kernel: Tensor, upstream: Tensor) -> list[Tensor]:
-        """Return the gradients of the map and of the kernel."""
-        import tensorflow as tf
-
-        with tf.GradientTape() as tape:
-            tape.watch([inputs, kernel])
-            outputs = self._convolve(inputs, kernel)
-        gradients: list[Tensor] = tape.gradient(outputs, [inputs, kernel], upstream)
-        return gradients
-
 
 def bilinear_sample_in_training(
     features: Tensor, offsets: Tensor, sampling: str = "standard"
@@ -144,29 +137,36 @@ def bilinear_sample_in_training(
         return bilinear_sample(features, offsets, sampling)
     import tensorflow as tf
 
-    forward, backward = _compiled_bilinear_sample(sampling)
-
     @tf.custom_gradient
     def sample(features: Tensor, offsets: Tensor) -> tuple[Tensor, Any]:
         # Else a tape would look into the compiled function and keep what it gathers.
-        sampled = forward(tf.stop_gradient(features), tf.stop_gradient(offsets))
-        return sampled, lambda upstream: backward(features, offsets, upstream)
+        fixed = tf.stop_gradient(features), tf.stop_gradient(offsets)
+        return _sampled(*fixed, sampling), lambda upstream: _sampling_gradients(
+            features, offsets, upstream, sampling
+        )
 
     return sample(features, offsets)
 
 
-@functools.cache
-def _compiled_bilinear_sample(sampling: str) -> tuple[Any, Any]:
-    """Return `bilinear_sample`, and its gradients for what a gradient of its result is."""
+_sampled = compiled(bilinear_sample)
+
+
+@compiled
+def _sampling_gradients(
+    features: Tensor, offsets: Tensor, upstream: Tensor, sampling: str
+) -> list[Tensor]:
+    sample = functools.partial(bilinear_sample, sampling=sampling)
+    return _gradients(sample, features, offsets, upstream)
+
+
+def _gradients(
+    function: Callable[..., Any], first: Tensor, second: Tensor, upstream: Tensor
+) -> list[Tensor]:
+    """Return the gradients of both arguments of a function."""
     import tensorflow as tf
 
-    def forward(features: Tensor, offsets: Tensor) -> Tensor:
-        return bilinear_sample(features, offsets, sampling)
-
-    def backward(features: Tensor, offsets: Tensor, upstream: Tensor) -> list[Tensor]:
-        with tf.GradientTape() as tape:
-            tape.watch([features, offsets])
-            sampled = forward(features, offsets)
-        return tape.gradient(sampled, [features, offsets], upstream)
-
-    return tf.function(forward, jit_compile=True), tf.function(backward, jit_compile=True)
+    with tf.GradientTape() as tape:
+        tape.watch([first, second])
+        result = function(first, second)
+    gradients: list[Tensor] = tape.gradient(result, [first, second], upstream)
+    return gradients
