@@ -1,4 +1,4 @@
-"""The precision of layers: for all that are made, and of a model that there is."""
+"""The dtype policy of new layers, and of an existing model."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,15 +11,10 @@ from alignseg_tf.model import AlignSeg
 
 @contextlib.contextmanager
 def global_dtype_policy(policy: str) -> Iterator[None]:
-    """Make a dtype policy Keras' global one for a while: that of layers which say none.
-
-    Keras keeps it for each thread.
-
-    Args:
-        policy: the name of a dtype policy, as `float32` or `mixed_bfloat16`.
+    """Set Keras' global dtype policy of this thread, for instance `mixed_bfloat16`, in a context.
 
     Raises:
-        ValueError: there is no such policy.
+        ValueError: the policy is unknown.
     """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
@@ -30,14 +25,14 @@ def global_dtype_policy(policy: str) -> Iterator[None]:
 
 
 def with_dtype_policy(model: AlignSeg, policy: str, **changes: Any) -> AlignSeg:
-    """Return a model with the same weights whose layers compute under another dtype policy.
+    """Return a copy of a model whose layers compute under another dtype policy.
 
-    Coordinates and logits stay in float32 under any policy.
+    Coordinates and logits stay in float32. Frozen layers stay frozen.
 
     Args:
-        model: it is not changed; frozen layers stay frozen.
-        policy: the name of a dtype policy, as `float32` or `mixed_bfloat16`.
-        changes: other arguments of `AlignSeg` that are to differ; weights must stay what they are.
+        model: the model to copy.
+        policy: name of a dtype policy, for instance `mixed_bfloat16`.
+        changes: other arguments of `AlignSeg` that differ; they must leave the weights' shapes.
     """
     with global_dtype_policy(policy):
         config = _with_policy(model.get_config(), keras.config.dtype_policy().name)
@@ -47,7 +42,7 @@ def with_dtype_policy(model: AlignSeg, policy: str, **changes: Any) -> AlignSeg:
 
 
 def _with_policy(config: Any, policy: str) -> Any:
-    """Return a config, of a model or of what is in it, with one dtype policy throughout."""
+    """Return a config, of a model or a part of it, with one dtype policy throughout."""
     if isinstance(config, list | tuple):
         return type(config)(_with_policy(value, policy) for value in config)
     if not isinstance(config, dict):

@@ -15,7 +15,7 @@ def pretrained_file(name: str) -> Path:
     """Return the `.keras` file of a trained model that comes with the package.
 
     Raises:
-        ValueError: there is no such model.
+        ValueError: the name is unknown.
     """
     if name not in pretrained_names():
         raise ValueError(
@@ -26,9 +26,9 @@ def pretrained_file(name: str) -> Path:
 
 
 def model_path(path: str | Path) -> Path:
-    """Return a path, or that of a trained model of the package where `path` is its name.
+    """Return a path, or the file of a trained model of the package if `path` is only its name.
 
-    A file or folder of that name goes before.
+    A file or folder of that name comes first.
     """
     path = Path(path)
     if str(path) in pretrained_names() and not path.exists():

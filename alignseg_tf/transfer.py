@@ -1,4 +1,4 @@
-"""Starting from a trained model of another task: what fits is kept, the rest is new."""
+"""Start from a trained model of another task: weights that fit are kept, the rest is new."""
 
 import math
 from collections.abc import Mapping
@@ -10,12 +10,12 @@ from alignseg_tf.model import AlignSeg
 
 @dataclass(frozen=True)
 class Transfer:
-    """What `transfer_weights` did; names are those of the model's blocks.
+    """The blocks of the models after `transfer_weights`, by name.
 
     Attributes:
-        kept: blocks all of whose values came from the source.
-        new: blocks of which some or all values stayed as they were, with the number of those.
-        unused: blocks of the source that the target has no place for.
+        kept: blocks with all values from the source.
+        new: blocks with values that did not change, and the number of these values.
+        unused: blocks of the source without a place in the target.
     """
 
     kept: tuple[str, ...]
@@ -29,14 +29,14 @@ class Transfer:
 
 
 def transfer_weights(source: AlignSeg, target: AlignSeg) -> Transfer:
-    """Copy into a model what fits of another one, to fine-tune it on other classes.
+    """Copy the weights of a model into another one, to fine-tune it on other classes.
 
-    A value fits where the target has one of the same name and shape. The classifiers, the last
+    A weight is copied if the target has one of the same name and shape. The classifiers, the last
     layers of the heads, are copied only if both models have the same classes.
 
     Raises:
-        ValueError: the backbone does not fit, so that nothing would be gained, or the pixels
-            are normalised differently; nothing was changed.
+        ValueError: the backbone does not fit, or the pixels are normalised differently. The target
+            is then unchanged.
     """
     if source.normalization != target.normalization:
         raise ValueError(

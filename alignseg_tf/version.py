@@ -1,3 +1,3 @@
-"""The version, alone, so that packaging reads it without importing Keras."""
+"""The version, which packaging reads without importing Keras."""
 
 __version__ = "0.1.0"

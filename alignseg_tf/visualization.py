@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw
 
 from alignseg_tf.data.label_space import IGNORE, LabelSpace
@@ -11,7 +12,7 @@ from alignseg_tf.system.fonts import draw_text, text_length
 Palette = Sequence[Sequence[int]]
 
 MISTAKE = (230, 40, 40)
-# Blue and orange are told apart by all.
+# Colour-blind people tell blue from orange.
 FIRST_RIGHT, SECOND_RIGHT = (30, 110, 230), (255, 140, 0)
 
 
@@ -86,11 +87,7 @@ def _edges(class_map: np.ndarray) -> np.ndarray:
 
 
 def legend(label_space: LabelSpace, width: int, row_height: int = 22) -> np.ndarray:
-    """Draw the names of the classes beside their colours, as many in a row as fit.
-
-    Returns:
-        uint8 [any, width, 3].
-    """
+    """Draw the names of the classes next to their colours, in rows: uint8 [any, width, 3]."""
     size = 0.55 * row_height
     places, x, y = [], 0, 0
     for name in label_space.classes:
@@ -151,13 +148,13 @@ def titled(image: np.ndarray, text: str, height: int = 18) -> np.ndarray:
 def offset_field(offsets: np.ndarray, limit: float | None = None) -> np.ndarray:
     """Paint a field of vectors: hue is direction, brightness is length.
 
-    Red is to the right; then, clockwise as one sees it, yellow and green point down, cyan to the
-    left, blue and magenta up. Black is no offset.
+    Red points right; then, clockwise, yellow and green down, cyan left, blue and magenta up.
+    Black is no offset.
 
     Args:
         offsets: floating [H, W, 2], (x, y), x to the right, y down.
-        limit: the length, in the unit of `offsets`, that is painted in full colour, and all
-            beyond; None for the largest length of this field.
+        limit: smallest length in full colour, in the unit of `offsets`; None for the largest of
+            this field.
 
     Returns:
         uint8 [H, W, 3]; white where a vector is not finite.
@@ -179,24 +176,19 @@ def offset_field(offsets: np.ndarray, limit: float | None = None) -> np.ndarray:
     length = np.hypot(x, y)
     if limit is None:
         limit = float(length.max(initial=0.0)) or 1.0
-    brightness = np.minimum(length / limit, 1.0)
-    sixths = np.arctan2(y, x) / (np.pi / 3)
-    # HSV to RGB at saturation 1: each channel is full over a third of the circle around its hue.
-    channels = []
-    for own_hue in (0.0, 2.0, 4.0):
-        distance = np.abs((sixths - own_hue + 3) % 6 - 3)
-        channels.append(brightness * np.clip(2 - distance, 0, 1))
-    painted = np.where(finite[..., None], np.stack(channels, -1), 1.0)
+    hue, brightness = np.arctan2(y, x) / (2 * np.pi) % 1.0, np.minimum(length / limit, 1.0)
+    painted = hsv_to_rgb(np.stack([hue, np.ones_like(hue), brightness], -1))
+    painted = np.where(finite[..., None], painted, 1.0)
     return (255 * painted).round().astype(np.uint8)
 
 
 def offset_legend(limit: float, size: int = 96, unit: str = "px") -> np.ndarray:
-    """Draw the colour wheel of `offset_field`: where a vector points to and how long it is.
+    """Draw the colour wheel of `offset_field`, with the length at its rim below.
 
     Args:
-        limit: the length at the wheel's rim, and its name below.
+        limit: the length at the rim.
         size: width of the result, in pixels.
-        unit: what lengths are given in.
+        unit: unit of the length.
 
     Returns:
         uint8 [size + a line of text, size, 3].

@@ -6,12 +6,6 @@ import pytest
 from conftest import random_images, tiny_model
 from keras import ops
 
-from alignseg_tf.layers import (
-    SAMPLING_CONVENTIONS,
-    AlignedContextModeling,
-    AlignedFeatureAggregation,
-    sampling,
-)
 from alignseg_tf.losses import CrossEntropy
 from alignseg_tf.optimizers import AdamW, averaged_weights
 from alignseg_tf.precision import global_dtype_policy, with_dtype_policy
@@ -25,62 +19,6 @@ def policy(request):
     """The dtype policy of all layers, as training sets it."""
     with global_dtype_policy(request.param):
         yield request.param
-
-
-# Coordinates
-
-
-def regular_grid(out_size, in_size, align_corners):
-    """In float64, from the definition."""
-    grid = np.linspace(-1, 1, out_size)
-    if align_corners:
-        return (grid + 1) / 2 * (in_size - 1)
-    return ((grid + 1) * in_size - 1) / 2
-
-
-@pytest.mark.parametrize("sampled_by", SAMPLING_CONVENTIONS)
-@pytest.mark.parametrize("policy", POLICIES, indirect=True)
-@pytest.mark.parametrize("layer_class", [AlignedFeatureAggregation, AlignedContextModeling])
-def test_positions_are_exact_on_wide_maps(layer_class, policy, sampled_by, monkeypatch):
-    """A half float holds no fraction of a cell beyond column 256, and not each column of 2048."""
-    seen = []
-
-    def spy(offset, grid, size):
-        corners = original(offset, grid, size)
-        seen.append((offset, size, corners))
-        return corners
-
-    original = sampling._corners
-    monkeypatch.setattr(sampling, "_corners", spy)
-    rng = np.random.default_rng(0)
-    fine = ops.cast(rng.normal(size=(1, 3, 2048, 8)), "float32")
-    coarse = ops.cast(rng.normal(size=(1, 2, 1021, 8)), "float32")
-    if layer_class is AlignedFeatureAggregation:
-        layer, inputs = AlignedFeatureAggregation(sampling=sampled_by), (fine, coarse)
-    else:
-        layer, inputs = AlignedContextModeling(8, sampling=sampled_by), (fine,)
-    layer(*inputs)
-    for weight in layer.trainable_weights:
-        if "field_" in weight.path:  # zero at first, and so would all offsets be
-            weight.assign(rng.normal(0, 0.3, weight.shape))
-    seen.clear()
-    layer(*inputs)
-
-    assert len(seen) >= 2
-    align_corners = sampled_by in ("standard", "released_align_corners")
-    for offset, size, ((index0, weight0), (index1, weight1)) in seen[::2]:  # then y follows x
-        dtypes = {keras.backend.standardize_dtype(x.dtype) for x in (offset, weight0, weight1)}
-        assert dtypes == {"float32"}
-        offset, index0, weight0, index1, weight1 = (
-            ops.convert_to_numpy(x).astype("float64")
-            for x in (offset, index0, weight0, index1, weight1)
-        )
-        inside = weight0 + weight1 > 0.999  # where neither of the two cells is outside
-        assert inside.mean() > 0.3
-        position = (index0 * weight0 + index1 * weight1) / np.where(inside, weight0 + weight1, 1)
-        expected = regular_grid(offset.shape[2], int(size), align_corners) + offset
-        assert np.abs(offset).max() > 1e-4
-        np.testing.assert_allclose(position[inside], expected[inside], atol=1e-3)
 
 
 # Another policy

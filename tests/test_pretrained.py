@@ -1,9 +1,10 @@
 """Trained models by name."""
 
-import keras
+import shutil
+
 import numpy as np
 import pytest
-from conftest import CLASSES, ROOT, tiny_model
+from conftest import CLASSES, ROOT, shared_tiny_model
 from PIL import Image
 
 from alignseg_tf import AlignSeg, Predictor, backbones, pretrained
@@ -18,14 +19,13 @@ from training.recipe import Recipe, RecipeError
 
 
 @pytest.fixture
-def tiny(tmp_path, monkeypatch):
+def tiny(keras_file, tmp_path, monkeypatch):
     """A package with one trained model, `tiny`."""
-    model = tiny_model(label_space=LabelSpace(CLASSES).to_dict())
     (tmp_path / "weights").mkdir()
-    model.save(tmp_path / "weights" / "tiny.keras")
+    shutil.copy(keras_file, tmp_path / "weights" / "tiny.keras")
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "weights")
     monkeypatch.chdir(tmp_path)
-    return model
+    return shared_tiny_model(label_space=LabelSpace(CLASSES).to_dict())
 
 
 def test_a_model_comes_by_its_name(tiny, scene):
@@ -137,4 +137,3 @@ def test_it_is_a_start_for_other_classes(tiny, monkeypatch):
     recipe = Recipe(start_from=str(pretrained_file("camvid_lite0")), backbone="resnet50")
     with pytest.raises(RecipeError, match="start_from: .*camvid_lite0.* into resnet50"):
         build.build_model(recipe, LabelSpace(("a", "b")))
-    keras.backend.clear_session()

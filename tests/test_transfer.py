@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import tiny_model
+from conftest import shared_tiny_model
 
 from alignseg_tf import AlignSeg, backbones
 from alignseg_tf.transfer import transfer_weights
@@ -21,7 +21,7 @@ def other(num_classes: int, **kwargs) -> AlignSeg:
 
 
 def test_all_is_kept_for_the_same_classes():
-    source, target = tiny_model(), other(3)
+    source, target = shared_tiny_model(), other(3)
     transfer = transfer_weights(source, target)
     assert not transfer.new
     assert not transfer.unused
@@ -33,7 +33,7 @@ def test_all_is_kept_for_the_same_classes():
     ("classes", "space"), [(5, None), (3, {"classes": ["x", "y", "z"], "palette": []})]
 )
 def test_other_classes_get_a_new_classifier_and_no_more(classes, space):
-    source = tiny_model(label_space={"classes": ["a", "b", "c"], "palette": []})
+    source = shared_tiny_model(label_space={"classes": ["a", "b", "c"], "palette": []})
     target = other(classes, label_space=space)
     if space is None:
         target.label_space = {"classes": list("abcde")}
@@ -48,7 +48,7 @@ def test_other_classes_get_a_new_classifier_and_no_more(classes, space):
 
 
 def test_what_is_missing_and_what_is_left_out_is_told():
-    source = tiny_model(context="global")
+    source = shared_tiny_model(context="global")
     transfer = transfer_weights(source, other(3, auxiliary_head=False))
     assert "context_modeling" in transfer.new
     assert transfer.unused == ("auxiliary_head",)
@@ -58,11 +58,11 @@ def test_another_backbone_or_normalization_is_refused():
     target = scrambled(AlignSeg(backbones.resnet((1, 1, 1, 1), width=4), 3, channels=8), 1)
     before = target.get_weights()
     with pytest.raises(ValueError, match="must have the same backbone. .* have no counterpart"):
-        transfer_weights(tiny_model(), target)
+        transfer_weights(shared_tiny_model(), target)
     deeper = AlignSeg(backbones.resnet((1, 1, 2, 1), width=8), 3, channels=8)
     with pytest.raises(ValueError, match="must have the same backbone. .* 0 of the latter"):
-        transfer_weights(deeper, tiny_model())
+        transfer_weights(deeper, shared_tiny_model())
     for value, old in zip(target.get_weights(), before, strict=True):
         np.testing.assert_array_equal(value, old)
     with pytest.raises(ValueError, match="must normalise pixels alike. Received: None and"):
-        transfer_weights(tiny_model(normalization=None), other(3))
+        transfer_weights(shared_tiny_model(normalization=None), other(3))

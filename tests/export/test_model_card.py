@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, ROOT, tiny_model
+from conftest import CLASSES, ROOT, shared_tiny_model, tiny_model
 from PIL import Image
 
 from alignseg_tf.data.label_space import LabelSpace
@@ -24,7 +24,7 @@ AGREEMENT = Agreement(3, 0.99987, 1.5e-5, 12.0, 0.123, (360, 480))
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model(label_space=LabelSpace(CLASSES).to_dict())
+    return shared_tiny_model(label_space=LabelSpace(CLASSES).to_dict())
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import CLASSES, random_images, tiny_model
+from conftest import CLASSES, random_images, shared_tiny_model
 
 from alignseg_tf import Predictor
 from alignseg_tf.data.label_space import LabelSpace
@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime", reason="needs ONNX Runtime: pip install onnxr
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    model = tiny_model(label_space=LabelSpace(CLASSES).to_dict())
+    model = shared_tiny_model(label_space=LabelSpace(CLASSES).to_dict())
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     return model, path, export_onnx(model, path, check_images=random_images(2, 64, 96))
 
