@@ -47,6 +47,8 @@ def _pixel_weights(valid: Tensor, sample_weight: Tensor | None) -> Tensor:
 class _SegmentationLoss(keras.losses.Loss):
     """The base of the losses: ids, logits at label size, sample weights within the mean."""
 
+    # Under `tf.distribute` Keras divides a loss by the number of replicas if it is no scalar.
+    shape: tuple[int, ...] = (1,)
     default_name: str | None = None
     config_keys: tuple[str, ...] = ("ignore_class",)
 
@@ -67,9 +69,7 @@ class _SegmentationLoss(keras.losses.Loss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         y_true, sample_weight = y_true if isinstance(y_true, tuple) else (y_true, None)
-        loss = self.loss_of_cells(label_ids(y_true), y_pred, sample_weight)
-        # Under `tf.distribute` Keras divides a loss by the number of replicas if it is no scalar.
-        return ops.reshape(loss, (1,))
+        return ops.reshape(self.loss_of_cells(label_ids(y_true), y_pred, sample_weight), self.shape)
 
     def loss_of_cells(self, ids: Tensor, logits: Tensor, sample_weight: Tensor | None) -> Tensor:
         """Return the loss of ids [B, H, W] and logits [B, h, w, C]: one value."""
@@ -436,6 +436,8 @@ class CombinedLoss(_SegmentationLoss):
     Example:
         >>> loss = CombinedLoss([CrossEntropy(), LovaszSoftmax()], weights=[1.0, 0.8])
     """
+
+    shape = ()  # its losses are divided
 
     def __init__(
         self,
