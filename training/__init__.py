@@ -2,7 +2,6 @@
 
 import sys
 
-# A command keeps TensorFlow quiet, before anything imports it. What benchmarks time in processes
-# of their own may have nothing to do with TensorFlow.
+# A command keeps TensorFlow quiet, before anything imports it.
 if sys.argv[:1] == ["-m"]:
     import alignseg_tf  # noqa: F401

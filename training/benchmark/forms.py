@@ -30,9 +30,17 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from alignseg_tf import AlignSeg, backbones, losses, optimizers
+from alignseg_tf import AlignSeg, backbones, export, losses, optimizers
+from alignseg_tf.inference.freezing import freeze
+from alignseg_tf.inference.layers import sample_by_cropping
+from alignseg_tf.layers import bilinear_sample
 from alignseg_tf.layers.nested import nested_layers
+from alignseg_tf.layers.tensorflow_kernels import bilinear_sample_in_training
+from alignseg_tf.precision import global_dtype_policy, with_dtype_policy
+from alignseg_tf.prediction.saved_networks import SavedModelNetwork, TfliteNetwork
+from alignseg_tf.system.processor import prepare_processor
 from training.benchmark.timing import Task
 
 Run = Callable[[], Any]
@@ -46,8 +54,6 @@ NAMES = (
 
 def prepare(name: str, task: Task) -> Run:
     """Return the function that does a task in a form."""
-    from alignseg_tf.system.processor import prepare_processor
-
     prepare_processor()
     work = {"inference": inference, "training": training}.get(task.work, sampling)
     if name.startswith("bilinear"):
@@ -62,8 +68,6 @@ FORMS = {name: partial(prepare, name) for name in NAMES}
 
 def build(task: Task, form: str, **kwargs: Any) -> Any:
     """Return a model whose offsets and batch norms are not trivial."""
-    from alignseg_tf.precision import global_dtype_policy
-
     keras.utils.set_random_seed(task.seed)
     ways = ("align", "align") if task.align else ("bilinear", "global")
     with global_dtype_policy(form if form == "mixed_bfloat16" else "float32"):
@@ -73,45 +77,36 @@ def build(task: Task, form: str, **kwargs: Any) -> Any:
     for variable in model.trainable_variables:
         if "field_" in variable.path:
             variable.assign(0.01 * rng.standard_normal(variable.shape))
-    for norm in batch_norms(model):  # zeros would be optimised away
-        norm.beta.assign(0.1 * rng.standard_normal(norm.beta.shape))
+    for layer in nested_layers(model):
+        if isinstance(layer, keras.layers.BatchNormalization):  # zeros would be optimised away
+            layer.beta.assign(0.1 * rng.standard_normal(layer.beta.shape))
     # Otherwise rounding errors would grow layer by layer.
     calibrate_batch_norms(model, task.images()[:, :256, :256])
     return model
 
 
-def batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """Return all batch norms of a model."""
-    return [x for x in nested_layers(model) if isinstance(x, keras.layers.BatchNormalization)]
-
-
 def calibrate_batch_norms(model: Any, images: np.ndarray) -> None:
     """Set the statistics of a model's batch norms to those of images [B, H, W, 3]."""
-    momenta = [norm.momentum for norm in batch_norms(model)]
-    for norm in batch_norms(model):
+    norms = [x for x in nested_layers(model) if isinstance(x, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
         norm.momentum = 0.0
     model(keras.ops.convert_to_tensor(images, "float32"), training=True)
-    for norm, momentum in zip(batch_norms(model), momenta, strict=True):
+    for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
 
 def inference(task: Task, form: str) -> Run:
     """Return a function that segments the task's images."""
-    import tensorflow as tf
-
     model = build(task, form)
     inputs = tf.constant(task.images())
     if form in ("saved_model", "tflite", "tflite_int8"):
         return exported(model, task, form)
     if form in ("inference_graph", "frozen", "bfloat16", "fused", "fused_bfloat16"):
-        from alignseg_tf.export import inference_model
-        from alignseg_tf.inference.freezing import freeze
-        from alignseg_tf.precision import with_dtype_policy
-
         if form.endswith("bfloat16"):
             model = with_dtype_policy(model, "mixed_bfloat16")
         fused = form.startswith("fused")
-        model = inference_model(model, "fused" if fused else None)
+        model = export.inference_model(model, "fused" if fused else None)
         if form != "inference_graph":
             constant = freeze(model, (task.height, task.width) if fused else (None, None))
             return lambda: constant(inputs)["segmentation"].numpy()
@@ -123,18 +118,15 @@ def inference(task: Task, form: str) -> Run:
 
 def exported(model: AlignSeg, task: Task, form: str) -> Run:
     """Return a function that runs an export of a model."""
-    from alignseg_tf.export import export_saved_model, export_tflite
-    from alignseg_tf.prediction.saved_networks import SavedModelNetwork, TfliteNetwork
-
     images = task.images().astype(np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         if form == "saved_model":
             path = Path(folder) / "1"
-            export_saved_model(model, path, [images[0, :64, :64]])
+            export.export_saved_model(model, path, [images[0, :64, :64]])
             return partial(SavedModelNetwork(path).class_maps, images)
         path = Path(folder) / "model.tflite"
         quantization = "int8" if form == "tflite_int8" else "float32"
-        export_tflite(
+        export.export_tflite(
             model, path, (task.height, task.width), quantization, "class_map",
             list(images), list(images),
         )  # fmt: skip
@@ -144,8 +136,6 @@ def exported(model: AlignSeg, task: Task, form: str) -> Run:
 
 def training(task: Task, form: str) -> Run:
     """Return a function that takes one training step."""
-    import tensorflow as tf
-
     model = build(task, form, upsample_logits=form == "upsampled")
     model.compile(
         optimizers.SGDWithL2(1e-3, 0.9, 5e-4),
@@ -162,12 +152,6 @@ def training(task: Task, form: str) -> Run:
 
 def sampling(task: Task, form: str) -> Run:
     """Return a function that samples a map, for `sampling_training` with gradients."""
-    import tensorflow as tf
-
-    from alignseg_tf.inference.layers import sample_by_cropping
-    from alignseg_tf.layers import bilinear_sample
-    from alignseg_tf.layers.tensorflow_kernels import bilinear_sample_in_training
-
     features, offsets = (tf.constant(array) for array in task.map_and_offsets())
     functions = {"crop": sample_by_cropping, "compiled": bilinear_sample_in_training}
     sample = functions.get(form, bilinear_sample)

@@ -36,8 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return the times as JSON and as text."""
-    recipe = recipe_from_arguments(parsed)
-    data = data_from_arguments(parsed)
+    recipe, data = recipe_from_arguments(parsed), data_from_arguments(parsed)
     result = {
         "recipe": parsed.recipe,
         "backbone": recipe.backbone,
@@ -69,18 +68,11 @@ def measure_input(
 
     Batches made during the other turn are used up before the clock starts.
 
-    Args:
-        recipe: of the run; its model is built and trained for a few steps.
-        data: training images.
-        steps: timed steps in a turn.
-        rounds: turns of each kind.
-        cached: keep decoded images in memory, as far as they fit.
-
     Returns:
-        `pipeline_seconds` and `memory_seconds`: seconds of a step of each turn; `waiting`: the
-        share of a step that the pipeline costs, of the medians; `pipeline_cpu_share`: the same of
-        processor time, which other processes disturb less; `images_per_second` that the pipeline
-        makes when nothing else runs.
+        `pipeline_seconds` and `memory_seconds`: seconds of a step in each of the `rounds`;
+        `waiting`: the share of a step that the pipeline costs, of the medians;
+        `pipeline_cpu_share`: the same of processor time, which other processes disturb less;
+        `images_per_second` that the pipeline makes when nothing else runs.
     """
     keras.utils.set_random_seed(recipe.seed)
     checked = check_data(data, data.samples("train"))
@@ -128,8 +120,7 @@ def time_steps(model: keras.Model, batches: Iterator[Any], steps: int) -> tuple[
     for _ in range(steps):
         logs = model.train_function(batches)
     float(logs["loss"])  # a GPU may have queued the steps only
-    wall, cpu = time.perf_counter() - start, time.process_time() - cpu_start
-    return wall / steps, cpu / steps
+    return (time.perf_counter() - start) / steps, (time.process_time() - cpu_start) / steps
 
 
 def images_per_second(batches: Iterator[Any], untimed: int, timed: int, batch_size: int) -> float:

@@ -34,12 +34,11 @@ def measure(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     Weights are random: memory does not depend on them. The peak is that of the whole process.
     """
-    recipe, protocol = load_recipe(parsed.recipe), protocol_from_arguments(parsed)
+    protocol = protocol_from_arguments(parsed)
+    recipe = dataclasses.replace(load_recipe(parsed.recipe), backbone_weights="none")
     size, classes = tuple(parsed.size), parsed.classes
     keras.utils.set_random_seed(0)
-    model = build_model(
-        dataclasses.replace(recipe, backbone_weights="none"), numbered_classes(classes)
-    )
+    model = build_model(recipe, numbered_classes(classes))
     predictor = Predictor(model, protocol)
     Predictor(model)(np.zeros((64, 64, 3), np.uint8))
     start_bytes = peak_resident_bytes()

@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,9 +20,6 @@ from PIL import Image
 from alignseg_tf.prediction.saved_networks import SavedModelNetwork
 from alignseg_tf.serving.models import Models
 from training.benchmark.timing import Task
-
-if TYPE_CHECKING:
-    import httpx
 
 # Limits that let the server refuse slow clients within the measurement.
 OPTIONS = ("--read-seconds", "2", "--header-seconds", "2", "--poll-seconds", "1")
@@ -69,29 +66,23 @@ class Load:
         async with httpx.AsyncClient(base_url=self._url, timeout=TIMEOUT) as client:
             while not self.stop:
                 (kind,) = rng.choices(list(KINDS), shares)
-                await self._ask(client, kind, *rng.choice(self._images))
-
-    async def _ask(
-        self, client: "httpx.AsyncClient", kind: str, image: bytes, expected: np.ndarray
-    ) -> None:
-        import httpx
-
-        began = time.monotonic()
-        self.waiting += kind == "good"
-        try:
-            response = await client.post("/v1/segment", content=body_of(kind, image))
-            status: int | str = response.status_code
-        except httpx.TransportError as error:
-            status = type(error).__name__
-        self.waiting -= kind == "good"
-        self.answers[kind, status] += 1
-        if status in BUSY:
-            await asyncio.sleep(0.2)
-        elif kind == "good" and status == 200:
-            self.seconds.append(time.monotonic() - began)
-            self.after_signal += self.stop
-            with Image.open(io.BytesIO(response.content)) as opened:
-                self.wrong += not np.array_equal(np.asarray(opened), expected)
+                image, expected = rng.choice(self._images)
+                began, good = time.monotonic(), kind == "good"
+                self.waiting += good
+                try:
+                    response = await client.post("/v1/segment", content=body_of(kind, image))
+                    status: int | str = response.status_code
+                except httpx.TransportError as error:
+                    status = type(error).__name__
+                self.waiting -= good
+                self.answers[kind, status] += 1
+                if status in BUSY:
+                    await asyncio.sleep(0.2)
+                elif good and status == 200:
+                    self.seconds.append(time.monotonic() - began)
+                    self.after_signal += self.stop
+                    with Image.open(io.BytesIO(response.content)) as opened:
+                        self.wrong += not np.array_equal(np.asarray(opened), expected)
 
 
 async def run_load(server: subprocess.Popen, load: Load, seconds: float, clients: int) -> list[int]:

@@ -10,6 +10,7 @@ import numpy as np
 from alignseg_tf.system.environment import cores
 from alignseg_tf.system.files import atomic_path, check_file
 from alignseg_tf.system.progress import progress_bar
+from alignseg_tf.system.quiet import SETTINGS
 from alignseg_tf.system.tables import text_table
 from training.benchmark.timing import Implementation, Task, ratio, time_alternately
 from training.options import positive
@@ -36,10 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--against", type=Path, metavar="FILE", help="Python with a dict FORMS")
     parser.add_argument("--against-forms", nargs="+", metavar="FORM", help="of it (eager)")
-    parser.add_argument(
-        "--against-environment", nargs="+", default=[], metavar="NAME=VALUE",
-        help="variables of their processes",
-    )  # fmt: skip
     parser.add_argument("--plot", type=Path, metavar="PNG", help="file to draw the times into")
 
 
@@ -51,30 +48,28 @@ def measure(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """
     if parsed.against is None and parsed.against_forms:
         raise ValueError("--against-forms needs --against FILE")
-    height, width = parsed.size
     task = Task(
-        parsed.work, parsed.backbone, height, width, parsed.batch, parsed.classes, parsed.channels
+        parsed.work, parsed.backbone, *parsed.size, parsed.batch, parsed.classes, parsed.channels
     )
-    environment = dict(_assignment(text) for text in parsed.against_environment)
     their_forms = (parsed.against_forms or ["eager"]) if parsed.against else []
     ours = [Implementation(OURS, form) for form in parsed.forms]
-    theirs = [Implementation(parsed.against, form, environment) for form in their_forms]
+    theirs = [Implementation(parsed.against, form) for form in their_forms]
     if parsed.plot:  # a plot does not say who drew it
         check_file(parsed.plot, "training.benchmark", lambda path: False, parsed.overwrite)
     everything = [*ours, *theirs]
     rounds = progress_bar(range(parsed.rounds), "measuring", unit="round")
-    found = time_alternately(everything, task, rounds)
+    found = time_alternately(everything, task, rounds, SETTINGS)
     runs = dict(zip(map(str, everything), found, strict=True))
-    forms = {}
-    for name, one in runs.items():
-        median = float(np.median(one.seconds))
-        forms[name] = {
+    forms = {
+        name: {
             "seconds": one.seconds,
-            "median_seconds": median,
+            "median_seconds": (median := float(np.median(one.seconds))),
             "images_per_second": task.batch / median,
             "busy": one.busy(cores()),
             "peak_bytes": one.peak_bytes,
         }
+        for name, one in runs.items()
+    }
     ratios = {
         str(one): {str(other): ratio(runs[str(one)], runs[str(other)]) for other in theirs}
         for one in ours
@@ -83,13 +78,6 @@ def measure(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if parsed.plot:
         draw(result, parsed.plot)
     return result, table(result)
-
-
-def _assignment(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise ValueError(f"--against-environment: expected NAME=VALUE. Received: {text!r}")
-    return name, value
 
 
 def table(result: dict[str, Any]) -> str:
@@ -104,10 +92,8 @@ def table(result: dict[str, Any]) -> str:
             f"{form['busy']:.0%}", f"{form['peak_bytes'] / 2**30:.2f}",
             *(f"{x['median']:.2f} ({x['low']:.2f} to {x['high']:.2f})" for x in compared),
         ])  # fmt: skip
-    note = (
-        "\nRatios are medians of neighbouring runs, with quartiles in brackets." if others else ""
-    )
-    return text_table(rows) + note
+    note = "\nRatios are medians of neighbouring runs, with quartiles in brackets."
+    return text_table(rows) + note * bool(others)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -1,7 +1,7 @@
 """Time implementations of one task alternately, A B B A, so that the machine treats all alike.
 
 Each implementation has its own process, threads, memory and libraries. All are built and warmed up
-before the first round; each round starts with the next one, and one computes at a time.
+before the first round. Each round starts with the next one, and one computes at a time.
 
 An implementation is an entry of the dict `FORMS` of a Python file, a function
 
@@ -36,7 +36,7 @@ SHORTEST_TURN = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What each implementation does. Some kinds of work ignore some fields.
+    """What each implementation does.
 
     Attributes:
         work: `inference`, `training`, `sampling`, or `sampling_training` (forward and backward).
@@ -83,11 +83,10 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
-    """An entry of `FORMS` in a file, and variables for the environment of its process."""
+    """An entry of `FORMS` in a file."""
 
     file: Path
     form: str
-    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.file.stem.removesuffix('_forms')} {self.form}"
@@ -117,22 +116,19 @@ def time_alternately(
     implementations: Sequence[Implementation],
     task: Task,
     rounds: Iterable[int],
+    environment: Mapping[str, str],
 ) -> list[Runs]:
-    """Run each implementation once a round.
+    """Run each implementation once in each of the rounds, numbered from 0.
 
-    Args:
-        implementations: what to time.
-        task: what each does.
-        rounds: numbers of the rounds, from 0.
-
-    Returns:
-        One `Runs` for each implementation.
+    The environment of their processes is this one's, with the defaults `environment`.
 
     Raises:
         ValueError: an implementation does not exist or failed.
     """
     with contextlib.ExitStack() as stack:
-        turns = [(stack.enter_context(_process(x, task)), Runs()) for x in implementations]
+        turns = [
+            (stack.enter_context(_process(x, task, environment)), Runs()) for x in implementations
+        ]
         for number in rounds:
             first = number % len(turns)
             for ask, runs in turns[first:] + turns[:first]:
@@ -144,17 +140,20 @@ def time_alternately(
 
 
 @contextlib.contextmanager
-def _process(implementation: Implementation, task: Task) -> Iterator[Callable[[], dict[str, Any]]]:
+def _process(
+    implementation: Implementation, task: Task, environment: Mapping[str, str]
+) -> Iterator[Callable[[], dict[str, Any]]]:
     """Start an implementation, let it warm up, and yield what asks it for a turn."""
-    inherited = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join([str(ROOT), *([inherited] if inherited else [])])
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     order = [str(implementation.file.resolve()), implementation.form]
+    # With `-m`, the package would import TensorFlow.
+    code = f"import sys; from {__name__} import main; main(*sys.argv[1:])"
     with subprocess.Popen(
-        [sys.executable, "-m", __name__, *order, json.dumps(dataclasses.asdict(task))],
+        [sys.executable, "-c", code, *order, json.dumps(dataclasses.asdict(task))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": path} | dict(implementation.environment),
+        env={**environment, **os.environ, "PYTHONPATH": path},
     ) as child:
 
         def ask() -> dict[str, Any]:
@@ -190,25 +189,22 @@ def load_form(file: Path, form: str) -> Callable[[Task], Callable[[], Any]]:
 
 
 def _turn(run: Callable[[], Any]) -> dict[str, Any]:
-    """Time a run, or several if they are short."""
-    seconds, processor_seconds = _timed(run, 1)
-    if seconds < SHORTEST_TURN:
-        seconds, processor_seconds = _timed(run, math.ceil(SHORTEST_TURN / seconds))
+    """Time a run, or the mean of several if they are short."""
+    times = 1
+    while True:
+        processor, start = time.process_time(), time.perf_counter()
+        for _ in range(times):
+            run()
+        seconds = (time.perf_counter() - start) / times
+        if times > 1 or seconds >= SHORTEST_TURN:
+            break
+        times = max(2, math.ceil(SHORTEST_TURN / seconds))
     return {
         "seconds": seconds,
-        "processor_seconds": processor_seconds,
+        "processor_seconds": (time.process_time() - processor) / times,
         # Linux counts in KiB. `alignseg_tf.system.memory` would import TensorFlow.
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
-
-
-def _timed(run: Callable[[], Any], times: int) -> tuple[float, float]:
-    """Return the seconds of a run, and those of all cores together."""
-    processor, start = time.process_time(), time.perf_counter()
-    for _ in range(times):
-        run()
-    end = time.perf_counter()
-    return (end - start) / times, (time.process_time() - processor) / times
 
 
 def main(file: str, form: str, task: str) -> None:
@@ -225,7 +221,3 @@ def main(file: str, form: str, task: str) -> None:
     except Exception:
         end = "".join(traceback.format_exc().splitlines(keepends=True)[-12:])
         print(json.dumps({"error": f"its process failed:\n{end}"}), file=answers)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

