@@ -21,6 +21,7 @@ people should not use. An older release is replaced at the end, when everything 
 import argparse
 import json
 import sys
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,14 +30,7 @@ import keras
 import numpy as np
 
 from alignseg_tf import AlignSeg, pretrained
-from alignseg_tf.commands.options import (
-    add_block_argument,
-    add_data_arguments,
-    add_overwrite_argument,
-    add_protocol_arguments,
-    data_from_arguments,
-    protocol_from_arguments,
-)
+from alignseg_tf.commands import options
 from alignseg_tf.data.readers import load_image
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.evaluation.provenance import ABOUT_FILE, QUALITY_FILE, RUN_FILE, known_facts
@@ -47,18 +41,8 @@ from alignseg_tf.export.tflite import CALIBRATION_IMAGES, spread
 from alignseg_tf.precision import with_dtype_policy
 from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.prediction.saved_networks import load_model
+from alignseg_tf.system import files
 from alignseg_tf.system.console import command_output
-from alignseg_tf.system.files import (
-    Output,
-    atomic_folder,
-    atomic_path,
-    check_folder,
-    check_replaceable,
-    has_keys,
-    remove_leftovers,
-    temporary_folder,
-    write_text,
-)
 from training.evaluate import evaluate_and_write
 from training.report import ROOT
 
@@ -87,18 +71,15 @@ def save_packed(model: AlignSeg, path: Path) -> None:
         values = keras.ops.convert_to_numpy(weight)
         if values.ndim > 1 and values.size >= LEAST_ROUNDED:
             weight.assign(rounded(values))
-    with atomic_path(path) as temporary:
-        whole = temporary.with_name(f"{temporary.stem}.whole.keras")
-        try:
-            model.save(whole)
-            with (
-                zipfile.ZipFile(whole) as there,
-                zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as packed,
-            ):
-                for name in there.namelist():
-                    packed.writestr(name, there.read(name))
-        finally:
-            whole.unlink(missing_ok=True)
+    with files.atomic_path(path) as temporary, tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole.keras"
+        model.save(whole)
+        with (
+            zipfile.ZipFile(whole) as there,
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_LZMA) as packed,
+        ):
+            for name in there.namelist():
+                packed.writestr(name, there.read(name))
 
 
 def release(
@@ -113,23 +94,11 @@ def release(
     root: Path = ROOT,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write the files of a release.
+    """Write the files of a release into the clone at `root` and return their paths.
 
-    Args:
-        source: the `.keras` file of a training run, with `run.json` beside it.
-        name: of the released model.
-        data: training images calibrate int8; validation images evaluate the model and check the
-            exports.
-        about: Markdown for the model card.
-        size: height and width of the images that the `.tflite` file takes; None for no exports.
-        protocol: how validation images go through the model.
-        block: number of neighbouring images that intervals draw together.
-        packaged: whether to put the model into the package, or only into `savedmodels/`.
-        root: the clone to write into.
-        overwrite: replace files of that name even if no release wrote them.
-
-    Returns:
-        The paths.
+    `source` is the `.keras` file of a training run, with `run.json` beside it. Training images
+    calibrate int8; validation images evaluate the model and check the exports. The other arguments
+    are those of the command.
 
     Raises:
         ValueError: a file cannot be read, an export does not agree with the model, the package has
@@ -140,57 +109,62 @@ def release(
         raise ValueError(f"{name} is in the package: an unpackaged model must have another name")
     in_package, in_folder = _outputs(name)
     if packaged:
-        check_replaceable(weights, in_package, in_package.files, overwrite)
-    check_folder(folder, in_folder, overwrite)
-    remove_leftovers(root)
-    run = known_facts(source)["run"]
-    # It may have been trained in half precision.
-    model = with_dtype_policy(load_model(source), "float32")
-    validation = data.samples("val")
+        files.check_replaceable(weights, in_package, in_package.files, overwrite)
+    files.check_folder(folder, in_folder, overwrite)
+    files.remove_leftovers(root)
     # On the disk of the clone, so that the last step only renames.
-    with temporary_folder(root) as stage:
+    with files.temporary_folder(root) as stage:
         exports = stage / name
         made = stage / "weights" if packaged else exports
         made.mkdir()
         packed = made / f"{name}.keras"
-        save_packed(model, packed)
-        evaluation = made / f"{name}.{QUALITY_FILE}"
-        evaluate_and_write(packed, validation, data.label_space, evaluation, protocol, block=block)
-        if run is not None:
-            write_text(made / f"{name}.{RUN_FILE}", json.dumps(run, indent=1))
-        write_text(made / f"{name}.{ABOUT_FILE}", about)
+        _write_model(source, packed, about)
+        evaluate_and_write(
+            packed, data.samples("val"), data.label_space, made / f"{name}.{QUALITY_FILE}",
+            protocol, block=block,
+        )  # fmt: skip
         _write_exports(packed, exports, data, size)
         if packaged:
             link = Path("../../alignseg_tf") / weights.name / packed.name
             (exports / packed.name).symlink_to(link)
-        with atomic_folder(folder, in_folder, overwrite) as temporary:
+        with files.atomic_folder(folder, in_folder, overwrite) as temporary:
             for path in exports.iterdir():
                 path.rename(temporary / path.name)
         if packaged:
             weights.mkdir(parents=True, exist_ok=True)
+            (weights / f"{name}.{RUN_FILE}").unlink(missing_ok=True)  # of an older model
             for path in sorted(made.iterdir()):
                 path.replace(weights / path.name)
-            if run is None:  # that of an older model is not this one's
-                (weights / f"{name}.{RUN_FILE}").unlink(missing_ok=True)
     return [*(sorted(weights.glob(f"{name}.*")) if packaged else []), *sorted(folder.glob("[!.]*"))]
 
 
-def _outputs(name: str) -> tuple[Output, Output]:
+def _outputs(name: str) -> tuple[files.Output, files.Output]:
     """Return how a release is told from other files, in the package and in `savedmodels/NAME`."""
-    facts = [f"{name}.{kind}" for kind in (ABOUT_FILE, QUALITY_FILE, RUN_FILE)]
+    facts = about, quality, _ = [f"{name}.{x}" for x in (ABOUT_FILE, QUALITY_FILE, RUN_FILE)]
     forms = [f"{name}.keras", f"{name}.tflite", *(f"1/{file}" for file in SAVED_MODEL.files)]
 
     def is_in_package(folder: Path) -> bool:
-        about = (folder / facts[0]).is_file()
-        return about and has_keys(folder / facts[1], "mean_iou", "protocol")
+        return (folder / about).is_file() and files.has_keys(
+            folder / quality, "mean_iou", "protocol"
+        )
 
     def is_in_folder(folder: Path) -> bool:
         return is_card(folder / CARD_FILE)
 
     return (
-        Output("training.release", is_in_package, [forms[0], *facts]),
-        Output("training.release", is_in_folder, [*forms, *facts, CARD_FILE]),
+        files.Output("training.release", is_in_package, [forms[0], *facts]),
+        files.Output("training.release", is_in_folder, [*forms, *facts, CARD_FILE]),
     )
+
+
+def _write_model(source: Path, packed: Path, about: str) -> None:
+    """Write the packed model, and its run and `about` beside it."""
+    run = known_facts(source)["run"]
+    # It may have been trained in half precision.
+    save_packed(with_dtype_policy(load_model(source), "float32"), packed)
+    if run is not None:
+        files.write_text(packed.with_suffix(f".{RUN_FILE}"), json.dumps(run, indent=1))
+    files.write_text(packed.with_suffix(f".{ABOUT_FILE}"), about)
 
 
 def _write_exports(
@@ -199,7 +173,7 @@ def _write_exports(
     """Write the card of a model into a folder and, for images of a size, its other forms."""
     model, facts = load_model(packed), known_facts(packed)
     if size is None:
-        write_text(folder / CARD_FILE, model_card(model, folder.name, None, **facts))
+        files.write_text(folder / CARD_FILE, model_card(model, folder.name, None, **facts))
         return
     calibration, check = (
         [load_image(sample.image) for sample in spread(data.samples(split), most)]
@@ -227,14 +201,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--about", type=Path, required=True, help="Markdown: data, terms, intended use, failures"
     )
-    parser.add_argument(
-        "--unpackaged", action="store_true",
-        help="put it only into savedmodels/",
-    )  # fmt: skip
-    add_overwrite_argument(parser)
-    add_data_arguments(parser)
-    add_block_argument(parser)
-    add_protocol_arguments(parser)
+    parser.add_argument("--unpackaged", action="store_true", help="put it only into savedmodels/")
+    options.add_overwrite_argument(parser)
+    options.add_data_arguments(parser)
+    options.add_block_argument(parser)
+    options.add_protocol_arguments(parser)
     return parser
 
 
@@ -244,19 +215,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     try:
         about = parsed.about.read_text(encoding="utf-8")
-        data = data_from_arguments(parsed)
-        size = None if parsed.size is None else tuple(parsed.size)
-        protocol = protocol_from_arguments(parsed)
+        data, size = options.data_from_arguments(parsed), parsed.size and tuple(parsed.size)
         written = release(
-            parsed.model, parsed.name, data, about, size, protocol, parsed.block,
-            packaged=not parsed.unpackaged, overwrite=parsed.overwrite,
+            parsed.model, parsed.name, data, about, size, options.protocol_from_arguments(parsed),
+            parsed.block, packaged=not parsed.unpackaged, overwrite=parsed.overwrite,
         )  # fmt: skip
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for path in written:
-        files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-        print(f"{sum(f.stat().st_size for f in files) / 1e6:5.1f} MB  {path.relative_to(ROOT)}")
+        size = sum(x.stat().st_size for x in (path, *path.rglob("*")) if x.is_file())
+        print(f"{size / 1e6:5.1f} MB  {path.relative_to(ROOT)}")
     return 0
 
 

@@ -12,17 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from alignseg_tf import visualization
-from alignseg_tf.commands.options import (
-    add_data_arguments,
-    add_overwrite_argument,
-    add_protocol_arguments,
-    data_from_arguments,
-    protocol_from_arguments,
-)
+from alignseg_tf.commands import options
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import Sample
 from alignseg_tf.data.readers import load_sample
@@ -41,16 +35,15 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 # The comment of a gallery's file.
 COMMENT = "alignseg_tf gallery"
 GAP = 4
+LANCZOS = Image.Resampling.LANCZOS
 
 
 def chosen(scores: np.ndarray, count: int, how: str) -> list[int]:
-    """Return the places of chosen images, the lowest score first.
+    """Return the places of at most `count` images, the lowest score first.
 
-    Args:
-        scores: of each image, [n]; NaN where an image has no label.
-        count: largest number to choose.
-        how: `worst`: the lowest scores at least n / (2 count) places apart, since neighbours may be
-            frames of one video; `spread`: even steps from the lowest score to the highest.
+    `how` is `worst`: the lowest scores at least n / (2 count) places apart, since neighbours may be
+    frames of one video; or `spread`: even steps from the lowest score to the highest. `scores`,
+    [n], are NaN where an image has no label.
     """
     ranked = [int(i) for i in np.argsort(scores, kind="stable") if not np.isnan(scores[i])]
     if how == "spread":
@@ -63,21 +56,6 @@ def chosen(scores: np.ndarray, count: int, how: str) -> list[int]:
     return taken[:count]
 
 
-def draw_panel(
-    panel: str,
-    image: np.ndarray,
-    truth: np.ndarray,
-    predicted: np.ndarray,
-    palette: visualization.Palette,
-) -> np.ndarray:
-    """Return one of `PANELS` of an image, uint8 [H, W, 3]."""
-    if panel == "image":
-        return image
-    if panel == "mistakes":
-        return visualization.mistakes(image, truth, predicted)
-    return visualization.overlay(image, truth if panel == "truth" else predicted, palette)
-
-
 def draw_gallery(
     samples: Iterable[tuple[Sample, str]],
     class_map: Callable[[np.ndarray], np.ndarray],
@@ -86,18 +64,10 @@ def draw_gallery(
     columns: int = 1,
     width: int = 240,
 ) -> np.ndarray:
-    """Draw a tile for each image: a line of text over a row of panels.
+    """Draw a tile for each image: a line of text over a row of panels; below all, a legend.
 
-    Args:
-        samples: images with labels and texts; panels have the shape of the first image.
-        class_map: uint8 RGB image [H, W, 3] -> class ids [H, W].
-        label_space: of the labels.
-        panels: of `PANELS`.
-        columns: tiles in a row.
-        width: of a panel, in pixels.
-
-    Returns:
-        uint8 RGB [any, any, 3].
+    Panels are `width` pixels wide and have the shape of the first image; a row has `columns` tiles.
+    `class_map` gives the class ids [H, W] of a uint8 image [H, W, 3]. The result is uint8.
 
     Raises:
         DataError: a file is unreadable.
@@ -106,22 +76,29 @@ def draw_gallery(
     size: tuple[int, int] | None = None
     for sample, text in samples:
         image, truth = load_sample(sample, label_space)
-        predicted = class_map(image)
         size = size or (width, max(1, round(width * image.shape[0] / image.shape[1])))
-        drawn = [
-            _fitted(draw_panel(panel, image, truth, predicted, label_space.palette), size)
+        drawn = draw_panels(image, truth, class_map(image), label_space.palette)
+        row = [
+            ImageOps.pad(Image.fromarray(drawn[panel]), size, LANCZOS, color="white")
             for panel in panels
         ]
-        tiles.append(visualization.titled(visualization.side_by_side(*drawn, gap=GAP), text))
+        joined = visualization.side_by_side(*map(np.asarray, row), gap=GAP)
+        tiles.append(visualization.titled(joined, text))
     drawn_tiles = visualization.grid(tiles, columns, gap=3 * GAP)
     legend = visualization.legend(label_space, drawn_tiles.shape[1])
     return np.concatenate([drawn_tiles, legend])
 
 
-def _fitted(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return an image scaled into a white box of (width, height) pixels."""
-    padded = ImageOps.pad(Image.fromarray(image), size, Image.Resampling.LANCZOS, color="white")
-    return np.asarray(padded)
+def draw_panels(
+    image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, palette: visualization.Palette
+) -> dict[str, np.ndarray]:
+    """Return the `PANELS` of an image, uint8 [H, W, 3]."""
+    return {
+        "image": image,
+        "truth": visualization.overlay(image, truth, palette),
+        "prediction": visualization.overlay(image, predicted, palette),
+        "mistakes": visualization.mistakes(image, truth, predicted),
+    }
 
 
 def write_gallery(drawn: np.ndarray, path: Path) -> None:
@@ -137,7 +114,7 @@ def is_gallery(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.info.get("comment") in (COMMENT, COMMENT.encode())
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+    except (OSError, Image.DecompressionBombError):
         return False
 
 
@@ -147,25 +124,26 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m training.release.gallery", description=__doc__.splitlines()[0]
     )
     parser.add_argument("model", type=model_path, help="as for training.evaluate")
-    add_data_arguments(parser)
+    options.add_data_arguments(parser)
     parser.add_argument("--split", default="val", help="which part of the data (%(default)s)")
     parser.add_argument("--output", required=True, type=Path, help="a .png or .jpg file")
-    add_overwrite_argument(parser)
+    options.add_overwrite_argument(parser)
     parser.add_argument(
         "--choose", choices=CHOICES, default="spread",
         help="the worst images, or some from the worst to the best (%(default)s)",
     )  # fmt: skip
-    parser.add_argument("--images", type=positive, default=6, help="how many (%(default)s)")
     parser.add_argument(
         "--panels", nargs="+", choices=PANELS, default=list(PANELS), help="drawn for each image"
     )
-    parser.add_argument(
-        "--columns", type=positive, default=1, help="images beside each other (%(default)s)"
-    )
-    parser.add_argument(
-        "--width", type=positive, default=240, help="of a panel, in pixels (%(default)s)"
-    )
-    add_protocol_arguments(parser)
+    for name, default, help in (
+        ("images", 6, "how many"),
+        ("columns", 1, "images beside each other"),
+        ("width", 240, "of a panel, in pixels"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=positive, default=default, help=f"{help} (%(default)s)"
+        )
+    options.add_protocol_arguments(parser)
     return parser
 
 
@@ -179,8 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"--output must end in {', '.join(SUFFIXES)}. Received: {parsed.output}"
             )
         check_file(parsed.output, "training.release.gallery", is_gallery, parsed.overwrite)
-        protocol = protocol_from_arguments(parsed)
-        data = data_from_arguments(parsed)
+        protocol = options.protocol_from_arguments(parsed)
+        data = options.data_from_arguments(parsed)
         samples = data.samples(parsed.split)
         warn_if_trained_on(parsed.model, data, parsed.split)
         predictors = predictors_on_all_gpus(parsed.model, protocol)
@@ -191,10 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
         if not shown:
             raise ValueError(f"{data.root}: no image of the split {parsed.split!r} has a label")
-        drawn = draw_gallery(
-            shown, predictors[0].class_map, data.label_space, parsed.panels, parsed.columns,
-            parsed.width,
-        )  # fmt: skip
+        class_map, space = predictors[0].class_map, data.label_space
+        drawn = draw_gallery(shown, class_map, space, parsed.panels, parsed.columns, parsed.width)
         write_gallery(drawn, parsed.output)
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
