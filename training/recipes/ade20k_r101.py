@@ -4,9 +4,8 @@ Command:
     python -m training.train --recipe ade20k_r101 --data ADEChallengeData2016 \
         --output runs/ade_r101 --backbone-weights resnet101_deep_stem.pth
 
-Memory: about 33 GB on one GPU, 5 GB on each of eight. Time: 20 h on one GPU, 3 h on eight
-(both worked out, see docs/training.md).
-Measured: not measured here; the paper reports 45.95 % mIoU, with a schedule that is not published.
+Estimated (docs/training.md): 33 GB and 20 h on one GPU; 5 GB each and 3 h on eight.
+Not measured here; the paper reports 45.95 % mIoU, with a schedule that is not published.
 """
 
 import dataclasses

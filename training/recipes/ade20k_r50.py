@@ -6,8 +6,7 @@ Command:
 The official code has no recipe for ADE20K; this is the field's usual one: 160,000 steps of batch
 16, crops of 512, on 20,210 images 127 epochs.
 
-Memory: about 30 GB on one GPU, 5 GB on each of eight. Time: 17 h on one GPU, 2.5 h on eight
-(both worked out, see docs/training.md). Measured: not measured here.
+Estimated (docs/training.md): 30 GB and 17 h on one GPU; 5 GB each and 2.5 h on eight.
 """
 
 from training.recipe import Recipe

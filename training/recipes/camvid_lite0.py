@@ -6,9 +6,8 @@ FOLDER has any of the forms of docs/datasets/camvid.md.
 
 Memory: 3.3 GiB (`--dry-run`). Time: 90 minutes on 2 cores of an AMD EPYC (AVX-512, bfloat16).
 Measured: 79.02 % mIoU on val at `--scales 1.5`, 79.19 % at `--scales 1.25 1.5 1.75 --flip`, before
-the file was packed (docs/models.md has it afterwards). A step took 0.79 s in bfloat16 and 1.03 s in
-float32, which `--dtype-policy float32` gives processors without AVX512_BF16. With
-`--train-on train+val`, for the model that is given out, 87 minutes on 2 cores of a newer EPYC.
+packing (docs/models.md). A step took 0.79 s, and 1.03 s with `--dtype-policy float32`, for
+processors without AVX512_BF16.
 """
 
 from training.recipe import Recipe

@@ -3,8 +3,7 @@
 Command:
     python -m training.train --recipe cityscapes_lite0 --data FOLDER --output runs/lite0
 
-Memory: about 15 GB on one GPU, 3 GB on each of eight. Time: 5 h on one GPU, 40 minutes on eight
-(both worked out, see docs/training.md). Measured: not measured here.
+Estimated (docs/training.md): 15 GB and 5 h on one GPU; 3 GB each and 40 minutes on eight.
 """
 
 from training.recipe import Recipe

@@ -6,9 +6,8 @@ Command:
 FOLDER holds `leftImg8bit/` and `gtFine/` (docs/datasets/cityscapes.md). 120,000 steps of batch 8 on
 2975 images are 323 epochs. docs/paper.md says what differs from the official recipe.
 
-Memory: about 46 GB on one GPU, 7 GB on each of eight. Time: 22 h on one GPU, 3 h on eight
-(both worked out, see docs/training.md).
-Measured: not measured here; the authors report 80.3 % mIoU on val, one scale.
+Estimated (docs/training.md): 46 GB and 22 h on one GPU; 7 GB each and 3 h on eight.
+Not measured here; the authors report 80.3 % mIoU on val, one scale.
 """
 
 from training.recipe import Recipe

@@ -4,9 +4,8 @@ Command:
     python -m training.train --recipe cityscapes_r50 --data FOLDER --output runs/r50 \
         --backbone-weights resnet50_deep_stem.pth
 
-Memory: about 41 GB on one GPU, 6 GB on each of eight. Time: 19 h on one GPU, 3 h on eight
-(both worked out, see docs/training.md).
-Measured: not measured here; no published figure of AlignSeg with this backbone is known to us.
+Estimated (docs/training.md): 41 GB and 19 h on one GPU; 6 GB each and 3 h on eight.
+Not measured here; we know of no published figure of AlignSeg with this backbone.
 """
 
 import dataclasses

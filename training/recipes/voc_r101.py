@@ -6,8 +6,7 @@ Command:
 40,000 steps of batch 16 on the 10,582 images of trainaug (docs/datasets/pascal_voc.md) are 61
 epochs.
 
-Memory: about 33 GB on one GPU, 5 GB on each of eight. Time: 5 h on one GPU, 45 minutes on eight
-(both worked out, see docs/training.md). Measured: not measured here.
+Estimated (docs/training.md): 33 GB and 5 h on one GPU; 5 GB each and 45 minutes on eight.
 """
 
 import dataclasses
