@@ -6,11 +6,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from alignseg_tf import AlignSeg, backbones, losses, metrics, official_weights, optimizers
+from alignseg_tf import AlignSeg, backbones, losses, metrics, optimizers
 from alignseg_tf.data.augmentation import Augmentation
 from alignseg_tf.data.label_space import IGNORE, LabelSpace
 from alignseg_tf.layers.nested import nested_layers
 from alignseg_tf.model import freeze_batch_norm
+from alignseg_tf.official_weights import load_official_backbone, read_state_dict
 from alignseg_tf.optimizers import averaged_weights
 from alignseg_tf.precision import with_dtype_policy
 from alignseg_tf.prediction.saved_networks import load_model
@@ -23,7 +24,7 @@ def build_backbone(recipe: Recipe) -> keras.Model:
     weights = None if recipe.backbone_weights == "none" else recipe.backbone_weights
     if recipe.backbone == "efficientnet_lite0":
         return backbones.efficientnet_lite0(weights)
-    backbone = {"resnet50": backbones.resnet50, "resnet101": backbones.resnet101}[recipe.backbone]()
+    backbone = getattr(backbones, recipe.backbone)()
     if weights == "imagenet":
         raise RecipeError(
             f"{recipe.backbone} comes without ImageNet weights: give --backbone-weights FILE, "
@@ -31,9 +32,7 @@ def build_backbone(recipe: Recipe) -> keras.Model:
         )
     if weights is not None:
         try:
-            official_weights.load_official_backbone(
-                backbone, official_weights.read_state_dict(weights)
-            )
+            load_official_backbone(backbone, read_state_dict(weights))
         except (ValueError, ImportError) as error:
             raise RecipeError(f"backbone_weights: {error}") from error
     return backbone
@@ -48,16 +47,17 @@ def build_model(recipe: Recipe, label_space: LabelSpace) -> AlignSeg:
     Raises:
         RecipeError: weights to start from are missing, unreadable or do not fit.
     """
+    conventions, source = {}, None
     if recipe.start_from:
-        return _fine_tuned(recipe, label_space)
-    return _decoder(recipe, label_space, build_backbone(recipe))
-
-
-def _decoder(
-    recipe: Recipe, label_space: LabelSpace, backbone: keras.Model, **kwargs: Any
-) -> AlignSeg:
-    return AlignSeg(
-        backbone,
+        try:
+            source = load_model(recipe.start_from)
+        except ValueError as error:
+            raise RecipeError(f"start_from: {error}") from error
+        # Weights depend on the unit of the offsets and the scale of the pixels.
+        conventions = {"sampling": source.sampling, "normalization": source.normalization}
+        recipe = dataclasses.replace(recipe, backbone_weights="none")
+    model = AlignSeg(
+        build_backbone(recipe),
         num_classes=label_space.num_classes,
         channels=recipe.channels,
         aggregation=recipe.aggregation,
@@ -65,22 +65,15 @@ def _decoder(
         auxiliary_head=recipe.auxiliary_weight > 0,
         upsample_logits=False,
         label_space=label_space.to_dict(),
-        **kwargs,
+        **conventions,
     )
+    if source is not None:
+        _fine_tune(source, model, recipe)
+    return model
 
 
-def _fine_tuned(recipe: Recipe, label_space: LabelSpace) -> AlignSeg:
-    """Return a model with the matching weights of a trained one, and print which match."""
-    try:
-        source = load_model(recipe.start_from)
-    except ValueError as error:
-        raise RecipeError(f"start_from: {error}") from error
-    backbone = build_backbone(dataclasses.replace(recipe, backbone_weights="none"))
-    # Weights depend on the unit of the offsets and the scale of the pixels.
-    model = _decoder(
-        recipe, label_space, backbone,
-        sampling=source.sampling, normalization=source.normalization,
-    )  # fmt: skip
+def _fine_tune(source: AlignSeg, model: AlignSeg, recipe: Recipe) -> None:
+    """Give a model the matching weights of a trained one, and print which match."""
     try:
         transfer = transfer_weights(source, model)
     except ValueError as error:
@@ -89,7 +82,6 @@ def _fine_tuned(recipe: Recipe, label_space: LabelSpace) -> AlignSeg:
             f"{recipe.channels}: {error}"
         ) from error
     print(f"From {recipe.start_from}: {transfer}")
-    return model
 
 
 def class_weights(recipe: Recipe, pixels: np.ndarray) -> list[float] | None:
@@ -106,12 +98,11 @@ def learning_rate_schedule(recipe: Recipe, epoch_steps: int) -> Any:
     """Return the learning rate of each step of a run with `epoch_steps` steps an epoch."""
     warmup = round(recipe.warmup_epochs * epoch_steps)
     decay = epoch_steps * recipe.epochs - warmup
-    schedules = keras.optimizers.schedules
-    schedule = (
-        schedules.PolynomialDecay(recipe.learning_rate, decay, 0.0, recipe.poly_power)
-        if recipe.schedule == "poly"
-        else schedules.CosineDecay(recipe.learning_rate, decay)
-    )
+    schedule: Any = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, decay)
+    if recipe.schedule == "poly":
+        schedule = keras.optimizers.schedules.PolynomialDecay(
+            recipe.learning_rate, decay, 0.0, recipe.poly_power
+        )
     return optimizers.WarmUp(schedule, warmup) if warmup else schedule
 
 
@@ -137,18 +128,16 @@ def build_optimizer(
 
 def build_loss(recipe: Recipe, weights: list[float] | None) -> keras.losses.Loss:
     """Return the loss of the segmentation head."""
-    main, _, extra = recipe.loss.partition("+")
-    options: dict[str, Any] = {"ignore_class": IGNORE}
-    if main != "ohem":
-        options |= {"class_weights": weights, "label_smoothing": recipe.label_smoothing}
-    loss: keras.losses.Loss = {
-        "cross_entropy": losses.CrossEntropy,
-        "boundary": losses.BoundaryCrossEntropy,
-        "ohem": losses.OhemCrossEntropy,
-    }[main](**options)
-    if extra == "lovasz":
+    if recipe.loss == "ohem":
+        return losses.OhemCrossEntropy(ignore_class=IGNORE)
+    boundary = recipe.loss == "boundary"
+    cross_entropy = losses.BoundaryCrossEntropy if boundary else losses.CrossEntropy
+    loss: keras.losses.Loss = cross_entropy(
+        ignore_class=IGNORE, class_weights=weights, label_smoothing=recipe.label_smoothing
+    )
+    if recipe.loss == "cross_entropy+lovasz":
         return losses.CombinedLoss([loss, losses.LovaszSoftmax(IGNORE)], [1.0, 0.8])  # as official
-    if extra == "dice":
+    if recipe.loss == "cross_entropy+dice":
         return losses.CombinedLoss([loss, losses.DiceLoss(IGNORE)], [1.0, 1.0])
     return loss
 
@@ -156,15 +145,7 @@ def build_loss(recipe: Recipe, weights: list[float] | None) -> keras.losses.Loss
 def compile_model(
     model: AlignSeg, recipe: Recipe, label_space: LabelSpace, pixels: np.ndarray, epoch_steps: int
 ) -> None:
-    """Compile a model of `build_model`.
-
-    Args:
-        model: the model.
-        recipe: of the run.
-        label_space: its classes.
-        pixels: number of training pixels of each class, [classes].
-        epoch_steps: steps of an epoch.
-    """
+    """Compile a model of `build_model`; `pixels` are the training pixels of each class."""
     if recipe.freeze_batch_norm:
         freeze_batch_norm(model.backbone)
     weights = class_weights(recipe, pixels)
@@ -182,15 +163,11 @@ def compile_model(
     )
 
 
-def build_variables(model: AlignSeg, batch: Any) -> None:
+def build_variables(model: keras.Model, batch: Any) -> None:
     """Create the variables of the optimizer and the metrics before the first step.
 
-    Otherwise the first step creates them, and TensorFlow traces it twice. Under a distribution
-    strategy Keras does this itself.
-
-    Args:
-        model: from `compile_model`.
-        batch: inputs and labels, or their specifications.
+    Otherwise the first step creates them, and TensorFlow traces it twice. `batch` is inputs and
+    labels, or their specifications.
     """
     model._symbolic_build(data_batch=batch)
 
@@ -237,11 +214,7 @@ def for_inference(model: AlignSeg) -> AlignSeg:
 
 
 def check_batch_size(recipe: Recipe, replicas: int) -> None:
-    """Refuse a batch that the devices cannot share.
-
-    Raises:
-        RecipeError: it says why.
-    """
+    """Raise a `RecipeError` if the devices cannot share a batch."""
     if recipe.batch_size % replicas:
         raise RecipeError(
             f"batch_size {recipe.batch_size} must be a multiple of the {replicas} replicas"

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import tensorflow as tf
@@ -38,11 +38,8 @@ class Checked:
 def validation_views(sizes: np.ndarray) -> list[View]:
     """Return the views to validate: images, or the tiles of very large ones.
 
-    `Protocol` decides which images are tiled, as in prediction and evaluation. Where tiles
-    overlap, each pixel counts once, in the tile whose edge is farther away.
-
-    Args:
-        sizes: height and width of each image, [N, 2].
+    `Protocol` decides by their `sizes` [N, 2] which images are tiled, as in prediction and
+    evaluation. Where tiles overlap, each pixel counts once, in the tile whose edge is farther away.
     """
     views = []
     for index, size in enumerate(sizes.tolist()):
@@ -52,9 +49,7 @@ def validation_views(sizes: np.ndarray) -> list[View]:
             continue
         rows, columns = (_tiles(side, length) for side, length in zip(size, tile, strict=True))
         views += [
-            View(index, (row, column), (counted_rows, counted_columns))
-            for row, counted_rows in rows
-            for column, counted_columns in columns
+            View(index, *zip(row, column, strict=True)) for row, column in product(rows, columns)
         ]
     return views
 
@@ -74,8 +69,7 @@ def _tiles(side: int, length: int) -> list[tuple[slice, slice]]:
 def check_data(data: DataSource, training: Sequence[Sample]) -> Checked:
     """Read every file of the data once and print what they are, as `inspect` does.
 
-    Raises:
-        DataError: a file is unfit, or there is nothing to learn.
+    A `DataError` says that a file is unfit, or that there is nothing to learn.
     """
     validation = data.samples("val")
     findings = Findings(data.label_space)
@@ -83,7 +77,12 @@ def check_data(data: DataSource, training: Sequence[Sample]) -> Checked:
         ("train", "training", training),
         ("val", "validation", validation),
     ):
-        describe(name, check_samples(samples, data.label_space, findings, split))
+        sizes = check_samples(samples, data.label_space, findings, split).sizes
+        (low_height, low_width), (height, width) = sizes.min(0), sizes.max(0)
+        size = f"{low_width} x {low_height}"
+        if (low_width, low_height) != (width, height):
+            size += f" to {width} x {height}"
+        print(f"{len(sizes)} {name} images, {size} pixels")
         if skipped := describe_skipped(data.skipped(split, samples)):
             print(f"not read: {skipped}")
     for note in findings.notes():
@@ -96,14 +95,6 @@ def check_data(data: DataSource, training: Sequence[Sample]) -> Checked:
             "about new images"
         )
     return Checked(data.label_space, training, validation, *findings.splits)
-
-
-def describe(name: str, report: SplitReport) -> None:
-    """Print the number of images and their sizes."""
-    sizes = report.sizes
-    low, high = sizes.min(0), sizes.max(0)
-    size = f"{low[1]} x {low[0]}" + (f" to {high[1]} x {high[0]}" if (low != high).any() else "")
-    print(f"{len(sizes)} {name} images, {size} pixels")
 
 
 def stages(recipe: Recipe) -> list[tuple[int, int, tuple[int, int]]]:
@@ -133,9 +124,5 @@ def for_outputs(model: AlignSeg, dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def training_samples(recipe: Recipe, data: DataSource) -> list[Sample]:
-    """List the samples of the splits that a recipe trains on.
-
-    Raises:
-        DataError: there is no such split, or a file is missing.
-    """
+    """List the samples of the splits that a recipe trains on; raise a `DataError` without one."""
     return [sample for split in recipe.train_on.split("+") for sample in data.samples(split)]

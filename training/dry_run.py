@@ -52,13 +52,7 @@ def dry_run(
 ) -> None:
     """Train a few steps, validate on a few images, and print what the run would take.
 
-    Args:
-        model: compiled; its weights change.
-        recipe: of the run.
-        batches: training batches at the full crop size.
-        validation: validation batches.
-        steps: of an epoch.
-        validations: of the run.
+    `batches` have the full crop size. An epoch has `steps`, the run `validations`.
     """
     print("Dry run: two steps and two validation images; nothing is written.", flush=True)
     training_times, validation_times = StepTimes(), StepTimes()
@@ -69,18 +63,16 @@ def dry_run(
         verbose=0,
         callbacks=[training_times],
     ).history
-    val_batches = int(validation.cardinality())
     model.evaluate(validation.repeat().take(STEPS), verbose=0, callbacks=[validation_times])
-    step = training_times.seconds()
-    image = validation_times.seconds()
-    small = min(recipe.small_crop_epochs, recipe.epochs)
-    epochs = recipe.epochs - small / 2
-    total = epochs * steps * step + validations * val_batches * image
+    step, val_step = training_times.seconds(), validation_times.seconds()
+    val_steps = int(validation.cardinality())
+    epochs = recipe.epochs - min(recipe.small_crop_epochs, recipe.epochs) / 2
+    total = epochs * steps * step + validations * val_steps * val_step
     height, width = recipe.crop_size
     print(
         f"loss {logs['loss'][0]:.3f}\n"
         f"step: {step:.2f} s for {recipe.batch_size} crops of {width} x {height}\n"
-        f"validation: {image:.2f} s a batch, {val_batches} batches\n"
+        f"validation: {val_step:.2f} s a batch, {val_steps} batches\n"
         f"memory: {peak_memory()} at the most\n"
         f"whole run: {recipe.epochs} epochs of {steps} steps and {validations} validations, about "
         f"{duration(total)}"

@@ -9,35 +9,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from alignseg_tf.commands.options import (
-    add_block_argument,
-    add_data_arguments,
-    add_overwrite_argument,
-    add_protocol_arguments,
-    data_from_arguments,
-    protocol_from_arguments,
-)
+from alignseg_tf.commands import options
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import Sample
+from alignseg_tf.evaluation import page
 from alignseg_tf.evaluation.evaluator import evaluate_model
-from alignseg_tf.evaluation.page import (
-    EVALUATION,
-    REPORT_FILES,
-    check_record,
-    is_evaluation,
-    write_report,
-)
 from alignseg_tf.evaluation.provenance import warn_if_trained_on
 from alignseg_tf.evaluation.report import Report
 from alignseg_tf.prediction.predictor import predictors_on_all_gpus
 from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.system.console import command_output
-from alignseg_tf.system.files import (
-    check_file,
-    check_replaceable,
-    write_text,
-)
+from alignseg_tf.system.files import check_file, check_replaceable, write_text
 from alignseg_tf.system.processor import prepare_processor
 
 # In the folder of an evaluation: an interrupted one resumes from it.
@@ -54,36 +37,30 @@ def evaluate_and_write(
     block: int = 1,
     overwrite: bool = False,
 ) -> Report:
-    """Evaluate a saved model and write the report.
+    """Evaluate a saved model; write the numbers, and into `output` the page, JSON and CSV.
 
-    Args:
-        model: a `.keras` or `.tflite` file, or the folder of a SavedModel.
-        samples: images with labels.
-        label_space: what the labels mean.
-        json_file: file for the numbers, or None.
-        protocol: how images go through the model; whole by default.
-        output: folder of the page, JSON and CSV, and of what an interrupted evaluation resumes
-            from; or None.
-        block: number of neighbouring images that intervals draw together, see `Report`.
-        overwrite: replace files even if no evaluation wrote them.
+    The record in `output` lets an interrupted evaluation resume. Images go through the model whole
+    by default. `block` is the number of neighbouring images that intervals draw together.
 
     Raises:
         ValueError: the model cannot be read, or has other classes than the data, or a file would
             be replaced that no evaluation wrote.
     """
-    record = None if output is None else output / RECORD_FILE
+    record = None
     if json_file is not None:
-        check_file(json_file, "evaluate", is_evaluation, overwrite)
-    if output is not None and record is not None:
-        check_record(record, overwrite)
-        check_replaceable(output, EVALUATION, REPORT_FILES, overwrite)
+        check_file(json_file, "evaluate", page.is_evaluation, overwrite)
+    if output is not None:
+        record = output / RECORD_FILE
+        page.check_record(record, overwrite)
+        check_replaceable(output, page.EVALUATION, page.REPORT_FILES, overwrite)
     predictors = predictors_on_all_gpus(model, protocol)
     report = evaluate_model(model, predictors, samples, label_space, record, block)
     if json_file is not None:
         write_text(json_file, json.dumps(report.to_dict(), indent=1))
     if output is not None:
-        class_map = predictors[0].class_map
-        write_report(report, output, label_space, samples, class_map, str(model), overwrite)
+        page.write_report(
+            report, output, label_space, samples, predictors[0].class_map, str(model), overwrite
+        )
     return report
 
 
@@ -93,21 +70,20 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m training.evaluate", description=__doc__.splitlines()[0]
     )
     parser.add_argument(
-        "model",
-        type=model_path,
+        "model", type=model_path,
         help="a .keras, .tflite or .onnx file, a SavedModel's folder, or a trained model's name",
-    )
-    add_data_arguments(parser)
+    )  # fmt: skip
+    options.add_data_arguments(parser)
     parser.add_argument("--split", default="val", help="which part of the data (%(default)s)")
-    add_block_argument(parser)
+    options.add_block_argument(parser)
     parser.add_argument(
         "--output", type=Path,
         help="folder for the report: a page with images, JSON, CSV; an interrupted evaluation "
         "resumes from it",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
-    add_overwrite_argument(parser)
-    add_protocol_arguments(parser)
+    options.add_overwrite_argument(parser)
+    options.add_protocol_arguments(parser)
     return parser
 
 
@@ -117,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser().parse_args(arguments)
     prepare_processor()
     try:
-        protocol = protocol_from_arguments(parsed)
-        data = data_from_arguments(parsed)
+        protocol = options.protocol_from_arguments(parsed)
+        data = options.data_from_arguments(parsed)
         samples = data.samples(parsed.split)
         warn_if_trained_on(parsed.model, data, parsed.split)
         report = evaluate_and_write(

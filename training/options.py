@@ -24,11 +24,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """Return the `RECIPE` of a recipe file.
-
-    Raises:
-        RecipeError: there is no such recipe.
-    """
+    """Return the `RECIPE` of a recipe file."""
     if name not in recipe_names():
         raise RecipeError(f"no recipe {name!r}; there are: {', '.join(recipe_names())}")
     return importlib.import_module(f"training.recipes.{name}").RECIPE
@@ -44,44 +40,27 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "The value in brackets holds unless the recipe has another one.",
     )
     for option in dataclasses.fields(Recipe):
-        default: Any = option.default
-        kind = type(default)
-        flag = "--" + option.name.replace("_", "-")
-        text = f"{option.metadata['help']} [{_shown(default)}]"
+        values = option.default if isinstance(option.default, tuple) else (option.default,)
+        kind = type(values[0])
+        words: dict[str, Any] = {"type": kind, "metavar": kind.__name__.upper()}
+        shown = " ".join(map(str, values)) or "none"
         if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-            continue
-        group.add_argument(
-            flag,
-            dest=option.name,
-            type=type(default[0]) if kind is tuple else kind,
-            nargs=len(default) if kind is tuple else None,
-            choices=option.metadata["choices"],
-            metavar=None if option.metadata["choices"] else _metavar(default),
-            help=text,
-        )
-
-
-def _metavar(default: Any) -> str | tuple[str, ...]:
-    if isinstance(default, tuple):
-        return tuple(type(value).__name__.upper() for value in default)
-    return type(default).__name__.upper()
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, bool):
-        return "yes" if default else "no"
-    if default == "":
-        return "none"
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            words = {"action": argparse.BooleanOptionalAction}
+            shown = "yes" if option.default else "no"
+        elif option.metadata["choices"]:
+            words = {"choices": option.metadata["choices"]}
+        elif len(values) > 1:
+            words |= {"nargs": len(values), "metavar": (words["metavar"],) * len(values)}
+        flag = "--" + option.name.replace("_", "-")
+        group.add_argument(flag, help=f"{option.metadata['help']} [{shown}]", **words)
 
 
 def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
     """Return the named recipe with the overrides of the command line."""
-    recipe = load_recipe(arguments.recipe)
-    overrides: dict[str, Any] = {}
-    for option in dataclasses.fields(Recipe):
-        value = getattr(arguments, option.name)
-        if value is not None:
-            overrides[option.name] = tuple(value) if isinstance(value, list) else value
-    return dataclasses.replace(recipe, **overrides)
+    given = {option.name: getattr(arguments, option.name) for option in dataclasses.fields(Recipe)}
+    overrides = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
+    }
+    return dataclasses.replace(load_recipe(arguments.recipe), **overrides)

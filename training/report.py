@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from alignseg_tf.data.listing import Sample
 from alignseg_tf.data.sources import DataSource
@@ -38,18 +42,16 @@ HASH = (
 def data_hash(samples: Sequence[Sample], root: Path) -> str:
     """Return one hash of the names and bytes of a data set's files, as `HASH` says.
 
-    Names are relative to `root`, or file names only for files outside it, so that a folder that was
-    moved has the same hash.
+    Files outside `root` have no folder in their names, so a folder that was moved keeps its hash.
     """
     files = [path for sample in samples for path in (sample.image, sample.label)]
-    names = [x.relative_to(root).as_posix() if x.is_relative_to(root) else x.name for x in files]
-    lines = [
-        f"{name}\t{path.stat().st_size}\t{fingerprint}"
-        for name, path, fingerprint in zip(names, files, file_fingerprint.of(files), strict=True)
+    cells = [
+        f"{x.relative_to(root).as_posix() if x.is_relative_to(root) else x.name}\t"
+        f"{x.stat().st_size}\t{fingerprint}"
+        for x, fingerprint in zip(files, file_fingerprint.of(files), strict=True)
     ]
-    pairs = zip(lines[::2], lines[1::2], strict=True)
-    text = "".join(f"{image}\t{label}\n" for image, label in pairs)
-    return hashlib.sha256(text.encode()).hexdigest()
+    lines = (f"{image}\t{label}\n" for image, label in zip(*[iter(cells)] * 2, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def describe_data(data: DataSource, **splits: Sequence[Sample]) -> dict[str, Any]:
@@ -75,10 +77,9 @@ def code() -> dict[str, Any] | None:
     """Return the commit of this clone and whether it has changes; None without clone or `git`."""
 
     def git(*arguments: str) -> str:
-        result = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
-        )
-        return result.stdout.strip()
+        return subprocess.check_output(
+            ["git", "-C", str(ROOT), *arguments], stderr=subprocess.DEVNULL, text=True
+        ).strip()
 
     try:
         # Another repository may contain the installed package.
@@ -103,31 +104,19 @@ REPORT = Output("training.train", lambda folder: (folder / "run.json").is_file()
 
 
 def draw_curves(folder: Path) -> str | None:
-    """Draw the loss, mean IoU and IoU of each class in a run folder as `curves.png`.
-
-    Returns:
-        None, or the reason why there is no figure.
-    """
-    columns = read_columns(folder / "metrics.csv")
+    """Draw `curves.png`: loss, mean IoU, IoU of each class; return the reason if that fails."""
     iou = read_columns(folder / "iou.csv")
     try:
         with names_in_figures(iou), atomic_result(folder, REPORT, "curves.png") as temporary:
-            _curves(columns, iou).savefig(temporary)
-    except ImportError:
-        return "matplotlib is not installed"
+            _curves(read_columns(folder / "metrics.csv"), iou).savefig(temporary)
     except Exception as error:  # the report must be written anyway
         return f"drawing failed ({error})"
     return None
 
 
-def _curves(columns: dict[str, np.ndarray], iou: dict[str, np.ndarray]) -> Any:
+def _curves(columns: dict[str, np.ndarray], iou: dict[str, np.ndarray]) -> Figure:
     """Return the figure of `draw_curves`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     figure = Figure(figsize=(13, 6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplot_mosaic([["loss", "iou"], ["mean", "iou"]], width_ratios=(1, 1.35))
     for panel, column, label, scale in (
         ("loss", "loss", "training", 1),
@@ -140,41 +129,37 @@ def _curves(columns: dict[str, np.ndarray], iou: dict[str, np.ndarray]) -> Any:
     epochs = iou.pop("epoch", np.zeros(0))
     lowest = sorted(iou, key=lambda name: np.nan_to_num(iou[name][-1], nan=-1))[:MOST_CURVES]
     shown = [name for name in iou if name in lowest]
-    styles = ("-", "--", ":", "-.")
     for number, name in enumerate(shown):
         # A legend omits names that start with an underscore.
         label = f" {name}" if name.startswith("_") else name
         line = _draw_line(axes["iou"], epochs, 100 * iou[name], label)
-        line.set(color=f"C{number % 10}", linestyle=styles[number // 10 % len(styles)])
+        line.set(color=f"C{number % 10}", linestyle=("-", "--")[number // 10])
     some = "" if len(shown) == len(iou) else f", the {len(shown)} lowest of {len(iou)} classes"
     axes["iou"].set_title(f"validation{some}", fontsize="medium")
-    axes["loss"].set_ylabel("loss")
+    axes["loss"].set(ylabel="loss")
     axes["mean"].set(ylabel="mean IoU in %", ylim=(0, 100))
     axes["iou"].set(ylabel="IoU in %", ylim=(0, 100))
-    for name, each in axes.items():
+    for each in axes.values():
         each.grid(alpha=0.3)
         each.set_xlabel("epoch")
         each.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if name != "iou":
-            each.legend()
-        elif shown:
-            each.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
+    for name in ("loss", "mean"):
+        axes[name].legend()
+    if shown:
+        axes["iou"].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
     return figure
 
 
-def _draw_line(axes: Any, epochs: np.ndarray, values: np.ndarray, label: str) -> Any:
+def _draw_line(axes: Axes, epochs: np.ndarray, values: np.ndarray, label: str) -> Line2D:
     there = np.isfinite(values)
     marker = "o" if there.sum() <= 30 else ""
     return axes.plot(epochs[there] + 1, values[there], marker=marker, markersize=3, label=label)[0]
 
 
 def write_report(folder: Path, data: dict[str, Any], evaluation: Report) -> None:
-    """Write `report.json`, `report.md` and `curves.png`.
+    """Write `report.json`, `report.md` and `curves.png` into a run folder.
 
-    Args:
-        folder: of the run, with `run.json`, `metrics.csv` and `iou.csv`.
-        data: from `describe_data`.
-        evaluation: of `best.keras`.
+    `data` is from `describe_data`; the evaluation is that of `best.keras`.
     """
     check_replaceable(folder, REPORT, REPORT_FILES)
     columns = read_columns(folder / "metrics.csv")
@@ -201,7 +186,7 @@ def write_report(folder: Path, data: dict[str, Any], evaluation: Report) -> None
         "report.json": json.dumps(report, indent=1),
         "report.md": _markdown(report, evaluation),
     }
-    write_files(folder, REPORT, texts)  # all were checked above
+    write_files(folder, REPORT, texts)
 
 
 def _markdown(report: dict[str, Any], evaluation: Report) -> str:
@@ -213,13 +198,12 @@ def _markdown(report: dict[str, Any], evaluation: Report) -> str:
     ]
     commit = "not a clone"
     if code_state is not None:
-        commit = code_state["commit"] + (", with changes" if code_state["changed"] else "")
+        commit = code_state["commit"] + ", with changes" * code_state["changed"]
     curves = f"No curves: {report['curves_missing_because']}."
     if report["curves"]:
         curves = f"![Loss and IoU against epochs]({report['curves']})"
-    trained_on = ""
-    if trained_on_validation(report["recipe"]):
-        trained_on = "**It was trained on these images**: the figures say nothing of new ones. "
+    trained_on = "**It was trained on these images**: the figures say nothing of new ones. "
+    trained_on *= trained_on_validation(report["recipe"])
     hardware = report["machine"]
     where = {"code": commit} | report["versions"] | {
         "CPU": f"{hardware['cpu']}, {hardware['cores']} cores",

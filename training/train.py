@@ -20,7 +20,7 @@ import tensorflow as tf
 from alignseg_tf import AlignSeg, metrics
 from alignseg_tf.commands.options import add_data_arguments, data_from_arguments
 from alignseg_tf.data.listing import DataError
-from alignseg_tf.data.pipeline import TrainingBatches, evaluation_dataset, steps_per_epoch
+from alignseg_tf.data.pipeline import TrainingBatches, steps_per_epoch
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.evaluation.provenance import RUN_FILE
 from alignseg_tf.evaluation.report import Report
@@ -29,26 +29,11 @@ from alignseg_tf.system.console import command_output
 from alignseg_tf.system.files import DiskFullError, write_text
 from alignseg_tf.system.fingerprints import file_fingerprint
 from alignseg_tf.system.processor import prepare_processor
-from training.build import (
-    build_augmentation,
-    build_model,
-    build_variables,
-    check_batch_size,
-    compile_model,
-    set_synchronized_batch_norm,
-)
+from training import build
+from training.callbacks import run_folder as folders
 from training.callbacks.averaging import SeedDropout, ValidateAveraged
 from training.callbacks.progress import Progress
-from training.callbacks.run_folder import (
-    FILES_FILE,
-    RunFolder,
-    check_run_folder,
-    data_files,
-    describe_content,
-    describe_run,
-    load_last,
-    locked,
-)
+from training.callbacks.run_folder import RunFolder
 from training.callbacks.stopping import RunStoppedError, StopOnNonFinite, StopOnSignal
 from training.callbacks.tensorboard import TensorBoard
 from training.data import (
@@ -58,16 +43,9 @@ from training.data import (
     stages,
     training_batches,
     training_samples,
-    validation_views,
 )
+from training.distributed import fit as distribution
 from training.distributed import workers
-from training.distributed.fit import (
-    WorkerProgress,
-    distribution_strategy,
-    fit_workers,
-    multi_worker_strategy,
-    validation_share,
-)
 from training.distributed.workers import Worker
 from training.dry_run import dry_run
 from training.evaluate import evaluate_and_write
@@ -78,18 +56,7 @@ from training.report import describe_data, write_report
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is ready to train.
-
-    Attributes:
-        recipe: its values.
-        data: checked images and labels.
-        model: compiled, new or from the last whole epoch.
-        batches: training batches.
-        validation: batches of images, very large ones in tiles.
-        initial_epoch: the epoch to start with.
-        strategy: the model was built under it.
-        worker: this process.
-    """
+    """A run that is ready to train: its model is compiled, new or from the last whole epoch."""
 
     recipe: Recipe
     data: Checked
@@ -104,7 +71,7 @@ class Run:
         self, first: int, end: int, crop_size: tuple[int, int], step: int = 0
     ) -> tf.data.Dataset:
         """Return the batches from `step` of epoch `first` until epoch `end` begins."""
-        augmentation = build_augmentation(self.recipe, self.model, crop_size)
+        augmentation = build.build_augmentation(self.recipe, self.model, crop_size)
         return for_outputs(self.model, self.batches.dataset(augmentation, first, end, step))
 
     def batch_of(self, epoch: int, step: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -115,64 +82,41 @@ class Run:
         return images.numpy(), labels["segmentation"].numpy(), names
 
 
-def prepare(
-    recipe: Recipe, data: Checked, run_folder: RunFolder | None, cpu_replicas: int = 1
-) -> Run:
-    """Build the model, or load that of an interrupted run, and the pipelines.
+def prepare(recipe: Recipe, data: Checked, last_file: Path | None, cpu_replicas: int) -> Run:
+    """Build the model, or load `last_file` of an interrupted run, and the pipelines.
 
     Call it under the recipe's dtype policy.
-
-    Args:
-        recipe: values of the run.
-        data: checked images and labels.
-        run_folder: of a run that may have been interrupted; None for a dry run.
-        cpu_replicas: logical CPU devices to mirror over.
 
     Raises:
         RecipeError: the recipe does not fit the devices, or weights do not fit the model.
     """
     worker = workers.this_worker()
-    strategy = multi_worker_strategy() if worker.count > 1 else distribution_strategy(cpu_replicas)
+    strategy = distribution.strategy(worker, cpu_replicas)
     replicas = strategy.num_replicas_in_sync
-    check_batch_size(recipe, replicas)
+    build.check_batch_size(recipe, replicas)
     steps = steps_per_epoch(len(data.training), recipe.batch_size)
     keras.utils.set_random_seed(recipe.seed)
     with strategy.scope():
-        if run_folder and run_folder.last_file.is_file():
-            model, initial_epoch = load_last(run_folder)
-            print(f"Resuming {run_folder.last_file} after epoch {initial_epoch}/{recipe.epochs}")
+        if last_file and last_file.is_file():
+            model, initial_epoch = folders.load_resumable(last_file)
+            print(f"Resuming {last_file} after epoch {initial_epoch}/{recipe.epochs}")
         else:
-            model, initial_epoch = build_model(recipe, data.label_space), 0
-            compile_model(model, recipe, data.label_space, data.training_report.pixels, steps)
-        set_synchronized_batch_norm(model, replicas > 1)
+            model, initial_epoch = build.build_model(recipe, data.label_space), 0
+            build.compile_model(model, recipe, data.label_space, data.training_report.pixels, steps)
+        build.set_synchronized_batch_norm(model, replicas > 1)
     devices = tf.config.list_physical_devices("GPU") or ["CPU"]
     print(
         f"{recipe.backbone}, {model.count_params() / 1e6:.2f} M parameters, on "
         + (f"{replicas} devices" if replicas > 1 else getattr(devices[0], "name", "the CPU"))
     )
-    views = validation_views(data.validation_report.sizes)
-    if worker.count > 1:
-        validation = validation_share(
-            data.validation, data.label_space, worker, replicas // worker.count, data.one_size,
-            views,
-        )  # fmt: skip
-    else:
-        validation = evaluation_dataset(
-            data.validation, data.label_space, replicas, data.one_size, views=views
-        )
     batches = training_batches(recipe, data, worker)
+    validation = distribution.validation_batches(data, worker, replicas // worker.count)
     validation = for_outputs(model, validation)
     return Run(recipe, data, model, batches, validation, initial_epoch, strategy, worker)
 
 
 def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1) -> Report | None:
     """Run a recipe, or resume it, and evaluate its best model.
-
-    Args:
-        recipe: values of the run.
-        data: images with labels, with the splits train and val.
-        output: the run's folder.
-        cpu_replicas: logical CPU devices to mirror over, to try distribution without GPUs.
 
     Returns:
         The evaluation of `output/best.keras` on the validation images; None on a worker other than
@@ -184,29 +128,25 @@ def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1)
         RunStoppedError: the run ended before its last epoch.
     """
     training = training_samples(recipe, data)
-    description = describe_run(recipe, data.label_space, training)
-    check_run_folder(output, description)  # before reading files, where names tell enough
     steps_per_epoch(len(training), recipe.batch_size)
     worker = workers.this_worker()
-    with locked(output) if worker.is_chief else contextlib.nullcontext():
+    if worker.count > 1 and cpu_replicas > 1:
+        raise RecipeError("--cpu-replicas does not go with TF_CONFIG: each worker is a device")
+    with folders.locked(output) if worker.is_chief else contextlib.nullcontext():
+        description = folders.describe_run(recipe, data, training)
+        files = folders.data_files(data, training)
+        folders.check_run_folder(output, description, files)
         checked = check_data(data, training)
-        description |= describe_content(recipe, data, training)
-        files = data_files(data, training)
-        check_run_folder(output, description, files)
         run_folder = RunFolder(output)
         if worker.count > 1:
-            if cpu_replicas > 1:
-                raise RecipeError(
-                    "--cpu-replicas does not go with TF_CONFIG: each worker is a device"
-                )
             last = run_folder.last_file
             checksum = file_fingerprint(last) if last.is_file() else "none"
             facts = {"recipe or data": json.dumps(description), "last.keras": checksum}
             workers.meet(worker, facts)
         with global_dtype_policy(recipe.dtype_policy):
-            run = prepare(recipe, checked, run_folder, cpu_replicas)
+            run = prepare(recipe, checked, run_folder.last_file, cpu_replicas)
             if worker.is_chief:
-                write_text(output / FILES_FILE, json.dumps(files, indent=0))
+                write_text(output / folders.FILES_FILE, json.dumps(files, indent=0))
                 write_text(output / RUN_FILE, json.dumps(description, indent=1))
             fit(run, run_folder)
         if not worker.is_chief:
@@ -220,12 +160,7 @@ def train(recipe: Recipe, data: DataSource, output: Path, cpu_replicas: int = 1)
 
 
 def try_out(recipe: Recipe, data: DataSource, cpu_replicas: int = 1) -> None:
-    """Prepare a run, train a few steps of it, and print what the whole would take.
-
-    Raises:
-        DataError: something is wrong with the data.
-        RecipeError: the recipe does not fit the devices.
-    """
+    """Prepare a run, train a few steps of it, and print what the whole would take."""
     training = training_samples(recipe, data)
     steps_per_epoch(len(training), recipe.batch_size)
     with global_dtype_policy(recipe.dtype_policy):
@@ -252,23 +187,18 @@ def run_callbacks(
         work = [
             float(np.prod(crop)) for first, last, crop in stages(recipe) for _ in range(first, last)
         ]
-        samples = run.data.validation[:4]
         callbacks += [
             Progress(run.batches.steps, work, run.initial_epoch, recipe.batch_size),
             run_folder,
-            TensorBoard(folder / "tensorboard", samples, run.data.label_space),
+            TensorBoard(folder / "tensorboard", run.data.validation[:4], run.data.label_space),
         ]
     else:
-        callbacks.append(WorkerProgress(worker))
+        callbacks.append(distribution.worker_progress(worker, recipe.epochs))
     return [*callbacks, stop]  # last: a finished epoch is saved first
 
 
 def fit(run: Run, run_folder: RunFolder) -> None:
-    """Train the remaining epochs.
-
-    Raises:
-        RunStoppedError: by a signal, or by a loss or weights that are not finite.
-    """
+    """Train the remaining epochs."""
     recipe, steps = run.recipe, run.batches.steps
     validation_freq = validation_epochs(recipe)
     with StopOnSignal() as stop:
@@ -280,13 +210,13 @@ def fit(run: Run, run_folder: RunFolder) -> None:
             batches = run.training_data(first, last, crop_size)
             if run.worker.count > 1:
                 batches = batches.rebatch(recipe.batch_size // run.strategy.num_replicas_in_sync)
-                fit_workers(
+                distribution.fit_workers(
                     run.model, run.strategy, batches, run.validation, callbacks,
                     range(first, last), steps, validation_freq,
                 )  # fmt: skip
                 continue
             if run.strategy.num_replicas_in_sync == 1:  # else Keras does this, in its scope
-                build_variables(run.model, batches.element_spec)
+                build.build_variables(run.model, batches.element_spec)
             run.model.fit(
                 batches,
                 validation_data=run.validation,
@@ -345,10 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (RunStoppedError, DiskFullError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.status if isinstance(error, RunStoppedError) else 1
-    if report is None:
-        return 0
-    print(f"\n{parsed.output / 'best.keras'} on the validation images:\n\n{report.table()}")
+        return getattr(error, "status", 1)
+    if report is not None:
+        print(f"\n{parsed.output / 'best.keras'} on the validation images:\n\n{report.table()}")
     return 0
 
 

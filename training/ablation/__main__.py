@@ -21,41 +21,19 @@ from typing import Any
 import keras
 
 from alignseg_tf.analysis.summary import summarize
-from alignseg_tf.commands.options import (
-    add_block_argument,
-    add_data_arguments,
-    add_overwrite_argument,
-    data_from_arguments,
-)
+from alignseg_tf.commands import options
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.evaluation.bootstrap import check_block
+from alignseg_tf.system import files
 from alignseg_tf.system.console import command_output
 from alignseg_tf.system.environment import machine, versions
-from alignseg_tf.system.files import (
-    Output,
-    atomic_result,
-    check_replaceable,
-    remove_leftovers,
-    write_files,
-)
 from alignseg_tf.system.fingerprints import names_hash
 from alignseg_tf.system.progress import duration
+from training.ablation import results as records
 from training.ablation.report import ablation_csv, ablation_tables, draw_ablation
-from training.ablation.results import (
-    BLOCK,
-    CELLS,
-    DECIDED,
-    Cell,
-    check_alike,
-    read_result,
-    read_results,
-    result_file,
-    shared_recipe,
-    shared_values,
-    write_result,
-)
+from training.ablation.results import BLOCK, CELLS, Cell, result_file
 from training.build import build_model, for_inference
-from training.callbacks.run_folder import describe_content, describe_run
+from training.callbacks.run_folder import describe_run
 from training.callbacks.stopping import RunStoppedError
 from training.data import training_samples
 from training.options import add_recipe_arguments, recipe_from_arguments
@@ -70,13 +48,11 @@ Plan = Sequence[tuple[Cell, int]]
 
 def _is_ablation(folder: Path) -> bool:
     """Whether a folder without a record holds an ablation."""
-    try:
-        return (folder / "ablation.csv").read_text(encoding="utf-8").startswith("cell,seed,")
-    except (OSError, UnicodeDecodeError):
-        return False
+    path = folder / "ablation.csv"
+    return path.is_file() and path.read_bytes().startswith(b"cell,seed,")
 
 
-OUTCOME = Output("training.ablation", _is_ablation)
+OUTCOME = files.Output("training.ablation", _is_ablation)
 
 
 def planned(
@@ -84,10 +60,7 @@ def planned(
 ) -> Iterator[tuple[Cell, int]]:
     """Yield cells and seeds to train, all cells with one seed before any with the next.
 
-    Args:
-        seeds: number of seeds of each main cell.
-        other_seeds: number of seeds of each other cell.
-        cells: the cells to train.
+    Main cells have `seeds` seeds, others `other_seeds`.
     """
     for seed in range(max(seeds, other_seeds)):
         for cell in cells:
@@ -96,11 +69,7 @@ def planned(
 
 
 def run_cell(recipe: Recipe, data: DataSource, folder: Path) -> dict[str, Any]:
-    """Train and evaluate one model; return its result as plain values.
-
-    Raises:
-        As `train.train`.
-    """
+    """Train and evaluate one model; return its result as plain values."""
     keras.backend.clear_session()
     gc.collect()
     report = train(recipe, data, folder)
@@ -125,36 +94,27 @@ def run_cell(recipe: Recipe, data: DataSource, folder: Path) -> dict[str, Any]:
 
 
 def write_outcome(folder: Path, results: Path, block: int = BLOCK, overwrite: bool = False) -> str:
-    """Write the tables and the plot of all results; return the tables.
-
-    Raises:
-        ForeignFileError: a file of these names is not an ablation's.
-    """
-    done = read_results(results, block)
+    """Write the tables and the plot of all results; return the tables."""
+    done = records.read_results(results, block)
     tables = ablation_tables(done)
-    check_replaceable(folder, OUTCOME, OUTCOME_FILES, overwrite)
+    files.check_replaceable(folder, OUTCOME, OUTCOME_FILES, overwrite)
     texts = {"ablation.md": tables, "ablation.csv": ablation_csv(done)}
-    write_files(folder, OUTCOME, texts)
-    with atomic_result(folder, OUTCOME, "ablation.png") as temporary:
+    files.write_files(folder, OUTCOME, texts)
+    with files.atomic_result(folder, OUTCOME, "ablation.png") as temporary:
         draw_ablation(done, temporary)
     return tables
 
 
 def check_results(plan: Plan, recipe: Recipe, data: DataSource, results: Path) -> None:
-    """Refuse kept results of another recipe or other images.
-
-    Raises:
-        RecipeError: a value differs.
-    """
-    training = training_samples(recipe, data)
-    run = describe_run(recipe, data.label_space, training)
+    """Raise a `RecipeError` if a kept result is of another recipe or other images."""
+    wanted = records.shared_recipe(describe_run(recipe, data, training_samples(recipe, data)))
     names = names_hash(sample.image.name for sample in data.samples("val"))
-    wanted = shared_recipe(run | describe_content(recipe, data, training))
     for cell, seed in plan:
         path = result_file(results, cell, seed)
         if path.is_file():
-            values = shared_values(read_result(path))
-            check_alike(path, values, "this ablation", wanted | {"validation_image_names": names})
+            values = records.shared_values(records.read_result(path))
+            ours = wanted | {"validation_image_names": names}
+            records.check_alike(path, values, "this ablation", ours)
 
 
 def ablate(
@@ -169,28 +129,18 @@ def ablate(
     """Train what has no result yet, and return the tables over all results.
 
     The model of the last epoch is evaluated: choosing the best epoch on the images that decide
-    would favour cells that vary more.
-
-    Args:
-        recipe: what the cells share.
-        data: images with labels.
-        output: folder of the runs, the tables and the plot.
-        results: folder of the results.
-        plan: cells and seeds to train.
-        block: number of neighbouring images that intervals draw together.
-        overwrite: replace tables and a plot that no ablation wrote.
+    would favour cells that vary more. `plan` has the cells and seeds to train.
 
     Raises:
         DataError, RunStoppedError: as `train.train`.
         RecipeError: as `train.train`, or a kept result is of another recipe or other images.
     """
     for folder in (output, results):
-        remove_leftovers(folder)
-    check_replaceable(output, OUTCOME, OUTCOME_FILES, overwrite)
+        files.remove_leftovers(folder)
+    files.check_replaceable(output, OUTCOME, OUTCOME_FILES, overwrite)
     recipe = dataclasses.replace(recipe, validate_every=recipe.epochs)
     check_results(plan, recipe, data, results)
     took: list[float] = []
-    tables = ""
     for number, (cell, seed) in enumerate(plan):
         path = result_file(results, cell, seed)
         head = f"[{number + 1}/{len(plan)}] {cell.name}, seed {seed}"
@@ -204,10 +154,10 @@ def ablate(
         this = dataclasses.replace(
             recipe, aggregation=cell.aggregation, context=cell.context, seed=seed
         )
-        write_result(path, run_cell(this, data, output / f"{cell.name}-{seed}"))
+        records.write_result(path, run_cell(this, data, output / f"{cell.name}-{seed}"))
         took.append(time.monotonic() - started)
-        tables = write_outcome(output, results, block, overwrite)
-    return tables or write_outcome(output, results, block, overwrite)
+        write_outcome(output, results, block, overwrite)
+    return write_outcome(output, results, block, overwrite)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -217,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train with and without alignment, all else being equal, and compare. "
         "The same command resumes.",
     )
-    add_data_arguments(parser)
+    options.add_data_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, help="folder of the runs")
     parser.add_argument("--results", type=Path, help="folder of the results (OUTPUT/results)")
     parser.add_argument("--seeds", type=int, default=3, help="of the four main cells (%(default)s)")
@@ -229,8 +179,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--cells", nargs="+", choices=names, default=names, metavar="CELL",
         help=f"which to train, of {', '.join(names)} (all)",
     )  # fmt: skip
-    add_block_argument(parser)
-    add_overwrite_argument(parser)
+    options.add_block_argument(parser)
+    options.add_overwrite_argument(parser)
     add_recipe_arguments(parser)
     parser.set_defaults(recipe="camvid_ablation", block=BLOCK)
     return parser
@@ -241,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parsed = build_parser().parse_args(arguments)
     try:
-        for name in DECIDED:
+        for name in records.DECIDED:
             if getattr(parsed, name) is not None:
                 flag = "--" + name.replace("_", "-")
                 raise RecipeError(f"{flag} is decided by the cells and --seeds of the ablation")
@@ -251,23 +201,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "--seeds must be at least 1 and --other-seeds at least 0. "
                 f"Received: {parsed.seeds} and {parsed.other_seeds}"
             )
-        data = data_from_arguments(parsed)
         cells = [cell for cell in CELLS if cell.name in parsed.cells]
-        tables = ablate(
-            recipe_from_arguments(parsed),
-            data,
-            parsed.output,
-            parsed.results or parsed.output / "results",
-            list(planned(parsed.seeds, parsed.other_seeds, cells)),
-            parsed.block,
-            parsed.overwrite,
-        )
+        plan = list(planned(parsed.seeds, parsed.other_seeds, cells))
+        recipe, data = recipe_from_arguments(parsed), options.data_from_arguments(parsed)
+        results = parsed.results or parsed.output / "results"
+        tables = ablate(recipe, data, parsed.output, results, plan, parsed.block, parsed.overwrite)
     except ValueError as error:  # of data, recipe and options
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RunStoppedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.status if isinstance(error, RunStoppedError) else 1
+        return getattr(error, "status", 1)
     print(f"\n{tables}\nIn {parsed.output}: {', '.join(OUTCOME_FILES)}")
     return 0
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from scipy import stats
 
 from alignseg_tf.data.label_space import class_columns
@@ -92,11 +93,9 @@ class GridScores:
         """Return the mean of values [K, ...] that have bootstrap samples [K, S, ...]."""
         seed_variance, freedom = self._seed_variance(score, cells)
         mean, seeds = values.mean(0), len(values)
-        if not freedom:
-            return Estimate(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan), seeds)
         image_variance = np.ma.filled(np.ma.masked_invalid(samples.mean(0)).var(0), np.nan)
         deviation = np.sqrt(image_variance + cells * seed_variance / seeds)
-        reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * deviation
+        reach = deviation * (stats.t.ppf((1 + LEVEL) / 2, freedom) if freedom else np.nan)
         return Estimate(mean, mean - reach, mean + reach, seeds)
 
     def _seed_variance(self, score: str, cells: int) -> tuple[np.ndarray, int]:
@@ -214,22 +213,17 @@ def ablation_csv(results: Results) -> str:
 
 def draw_ablation(results: Results, path: Path) -> None:
     """Draw the mean IoU and the boundary F-score at 1 px: a dot for a seed, a line for the mean."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     scores = GridScores(results)
     figure = Figure(figsize=(10, 1.2 + 0.42 * len(results)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     nearest = BOUNDARY_DISTANCES.index(1)
     for row, name in enumerate(results):
         for axes, values in (
-            (left, scores.values(name, "mean_iou")),
-            (right, scores.values(name, "mean_boundary_f")[:, nearest]),
+            (left, 100 * scores.values(name, "mean_iou")),
+            (right, 100 * scores.values(name, "mean_boundary_f")[:, nearest]),
         ):
-            axes.plot(100 * values, np.full(len(values), row), "o", color=f"C{row}", alpha=0.6)
-            mean = 100 * values.mean()
-            axes.plot([mean, mean], [row - 0.3, row + 0.3], color=f"C{row}", linewidth=2.5)
+            axes.plot(values, np.full(len(values), row), "o", color=f"C{row}", alpha=0.6)
+            axes.vlines(values.mean(), row - 0.3, row + 0.3, color=f"C{row}", linewidth=2.5)
     for axes, title in ((left, "mean IoU, %"), (right, "boundary F-score at 1 px, %")):
         axes.set_xlabel(title)
         axes.grid(axis="x", alpha=0.3)

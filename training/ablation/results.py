@@ -59,15 +59,7 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
 
 
 def read_result(path: Path, block: int = BLOCK) -> dict[str, Any]:
-    """Return a result, with a `Report` under `report`.
-
-    Args:
-        path: the file.
-        block: number of neighbouring images that intervals draw together.
-
-    Raises:
-        RecipeError: the file holds something else.
-    """
+    """Return a result, with a `Report` under `report`; raise a `RecipeError` if it is none."""
     try:
         result: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
         scores = [ImageScores.from_dict(score) for score in result.pop("scores")]
@@ -115,11 +107,7 @@ def shared_recipe(run: Mapping[str, Any]) -> dict[str, Any]:
 def check_alike(
     path: Path, values: dict[str, Any], other: Path | str, others: dict[str, Any]
 ) -> None:
-    """Refuse results that cannot be compared.
-
-    Raises:
-        RecipeError: a value differs.
-    """
+    """Raise a `RecipeError` if results cannot be compared."""
     if different := run_differences(others, values):
         raise RecipeError(
             f"{path} (here) and {other} (there) cannot be compared:{different}\n"

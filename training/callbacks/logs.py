@@ -30,27 +30,17 @@ def class_iou(model: keras.Model) -> dict[str, float]:
     """Return the IoU of each class in the counts of the model's `MeanIoU`, NaN if it is absent.
 
     At the end of an epoch with validation, the counts are those of the validation.
-
-    Raises:
-        ValueError: the model is compiled without a `MeanIoU`.
     """
-    found: list[MeanIoU] = list(mean_iou_metrics(model.metrics))
-    if not found:
-        raise ValueError("expected a MeanIoU in compile(metrics=...). Received: none")
-    names = found[0].class_names or [f"class {i}" for i in range(found[0].num_classes)]
-    return dict(zip(names, found[0].per_class_iou().tolist(), strict=True))
+    metric: MeanIoU = next(iter(mean_iou_metrics(model.metrics)))
+    return dict(zip(metric.class_names or (), metric.per_class_iou().tolist(), strict=True))
 
 
 def loss_terms(model: keras.Model, logs: dict[str, Any]) -> dict[str, float]:
     """Split the loss of an epoch into its terms.
 
-    Args:
-        model: compiled with losses and `loss_weights` by output.
-        logs: with `loss` and, for several outputs, `OUTPUT_loss`.
-
-    Returns:
-        `total`, the minimized loss; the unweighted loss of each output; and `regularization`, the
-        penalties of layers. Weight decay is in no loss.
+    `logs` has `loss` and, for several outputs, `OUTPUT_loss`. The terms are `total`, the minimized
+    loss; the unweighted loss of each output; and `regularization`, the penalties of layers. Weight
+    decay is in no loss.
     """
     terms = {"total": float(logs["loss"])}
     outputs = {

@@ -31,8 +31,7 @@ class Progress(keras.callbacks.Callback):
     def __init__(self, steps: int, work: Sequence[float], initial_epoch: int, batch_size: int):
         super().__init__()
         self.steps, self.work, self.epochs = steps, work, len(work)
-        self.batch_size = batch_size
-        self.epoch = initial_epoch
+        self.batch_size, self.epoch = batch_size, initial_epoch
         self.terminal = sys.stdout.isatty()
         self.interval = TERMINAL_INTERVAL if self.terminal else LOG_INTERVAL
         self.traced = False

@@ -16,18 +16,12 @@ from typing import Any
 import keras
 
 from alignseg_tf import AlignSeg
-from alignseg_tf.data.label_space import LabelSpace, class_columns
+from alignseg_tf.data.label_space import class_columns
 from alignseg_tf.data.listing import Sample
 from alignseg_tf.data.sources import DataSource
 from alignseg_tf.evaluation.evaluator import label_encoding, samples_fingerprints
 from alignseg_tf.evaluation.provenance import RUN_FILE, read_run
-from alignseg_tf.system.files import (
-    ForeignFileError,
-    atomic_path,
-    check_replaceable,
-    remove_leftovers,
-    write_text,
-)
+from alignseg_tf.system.files import atomic_path, check_replaceable, remove_leftovers, write_text
 from alignseg_tf.system.fingerprints import differences, fingerprint, named_fingerprints, names_hash
 from alignseg_tf.system.tables import csv_text
 from training.build import for_inference
@@ -42,13 +36,8 @@ EPOCHS_DONE = "epochs_done.txt"
 LOCK_FILE = "training.lock"
 # Files that a run replaces in its folder, besides its report.
 RUN_FILES = (
-    "metrics.csv",
-    "iou.csv",
-    "best.keras",
-    "last.keras",
-    "evaluation.json",
-    "nan_batch.npz",
-)
+    "metrics.csv", "iou.csv", "best.keras", "last.keras", "evaluation.json", "nan_batch.npz",
+)  # fmt: skip
 # The fingerprint of each file of the data, to name those that differ.
 FILES_FILE = "data_files.json"
 # Values of `run.json` that tell the content of files; older runs lack them.
@@ -60,10 +49,9 @@ CONTENT = {
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Reserve a folder for one training; the kernel releases it when the process ends.
+    """Reserve a folder for one training, or raise a `RecipeError` if another one has it.
 
-    Raises:
-        RecipeError: another training has it.
+    The kernel releases it when the process ends.
     """
     path, is_new = folder / LOCK_FILE, not folder.exists()
     while True:
@@ -108,10 +96,8 @@ class RunFolder(keras.callbacks.Callback):
     def __init__(self, folder: Path):
         super().__init__()
         self.folder = folder
-        self.metrics_file = folder / "metrics.csv"
-        self.iou_file = folder / "iou.csv"
-        self.best_file = folder / "best.keras"
-        self.last_file = folder / "last.keras"
+        self.metrics_file, self.iou_file = folder / "metrics.csv", folder / "iou.csv"
+        self.best_file, self.last_file = folder / "best.keras", folder / "last.keras"
         remove_leftovers(folder)
         self.started = time.monotonic()
 
@@ -119,11 +105,7 @@ class RunFolder(keras.callbacks.Callback):
         self.started = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Write the four files.
-
-        Raises:
-            RunStoppedError: the weights are not finite; nothing was written.
-        """
+        """Write the four files, or raise a `RunStoppedError` if the weights are not finite."""
         logs = short_names(logs)
         if spoilt := non_finite_variables(self.model):
             raise RunStoppedError(
@@ -149,11 +131,6 @@ class RunFolder(keras.callbacks.Callback):
                 for_inference(self.model).save(temporary)
         save_resumable(self.model, self.last_file, epoch + 1)
 
-    def epochs_done(self) -> int:
-        """Return the number of finished epochs in `last.keras`."""
-        with zipfile.ZipFile(self.last_file) as archive:
-            return int(archive.read(EPOCHS_DONE))
-
 
 def _digits(value: float) -> str:
     """Return a number with six digits, nothing for NaN."""
@@ -169,24 +146,22 @@ def save_resumable(model: keras.Model, path: Path, epochs_done: int) -> None:
             archive.writestr(EPOCHS_DONE, str(epochs_done))
 
 
-def load_last(run_folder: RunFolder) -> tuple[AlignSeg, int]:
+def load_resumable(path: Path) -> tuple[AlignSeg, int]:
     """Return the model of an interrupted run and its number of finished epochs."""
     try:
-        return keras.saving.load_model(run_folder.last_file), run_folder.epochs_done()
+        with zipfile.ZipFile(path) as archive:
+            return keras.saving.load_model(path), int(archive.read(EPOCHS_DONE))
     except Exception as error:
-        raise RecipeError(
-            f"{run_folder.last_file}: not readable ({error}); remove it to start anew"
-        ) from error
+        raise RecipeError(f"{path}: not readable ({error}); remove it to start anew") from error
 
 
 def read_rows(path: Path, epoch: int) -> list[dict[str, str]]:
     """Return the rows of a table that are before `epoch`; none without a file."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     try:
-        return [row for row in rows if int(row["epoch"]) < epoch]
+        with path.open(newline="", encoding="utf-8") as file:
+            return [row for row in csv.DictReader(file) if int(row["epoch"]) < epoch]
     except (KeyError, ValueError) as error:
         raise RunStoppedError(
             f"{path}: expected a column epoch of whole numbers ({error}); remove the file"
@@ -199,30 +174,20 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, csv_text([columns, *([row.get(key) for key in columns] for row in rows)]))
 
 
-def describe_run(recipe: Recipe, label_space: LabelSpace, samples: Sequence[Sample]) -> dict:
-    """Return the identity of a run that needs no look into files: recipe, classes and names."""
+def describe_run(recipe: Recipe, data: DataSource, training: Sequence[Sample]) -> dict[str, Any]:
+    """Return the identity of a run: recipe, classes, names of the images, content of the files."""
     run = dataclasses.asdict(recipe) | {
-        "classes": label_space.classes,
-        "training_samples": len(samples),
-        "training_image_names": names_hash(sample.image.name for sample in samples),
+        "classes": data.label_space.classes,
+        "training_samples": len(training),
+        "training_image_names": names_hash(sample.image.name for sample in training),
+        "label_encoding": label_encoding(data.label_space),
     }
-    return json.loads(json.dumps(run))
-
-
-def describe_content(recipe: Recipe, data: DataSource, training: Sequence[Sample]) -> dict:
-    """Return the values of `CONTENT`.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    content: dict[str, Any] = {"label_encoding": label_encoding(data.label_space)}
     for part, samples in (("training", training), ("validation", data.samples("val"))):
-        images, labels = samples_fingerprints(samples)
-        content |= {f"{part}_images": images, f"{part}_labels": labels}
+        run[f"{part}_images"], run[f"{part}_labels"] = samples_fingerprints(samples)
     start = Path(recipe.start_from or recipe.backbone_weights)
     if start.is_file():  # not a folder called imagenet
-        content["initial_weights"] = fingerprint(start)
-    return json.loads(json.dumps(content))
+        run["initial_weights"] = fingerprint(start)
+    return json.loads(json.dumps(run))
 
 
 def data_files(data: DataSource, training: Sequence[Sample]) -> dict[str, str]:
@@ -236,46 +201,35 @@ def data_files(data: DataSource, training: Sequence[Sample]) -> dict[str, str]:
 def run_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Say in which values two runs differ; skip values of `CONTENT` that one of them lacks."""
     skipped = CONTENT - (there.keys() & here.keys())
-    one, other = (
-        {key: value for key, value in run.items() if key not in skipped} for run in (there, here)
-    )
-    return differences(one, other)
+    return differences(*({k: run[k] for k in run if k not in skipped} for run in (there, here)))
 
 
-def check_run_folder(output: Path, run: dict, files: dict[str, str] | None = None) -> None:
-    """Refuse to mix two runs in one folder.
+def check_run_folder(output: Path, run: dict[str, Any], files: dict[str, str]) -> None:
+    """Raise a `RecipeError` if a folder holds another run.
 
-    Args:
-        output: the folder.
-        run: from `describe_run`, and `describe_content`.
-        files: from `data_files`.
-
-    Raises:
-        RecipeError: the folder has another run.
+    `run` is from `describe_run`, `files` from `data_files`.
     """
+    before: dict[str, Any] | None = None
     try:
         check_replaceable(output, REPORT, REPORT_FILES)
-    except ForeignFileError as error:
-        raise RecipeError(
-            str(error).replace("another name, or --overwrite", "another --output")
-        ) from error
-    if not (output / RUN_FILE).is_file():
+        if (output / RUN_FILE).is_file():
+            before = with_defaults(read_run(output / RUN_FILE))
+    except ValueError as error:
+        problem = str(error).removesuffix("; give another name, or --overwrite")
+        raise RecipeError(f"{problem}; give another --output") from error
+    if before is None:
         if found := [name for name in RUN_FILES if (output / name).exists()]:
             raise RecipeError(
                 f"{output}: expected a new folder, or that of a run. Received: one with "
                 f"{', '.join(found)}, but without {RUN_FILE}; give another --output"
             )
         return
-    try:
-        before = with_defaults(read_run(output / RUN_FILE))
-    except ValueError as error:
-        raise RecipeError(f"{error}; give another --output") from error
     if different := run_differences(before, run):
-        if files is not None and (output / FILES_FILE).is_file():
+        if (output / FILES_FILE).is_file():
             former = json.loads((output / FILES_FILE).read_text(encoding="utf-8"))
             different += differences({"files": former}, {"files": files})
         raise RecipeError(f"{output} holds another run:{different}\ngive another --output")
-    if files is not None and not before.keys() & CONTENT:
+    if not before.keys() & CONTENT:
         print(
             f"{output}: an older run that did not record the content of the data. Images with the "
             "same names are taken for the same images"

@@ -76,23 +76,19 @@ class StopOnNonFinite(keras.callbacks.Callback):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Check the loss and the weights.
-
-        Raises:
-            RunStoppedError: one of them is not finite.
-        """
+        """Check the loss and the weights; raise a `RunStoppedError` if one is not finite."""
         logs = logs or {}
         loss = float(logs["loss"])
         if self.all_finite is None:
             self.all_finite = _compiled_check(self.model)  # the first step builds the optimizer
-        if math.isfinite(loss):
-            if bool(self.all_finite()):
-                return
+        if not math.isfinite(loss):
+            heads = [name for name, value in logs.items() if not math.isfinite(value)]
+            what = f"the loss is {loss} ({', '.join(heads)})"
+        elif not self.all_finite():
             spoilt = non_finite_variables(self.model)
             what = f"the loss is {loss:.4g}, but {len(spoilt)} weights are not finite: {spoilt[0]}"
         else:
-            heads = [name for name, value in logs.items() if not math.isfinite(value)]
-            what = f"the loss is {loss} ({', '.join(heads)})"
+            return
         rate = learning_rate(self.model)
         advice = [f"a learning rate below {rate:.2g}", "a limit for the gradient (--clip-norm 1)"]
         if keras.config.dtype_policy().name != "float32":
@@ -109,16 +105,12 @@ class StopOnNonFinite(keras.callbacks.Callback):
             images, labels, names = self.batch_of(self.epoch, step)
         except Exception as error:  # must not hide why the run stops
             return f"Its batch could not be made again ({error})."
-        arrays: dict[str, Any] = {
-            "images": images,
-            "labels": labels,
-            "names": np.array(list(names), dtype=str),
-            "epoch": self.epoch,
-            "step": step,
-            "learning_rate": rate,
-        } | {f"logs/{name}": float(value) for name, value in logs.items()}
+        means: dict[str, Any] = {f"logs/{name}": float(value) for name, value in logs.items()}
         with atomic_path(self.file) as temporary:
-            np.savez_compressed(temporary, **arrays)
+            np.savez_compressed(
+                temporary, images=images, labels=labels, names=np.array(names, dtype=str),
+                epoch=self.epoch, step=step, learning_rate=rate, **means,
+            )  # fmt: skip
         return f"Its batch is in {self.file}: {', '.join(names)}."
 
 
@@ -127,14 +119,7 @@ class StopOnSignal(keras.callbacks.Callback):
 
     Inside the `with` block the first signal is obeyed after the current step, and files are
     finished; a second one acts as usual. Put it last, so that a finished epoch is saved first.
-
-    Example:
-        >>> with StopOnSignal() as stop:
-        ...     print(stop.received)
-        None
     """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +132,7 @@ class StopOnSignal(keras.callbacks.Callback):
             # Ignored signals stay ignored: `nohup ... &` must outlive the terminal's Ctrl-C.
             self.previous = {
                 number: signal.signal(number, self._receive)
-                for number in self.SIGNALS
+                for number in (signal.SIGTERM, signal.SIGINT)
                 if signal.getsignal(number) is not signal.SIG_IGN
             }
         return self
@@ -166,11 +151,7 @@ class StopOnSignal(keras.callbacks.Callback):
         self.epochs_done = epoch
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        """Stop if a signal was received.
-
-        Raises:
-            RunStoppedError: it says after which epoch the run resumes.
-        """
+        """Raise a `RunStoppedError` if a signal was received."""
         if self.received is not None:
             done = f"after epoch {self.epochs_done}" if self.epochs_done else "from the start"
             raise RunStoppedError(

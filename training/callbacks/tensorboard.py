@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from PIL import Image, ImageOps
 
 from alignseg_tf import visualization
 from alignseg_tf.analysis import alignment
@@ -27,8 +28,8 @@ from training.callbacks.logs import (
 
 # Longest side of an image, in pixels; larger ones are shown at every second, third, ... pixel.
 LONGEST_SIDE = 512
-# Least width of an offset field, in pixels, so that its name can be read.
-SHORTEST_WIDTH = 256
+# Width of an offset field, in pixels, so that its name can be read.
+FIELD_WIDTH = 320
 
 
 class TensorBoard(keras.callbacks.Callback):
@@ -120,27 +121,20 @@ def offset_panel(image: np.ndarray, fields: Mapping[str, np.ndarray]) -> np.ndar
 
     Args:
         image: uint8 [H, W, 3].
-        fields: [any, any, 2], in pixels of the panel, by their names.
+        fields: [any, any, 2], in pixels of the image, by their names.
 
     Returns:
         uint8 [any, any, 3]; the last panel is the wheel of directions.
     """
-    image = shrunk(image)
-    enlarge = -(-SHORTEST_WIDTH // image.shape[1])
-    height, width = enlarge * image.shape[0], enlarge * image.shape[1]
-
-    def cell(panel: np.ndarray, text: str) -> np.ndarray:
-        rows = np.arange(height) * panel.shape[0] // height
-        columns = np.arange(width) * panel.shape[1] // width
-        return visualization.titled(panel[rows][:, columns], text)
-
-    cells = [cell(image, "image")]
+    size = FIELD_WIDTH, round(FIELD_WIDTH * image.shape[0] / image.shape[1])
+    panels = {"image": Image.fromarray(image).resize(size)}
     for name, field in fields.items():
         longest = float(np.linalg.norm(field, axis=-1).max())
-        painted = visualization.offset_field(field, longest or None)
-        cells.append(cell(painted, f"{name}: up to {longest:.3g} px"))
-    side = min(height, width)
-    wheel = np.full((height, width, 3), 255, np.uint8)
-    wheel[:side, :side] = visualization.offset_legend(1.0, side)[:side]
-    cells.append(visualization.titled(wheel, "direction; black is none, full colour the longest"))
+        painted = Image.fromarray(visualization.offset_field(field, longest or None))
+        panels[f"{name}: up to {longest:.3g} px"] = painted.resize(size, Image.Resampling.NEAREST)
+    side = min(size)
+    wheel = Image.fromarray(visualization.offset_legend(1.0, side)[:side])
+    text = "direction; black is none, full colour the longest"
+    panels[text] = ImageOps.pad(wheel, size, color="white", centering=(0, 0))
+    cells = [visualization.titled(np.asarray(panel), text) for text, panel in panels.items()]
     return visualization.grid(cells, columns=3)

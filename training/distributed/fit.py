@@ -10,14 +10,25 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.data.listing import Sample
-from alignseg_tf.data.pipeline import View, evaluation_dataset
+from alignseg_tf.data.pipeline import evaluation_dataset
+from training.build import build_variables
+from training.data import Checked, validation_views
 from training.distributed.workers import Worker
 
 
-def distribution_strategy(cpu_replicas: int) -> tf.distribute.Strategy:
-    """Mirror over all visible GPUs or over logical CPU devices; do nothing for one device."""
+def strategy(worker: Worker, cpu_replicas: int = 1) -> tf.distribute.Strategy:
+    """Return the strategy of a run.
+
+    Several workers bring all their GPUs, the same number each, or their CPUs as one device each;
+    call it after they met, before any other TensorFlow. One worker mirrors over all visible GPUs or
+    over logical CPU devices, if there are several.
+    """
+    if worker.count > 1:
+        # TensorFlow takes SIGTERM for a notice to save soon, and the process would not end.
+        handler = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+        several = tf.distribute.MultiWorkerMirroredStrategy()
+        signal.signal(signal.SIGTERM, handler)
+        return several
     if cpu_replicas > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(
@@ -29,92 +40,52 @@ def distribution_strategy(cpu_replicas: int) -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def multi_worker_strategy() -> tf.distribute.Strategy:
-    """Return the strategy over all workers; call it after they met, before any other TensorFlow.
+def validation_batches(data: Checked, worker: Worker, replicas: int) -> tf.data.Dataset:
+    """Return the batches to validate on the `replicas` of this worker, see `evaluation_dataset`.
 
-    Each worker brings all its GPUs, as many as the others, or its CPU as one device.
+    Of several workers, each has every `worker.count`-th view, in batches of one view, (float32
+    [1, H, W, 3] in 0..255, int32 [1, H, W]), alternately for each of its devices.
     """
-    # TensorFlow takes SIGTERM for a notice to save soon, and the process would not end.
-    handler = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    signal.signal(signal.SIGTERM, handler)
-    return strategy
+    share = validation_views(data.validation_report.sizes)[worker.index :: worker.count]
+    batches = evaluation_dataset(
+        data.validation, data.label_space, replicas, data.one_size, views=share
+    )
+    if worker.count == 1:
+        return batches
+    steps = math.ceil(len(share) / (replicas if data.one_size else 1))
+    return batches.rebatch(1).apply(tf.data.experimental.assert_cardinality(steps * replicas))
 
 
-def validation_share(
-    samples: Sequence[Sample],
-    label_space: LabelSpace,
-    worker: Worker,
-    replicas: int,
-    one_size: bool,
-    views: Sequence[View],
-) -> tf.data.Dataset:
-    """Return the views that this worker evaluates: every `worker.count`-th.
-
-    Args:
-        samples: the images of all workers.
-        label_space: of their labels.
-        worker: this process.
-        replicas: devices of this worker; they are filled up as in `evaluation_dataset`.
-        one_size: whether all views have the same size.
-        views: of all workers.
-
-    Returns:
-        Batches of one view, (float32 [1, H, W, 3] in 0..255, int32 [1, H, W]), alternately for each
-        of the worker's devices.
-    """
-    share = views[worker.index :: worker.count]
-    steps = math.ceil(len(share) / (replicas if one_size else 1))
-    batches = evaluation_dataset(samples, label_space, replicas, one_size, views=share).rebatch(1)
-    return batches.apply(tf.data.experimental.assert_cardinality(steps * replicas))
-
-
-class WorkerProgress(keras.callbacks.Callback):
-    """Print a line an epoch on a worker other than the chief."""
-
-    def __init__(self, worker: Worker):
-        super().__init__()
-        self.name = f"worker {worker.index} of {worker.count}"
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Print the line."""
-        print(f"{self.name}: epoch {epoch + 1}/{self.params['epochs']} done", flush=True)
+def worker_progress(worker: Worker, epochs: int) -> keras.callbacks.Callback:
+    """Return a callback that prints a line an epoch, for a worker other than the chief."""
+    name = f"worker {worker.index} of {worker.count}"
+    return keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, _: print(f"{name}: epoch {epoch + 1}/{epochs} done", flush=True)
+    )
 
 
 class DistributedSteps:
-    """The train and test step of a model under a strategy, on this worker's batches."""
+    """The train and test step of a model under a strategy, on this worker."""
 
-    def __init__(
-        self,
-        model: keras.Model,
-        strategy: tf.distribute.Strategy,
-        batches: tf.data.Dataset,
-        validation: tf.data.Dataset,
-    ):
+    def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy):
         self.model, self.strategy = model, strategy
-        self.training, self.validation = self._distributed(batches), self._distributed(validation)
 
-    def _distributed(self, dataset: tf.data.Dataset) -> Iterator[Any]:
+    def distributed(self, dataset: tf.data.Dataset) -> Iterator[Any]:
+        """Return the batches of a dataset again and again, one for each device at a time."""
         # Endless: before each batch of a finite dataset, workers would ask each other for its end.
         return iter(self.strategy.distribute_datasets_from_function(lambda _: dataset.repeat()))
 
     @tf.function(reduce_retracing=True)
-    def _train(self, iterator: Any) -> dict[str, Any]:
+    def train(self, iterator: Any) -> dict[str, Any]:
+        """Train a step; return its logs, means over the devices."""
         logs = self.strategy.run(self.model.train_step, args=(next(iterator),))
         return {name: self.strategy.reduce("MEAN", x, axis=None) for name, x in logs.items()}
 
     @tf.function(reduce_retracing=True)
-    def _test(self, iterator: Any) -> None:
+    def test(self, iterator: Any) -> None:
+        """Evaluate a batch on each device."""
         # Waits for no other worker, so workers may have different numbers of images.
         self.strategy.run(self.model.test_step, args=(next(iterator),))
-
-    def train(self) -> dict[str, Any]:
-        """Train a step; return its logs, means over the devices."""
-        return self._train(self.training)
-
-    def test(self) -> None:
-        """Evaluate a batch on each device."""
-        self._test(self.validation)
 
     @contextlib.contextmanager
     def summed_metrics(self) -> Iterator[dict[str, float]]:
@@ -153,9 +124,8 @@ def fit_workers(
 
     Args:
         model: built and compiled under the scope of `strategy`.
-        strategy: what to run under.
-        batches: (inputs, labels) alternately for each of this worker's devices, enough for all
-            epochs.
+        strategy: of all workers.
+        batches: (inputs, labels) alternately for each of this worker's devices, for all epochs.
         validation: this worker's share, as `batches`, with a known number, which may differ from
             that of others. Its steps have no logs.
         callbacks: this worker's.
@@ -165,8 +135,9 @@ def fit_workers(
     """
     validation_steps = int(validation.cardinality()) // len(strategy.extended.worker_devices)
     with strategy.scope():
-        model._symbolic_build(data_batch=batches.element_spec)
-    steps = DistributedSteps(model, strategy, batches, validation)
+        build_variables(model, batches.element_spec)
+    steps = DistributedSteps(model, strategy)
+    training, testing = steps.distributed(batches), steps.distributed(validation)
     call = keras.callbacks.CallbackList(
         list(callbacks), model=model, epochs=epochs.stop, steps=steps_per_epoch, verbose=0
     )
@@ -177,7 +148,7 @@ def fit_workers(
         call.on_epoch_begin(epoch)
         for step in range(steps_per_epoch):
             call.on_train_batch_begin(step)
-            call.on_train_batch_end(step, steps.train())
+            call.on_train_batch_end(step, steps.train(training))
         with steps.summed_metrics() as logs:
             if validate:
                 call.on_test_begin()
@@ -187,7 +158,7 @@ def fit_workers(
             model.reset_metrics()
             for step in range(validation_steps):
                 call.on_test_batch_begin(step)
-                steps.test()
+                steps.test(testing)
                 call.on_test_batch_end(step)
             with steps.summed_metrics() as val_logs:
                 call.on_test_end(val_logs)

@@ -58,11 +58,7 @@ class Worker:
 
 
 def this_worker() -> Worker:
-    """Return this process as `TF_CONFIG` describes it, or the only worker without it.
-
-    Raises:
-        RecipeError: `TF_CONFIG` is not valid.
-    """
+    """Return this process as `TF_CONFIG` describes it, or the only worker without it."""
     text = os.environ.get("TF_CONFIG")
     if not text:
         return Worker()
@@ -70,9 +66,7 @@ def this_worker() -> Worker:
         config = json.loads(text)
         cluster, task = config["cluster"], config["task"]
         tasks = [
-            (kind, index)
-            for kind in ("chief", "worker")
-            for index in range(len(cluster.get(kind, ())))
+            (kind, i) for kind in ("chief", "worker") for i in range(len(cluster.get(kind, ())))
         ]
         index = tasks.index((task["type"], int(task["index"])))
         addresses = tuple(str(cluster[kind][number]) for kind, number in tasks)
@@ -96,12 +90,8 @@ def meet(worker: Worker, facts: Mapping[str, Any], wait_seconds: float = WAIT_SE
     """Wait for all workers and check that they are about to do the same.
 
     TensorFlow would wait for an hour, deaf to Ctrl-C, and workers that differ would hang or train
-    nonsense. The workers meet at the chief's address before TensorFlow listens there.
-
-    Args:
-        worker: this process.
-        facts: names and JSON values that must be equal everywhere.
-        wait_seconds: how long to wait.
+    nonsense. The workers meet at the chief's address before TensorFlow listens there. `facts` are
+    names and JSON values that must be equal everywhere.
 
     Raises:
         RecipeError: a worker did not come, or workers differ; all of them raise it.
@@ -126,20 +116,18 @@ def _listen(address: str) -> socket.socket:
 def _receive_workers(worker: Worker, facts: Mapping[str, Any], deadline: float) -> str:
     """Wait for all workers, check that they agree, and reply to each with the problem, if any."""
     problem = ""
+    present: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_listen(worker.addresses[0]))
         server.settimeout(0.5)
-        present: dict[int, socket.socket] = {}
-        while len(present) < worker.count - 1 and not problem:
-            missing = [i for i in range(1, worker.count) if i not in present]
+        while not problem and (missing := set(range(1, worker.count)) - present.keys()):
             if time.monotonic() > deadline:
-                names = ", ".join(f"{i} ({worker.addresses[i]})" for i in missing)
+                names = ", ".join(f"{i} ({worker.addresses[i]})" for i in sorted(missing))
                 problem = f"these workers did not come: {names}"
                 break
             with contextlib.suppress(TimeoutError):
-                connection, _ = server.accept()
-                stack.enter_context(connection)
-                hello = _receive(connection)
+                connection = stack.enter_context(server.accept()[0])
+                hello = _receive(connection, 5.0)
                 if hello is None:
                     continue  # a stranger
                 index = hello["worker"]
@@ -148,14 +136,11 @@ def _receive_workers(worker: Worker, facts: Mapping[str, Any], deadline: float) 
                     continue
                 present[index] = connection
                 problem = _difference(index, hello["facts"], facts)
-            for index in [i for i, other in present.items() if _is_closed(other)]:
-                del present[index]
+            present = {i: other for i, other in present.items() if not _is_closed(other)}
         for connection in present.values():
             _send(connection, {"problem": problem})
         for connection in present.values():
-            _is_closed(
-                connection, wait_seconds=5.0
-            )  # if they close first, the port is free at once
+            _is_closed(connection, 5.0)  # if they close first, the port is free at once
     return problem
 
 
@@ -187,19 +172,13 @@ def _send(connection: socket.socket, message: Mapping[str, Any]) -> None:
         connection.sendall(_GREETING + json.dumps(message).encode() + b"\n")
 
 
-def _receive(connection: socket.socket, wait_seconds: float = 5.0) -> dict[str, Any] | None:
+def _receive(connection: socket.socket, wait_seconds: float) -> dict[str, Any] | None:
     """Return the message of a connection, or None from a stranger."""
     connection.settimeout(max(wait_seconds, 0.1))
-    line = b""
-    with contextlib.suppress(OSError):
-        while not line.endswith(b"\n") and len(line) < 2**16:
-            part = connection.recv(4096)
-            if not part or not (line + part).startswith(_GREETING[: len(line + part)]):
-                return None
-            line += part
-    if not line.endswith(b"\n"):
-        return None
-    return json.loads(line.removeprefix(_GREETING))
+    with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as file:
+        if file.read(len(_GREETING)) == _GREETING:
+            return json.loads(file.readline())
+    return None
 
 
 def _is_closed(connection: socket.socket, wait_seconds: float = 0.0) -> bool:
@@ -217,11 +196,7 @@ def restart_when_a_worker_is_lost(worker: Worker, progress: Path) -> Iterator[No
     """Restart this process with its own command if another worker is lost.
 
     TensorFlow cannot take a worker back into a running cluster. The new process waits for the lost
-    worker in `meet` and resumes.
-
-    Args:
-        worker: this process.
-        progress: a file that each finished epoch changes, `last.keras`.
+    worker in `meet` and resumes. Each finished epoch changes the file `progress`, `last.keras`.
 
     Raises:
         RecipeError: after `MAX_RESTARTS` restarts without a finished epoch.

@@ -82,11 +82,11 @@ def test_the_panel_has_a_place_for_each_field():
     image = np.full((40, 50, 3), 7, np.uint8)
     rightward = np.stack([np.ones((10, 12)), np.zeros((10, 12))], -1)
     panel = offset_panel(image, {"a": rightward, "b": 0 * rightward, "c": rightward})
-    assert panel.shape == (2 * (6 * 40 + 18), 3 * 6 * 50 + 2 * 4, 3)
-    assert (panel[18:258, :300] == 7).all()
-    assert (panel[18:258, 304:604] == [255, 0, 0]).all()  # red is to the right
-    assert (panel[18:258, 608:] == 0).all()  # black is no offset
-    assert (panel[:18, 304:604] < 128).any(), "the name and the longest vector"
+    assert panel.shape == (2 * (256 + 18), 3 * 320 + 2 * 4, 3)
+    assert (panel[18:274, :320] == 7).all()
+    assert (panel[18:274, 324:644] == [255, 0, 0]).all()  # red is to the right
+    assert (panel[18:274, 648:] == 0).all()  # black is no offset
+    assert (panel[:18, 324:644] < 128).any(), "the name and the longest vector"
 
 
 def test_a_model_that_aligns_nothing_has_no_fields(folder, tmp_path, monkeypatch):

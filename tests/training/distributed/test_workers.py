@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,29 +16,51 @@ from conftest import ROOT, write_folder
 
 from alignseg_tf.data.label_space import IGNORE, LabelSpace
 from alignseg_tf.data.listing import read_folder
-from alignseg_tf.data.pipeline import View, evaluation_dataset
+from training.data import Checked
 from training.distributed import workers as multi_worker
-from training.distributed.fit import validation_share
+from training.distributed.fit import validation_batches
 from training.distributed.workers import Worker
 from training.recipe import RecipeError
 
-# Trains 2 epochs of 3 steps; argv: how (keras, workers), folder, 1 to be killed in epoch 2.
-SCRIPT = """
+# The data of both scripts, and their model without the randomness of dropout.
+COMMON = """
 import os, signal, sys
 from pathlib import Path
 signal.alarm(900)  # whatever becomes of the tests; it outlives a restart
 import alignseg_tf
 import keras, numpy as np, tensorflow as tf
 from alignseg_tf import AlignSeg, backbones, losses, metrics, optimizers
+from training.build import set_synchronized_batch_norm
 from training.distributed import fit as distributed_fit, workers as multi_worker
-how, folder, killed = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "1"
 EPOCHS, STEPS, BATCH, IMAGES = 2, 3, 4, 3
-last, done = folder / "last.keras", folder / "done.txt"
 
 rng = np.random.default_rng(0)
 images = rng.uniform(0, 255, (EPOCHS, STEPS, BATCH, 64, 64, 3)).astype("float32")
 labels = rng.integers(0, 3, images.shape[:-1]).astype("int32")
 labels[..., :8, :] = 255
+
+def compiled(optimizer, **decoder):
+    model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=8), 3, channels=8, **decoder)
+    model.compile(
+        optimizer,
+        {name: losses.CrossEntropy(255) for name in ("segmentation", "auxiliary")},
+        {"segmentation": 1.0, "auxiliary": 0.4},
+        {"segmentation": [metrics.MeanIoU(3, 255)]},
+        jit_compile=False,
+    )
+    return model
+
+def without_dropout(model):
+    for head in ("segmentation_head", "auxiliary_head"):
+        model.get_layer(head).spatial_dropout.rate = 0.0
+"""
+
+# Trains 2 epochs of 3 steps; argv: how (keras, workers), folder, 1 to be killed in epoch 2.
+SCRIPT = (
+    COMMON
+    + """
+how, folder, killed = sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "1"
+last, done = folder / "last.keras", folder / "done.txt"
 
 def dataset(images, labels, batch):
     both = {"segmentation": labels, "auxiliary": labels}
@@ -70,34 +93,22 @@ class Keep(keras.callbacks.Callback):
 def train(worker):
     if worker.count > 1:
         multi_worker.meet(worker, {"last.keras": last.is_file()}, wait_seconds=120)
-        strategy = distributed_fit.multi_worker_strategy()
-    else:
-        strategy = tf.distribute.get_strategy()
+    strategy = distributed_fit.strategy(worker)
     keras.utils.set_random_seed(0)
     with strategy.scope():
+        first = 0
         if last.is_file():
             model = keras.saving.load_model(last)
             first = int(done.read_text())
             print(f"resuming after epoch {first}", flush=True)
         else:
-            first = 0
-            backbone = backbones.resnet((1, 1, 1, 1), width=8)
-            model = AlignSeg(backbone, 3, channels=8, aggregation="bilinear", context=None)
             rate = keras.optimizers.schedules.PolynomialDecay(0.01, EPOCHS * STEPS)
-            model.compile(
-                optimizers.SGDWithL2(rate, 0.9, 1e-4),
-                {name: losses.CrossEntropy(255) for name in ("segmentation", "auxiliary")},
-                {"segmentation": 1.0, "auxiliary": 0.4},
-                {"segmentation": [metrics.MeanIoU(3, 255)]},
-                jit_compile=False,
-            )
-        for layer in model._flatten_layers():
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.synchronized = worker.count > 1
-            if isinstance(layer, keras.layers.SpatialDropout2D):
-                layer.rate = 0.0  # each worker draws masks of its own
+            optimizer = optimizers.SGDWithL2(rate, 0.9, 1e-4)
+            model = compiled(optimizer, aggregation="bilinear", context=None)
+        set_synchronized_batch_norm(model, worker.count > 1)
+        without_dropout(model)  # each worker draws masks of its own
     callbacks = [metrics.RaiseOnInvalidLabels(), keras.callbacks.TerminateOnNaN()]
-    callbacks += [Keep()] if worker.is_chief else [distributed_fit.WorkerProgress(worker)]
+    callbacks += [Keep()] if worker.is_chief else [distributed_fit.worker_progress(worker, EPOCHS)]
     callbacks.append(Kill())
     here = worker.index, worker.count
     if how == "keras":
@@ -118,40 +129,24 @@ worker = multi_worker.this_worker()
 with multi_worker.restart_when_a_worker_is_lost(worker, last):
     train(worker)
 """
-
+)
 
 # One step on one and on two logical CPU devices; argv: a file.
-DEVICES = """
-import sys
-import alignseg_tf
-import keras, numpy as np
-from alignseg_tf import AlignSeg, backbones, losses
-from training.build import set_synchronized_batch_norm
-from training.distributed.fit import distribution_strategy
-mirrored = distribution_strategy(2)
-import tensorflow as tf
-rng = np.random.default_rng(0)
-images = rng.uniform(0, 255, (4, 64, 64, 3)).astype("float32")
-labels = rng.integers(0, 3, (4, 64, 64)).astype("int32")
-labels[:, :8] = 255
+DEVICES = (
+    COMMON
+    + """
+mirrored = distributed_fit.strategy(multi_worker.Worker(), 2)
 states = {}
 for name, strategy in (("one", tf.distribute.OneDeviceStrategy("CPU:0")), ("two", mirrored)):
     assert strategy.num_replicas_in_sync == (1 if name == "one" else 2)
     keras.utils.set_random_seed(0)
     with strategy.scope():
-        model = AlignSeg(backbones.resnet((1, 1, 1, 1), width=8), 3, channels=8)
-        model.compile(
-            keras.optimizers.SGD(1.0),
-            {"segmentation": losses.CrossEntropy(255), "auxiliary": losses.CrossEntropy(255)},
-            {"segmentation": 1.0, "auxiliary": 0.4},
-            jit_compile=False,
-        )
-        for head in ("segmentation_head", "auxiliary_head"):
-            model.get_layer(head).spatial_dropout.rate = 0.0
+        model = compiled(keras.optimizers.SGD(1.0))
+        without_dropout(model)
         set_synchronized_batch_norm(model, name == "two")
     before = [np.array(weight) for weight in model.trainable_weights]
-    both = {"segmentation": labels, "auxiliary": labels}
-    logs = model.fit(images, both, batch_size=4, shuffle=False, verbose=0).history
+    both = dict.fromkeys(("segmentation", "auxiliary"), labels[0, 0])
+    logs = model.fit(images[0, 0], both, batch_size=BATCH, shuffle=False, verbose=0).history
     for start, weight in zip(before, model.trainable_weights):
         states[f"{name}/gradient/{weight.path}"] = start - np.array(weight)
     for weight in model.non_trainable_weights:
@@ -160,6 +155,7 @@ for name, strategy in (("one", tf.distribute.OneDeviceStrategy("CPU:0")), ("two"
     states |= {f"{name}/{key}": np.array(value) for key, value in logs.items()}
 np.savez(sys.argv[1], **states)
 """
+)
 
 
 def free_ports(count: int) -> list[int]:
@@ -353,7 +349,7 @@ def test_workers_that_differ_are_refused():
 
 
 def test_a_worker_that_does_not_come_is_named():
-    results = meet_all([{}] * 3, chief_waits=4, absent=2)
+    results = meet_all([{}] * 3, chief_waits=3, absent=2)
     assert results[0].startswith("these workers did not come: 2 (127.0.0.1:")
     assert results[1] == results[0]
     assert "the chief did not come: worker 0" in meet_all([{}] * 2, absent=0)[1]
@@ -410,14 +406,13 @@ def test_it_is_given_up_after_some_restarts(tmp_path, monkeypatch, capsys):
 def test_workers_share_the_validation(tmp_path, images, workers, replicas, one_size):
     """Each image is evaluated once; the devices of a worker all have one in each step."""
     sizes = ((64, 96),) if one_size else ((64, 96), (72, 64))
-    folder = write_folder(tmp_path, train=1, val=images, sizes=sizes)
-    samples, space = read_folder(folder, "val"), LabelSpace(("ground", "box", "disc"))
-    everything = [y.numpy() for _, y in evaluation_dataset(samples, space)]
+    samples = read_folder(write_folder(tmp_path, train=1, val=images, sizes=sizes), "val")
+    space = LabelSpace(("ground", "box", "disc"))
+    report = SimpleNamespace(sizes=np.resize(sizes, (images, 2)))
+    data = Checked(space, [], samples, report, report)
     found = []
     for index in range(workers):
-        worker = Worker(index, ("a:1",) * workers)
-        views = [View(i) for i in range(images)]
-        share = validation_share(samples, space, worker, replicas, one_size, views)
+        share = validation_batches(data, Worker(index, ("a:1",) * workers), replicas)
         batches = [y.numpy() for _, y in share]
         assert len(batches) == int(share.cardinality())
         assert all(len(y) == 1 for y in batches)
@@ -425,4 +420,6 @@ def test_workers_share_the_validation(tmp_path, images, workers, replicas, one_s
             assert len({y.shape for y in batches[step : step + replicas]}) == 1
         assert len(batches) % replicas == 0
         found += [y for y in batches if (y != IGNORE).any()]
+    everything = [y.numpy() for _, y in validation_batches(data, Worker(), 1)]
+    assert len(everything) == images
     assert sorted(y.tobytes() for y in found) == sorted(y.tobytes() for y in everything)
