@@ -47,7 +47,8 @@ def build_model(recipe: Recipe, label_space: LabelSpace) -> AlignSeg:
     Raises:
         RecipeError: weights to start from are missing, unreadable or do not fit.
     """
-    conventions, source = {}, None
+    source = None
+    conventions: dict[str, Any] = {}
     if recipe.start_from:
         try:
             source = load_model(recipe.start_from)

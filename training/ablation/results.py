@@ -72,8 +72,7 @@ def read_result(path: Path, block: int = BLOCK) -> dict[str, Any]:
 def read_results(folder: Path, block: int = BLOCK) -> dict[str, list[dict[str, Any]]]:
     """Return the results in a folder by the names of their cells, in the order of `CELLS`.
 
-    Raises:
-        RecipeError: a file is no result, or two have different recipes or data.
+    A `RecipeError` says that a file is no result, or that two have different recipes or data.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     first: dict[str, Any] = {}

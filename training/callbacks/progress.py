@@ -19,13 +19,8 @@ TERMINAL_INTERVAL, LOG_INTERVAL = 0.5, 30.0
 class Progress(keras.callbacks.Callback):
     """Print epoch, step, loss, learning rate, speed, and the time left of the whole run.
 
-    The speed is that of the last 50 steps of this process.
-
-    Args:
-        steps: batches in an epoch.
-        work: relative cost of a step in each epoch: the area of its crops.
-        initial_epoch: the epoch to start with.
-        batch_size: images in a batch over all devices.
+    The speed is that of the last 50 steps of this process. `work` is the relative cost of a step
+    in each epoch: the area of its crops. `batch_size` is over all devices.
     """
 
     def __init__(self, steps: int, work: Sequence[float], initial_epoch: int, batch_size: int):

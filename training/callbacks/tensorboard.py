@@ -37,12 +37,8 @@ class TensorBoard(keras.callbacks.Callback):
 
     `folder/train` has the loss and its terms, mean IoU on the crops, learning rate and weight norm.
     `folder/validation` has the same of validation, the IoU of each class, and for some images:
-    image, truth and prediction, and the offset fields with their longest vector.
-
-    Args:
-        folder: of the event files; a resumed run adds to them.
-        samples: the images to show.
-        label_space: of their labels.
+    image, truth and prediction, and the offset fields with their longest vector. A resumed run
+    adds to them.
     """
 
     def __init__(self, folder: Path, samples: Sequence[Sample], label_space: LabelSpace):
@@ -117,14 +113,10 @@ def shrunk(image: np.ndarray) -> np.ndarray:
 
 
 def offset_panel(image: np.ndarray, fields: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Lay out an image and its painted offset fields in three columns, each with its own scale.
+    """Lay out an image, uint8 [H, W, 3], and its painted offset fields in three columns.
 
-    Args:
-        image: uint8 [H, W, 3].
-        fields: [any, any, 2], in pixels of the image, by their names.
-
-    Returns:
-        uint8 [any, any, 3]; the last panel is the wheel of directions.
+    Fields, [any, any, 2] in pixels, have each their own scale. The last panel is the wheel of
+    directions.
     """
     size = FIELD_WIDTH, round(FIELD_WIDTH * image.shape[0] / image.shape[1])
     panels = {"image": Image.fromarray(image).resize(size)}
