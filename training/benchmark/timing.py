@@ -202,7 +202,7 @@ def _turn(run: Callable[[], Any]) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "processor_seconds": (time.process_time() - processor) / times,
-        # Linux counts in KiB. `alignseg_tf.system.memory` would import TensorFlow.
+        # Linux counts in KiB. `alignseg_tf.system.environment` imports TensorFlow.
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
 
