@@ -58,7 +58,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 def recipe_from_arguments(arguments: argparse.Namespace) -> Recipe:
     """Return the named recipe with the overrides of the command line."""
     given = {option.name: getattr(arguments, option.name) for option in dataclasses.fields(Recipe)}
-    overrides = {
+    overrides: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in given.items()
         if value is not None

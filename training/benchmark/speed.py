@@ -48,8 +48,9 @@ def measure(parsed: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """
     if parsed.against is None and parsed.against_forms:
         raise ValueError("--against-forms needs --against FILE")
+    height, width = parsed.size
     task = Task(
-        parsed.work, parsed.backbone, *parsed.size, parsed.batch, parsed.classes, parsed.channels
+        parsed.work, parsed.backbone, height, width, parsed.batch, parsed.classes, parsed.channels
     )
     their_forms = (parsed.against_forms or ["eager"]) if parsed.against else []
     ours = [Implementation(OURS, form) for form in parsed.forms]
