@@ -199,7 +199,7 @@ def test_a_finished_run_is_evaluated_again(unbroken, capsys):
 @pytest.mark.smoke
 def test_a_dry_run_tells_what_a_run_would_take(tmp_path, capsys):
     folder = write_folder(tmp_path / "data", train=4, val=3)
-    options = ("--dry-run", "--epochs", "30", "--accumulate", "2")
+    options = ("--dry-run", "--epochs", "30", "--accumulate", "2", "--aggregation", "bilinear")
     assert train.main(arguments(folder, tmp_path / "run", *options)) == 0
     assert not (tmp_path / "run").exists()
     printed = capsys.readouterr().out
