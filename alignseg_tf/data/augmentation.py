@@ -1,8 +1,7 @@
 """One random draw applied to an image and its label, in tf.data.
 
-What comes out is what resizing, cropping, padding and mirroring one after the other would give,
-and it is read from the image once: at the points of the crop, bilinearly, and the label at the
-same points by nearest neighbour.
+The result equals resizing, cropping, padding and mirroring, but samples each image only once, at
+the points of the crop: the image bilinearly, the label by nearest neighbour.
 
 Lengths are pixels, y before x. Pixel r of an image that is resized by the factor s lies at
 (r + 1/2) / s - 1/2 of the original, as in OpenCV, Pillow and PyTorch (align_corners=False).
@@ -20,10 +19,10 @@ Tensor = Any
 SCALE_DISTRIBUTIONS = ("log_uniform", "uniform", "tenths")
 PLACEMENTS = ("random", "top_left")
 
-# Windows among which one that is fit is looked for: a draw and, as in mmsegmentation, ten more.
+# Windows from which the first fit one is taken: a draw and, as in mmsegmentation, ten more.
 CANDIDATES = 11
-# The label of a candidate is looked at in so many rows and columns, whatever its size: the share
-# of a class is known to 1 % then, for a tenth of what reading the crop costs.
+# Rows and columns at which a candidate's label is sampled: class shares are known to 1 %, in a
+# tenth of the time that the crop takes.
 GRID = (64, 64)
 # A wanted class must have 1/1000 of a crop: a person 30 pixels tall in a crop of 512 x 512.
 WANTED_POINTS = 4
@@ -38,19 +37,18 @@ class Augmentation:
     Attributes:
         crop_size: (height, width) of the result, in pixels.
         scale: range of the factor by which the image is resized.
-        scale_distribution: how the factor is drawn from it: "log_uniform" (half and double size
-            are as likely), "uniform" (mmsegmentation), or "tenths", which is low, low + 0.1, ...,
-            high, each as likely (the official code of AlignSeg, with 0.7 to 2.1).
+        scale_distribution: "log_uniform" (half and double size are as likely), "uniform"
+            (mmsegmentation), or "tenths": low, low + 0.1, ..., high, each as likely (the official
+            code of AlignSeg, with 0.7 to 2.1).
         placement: where an image that is smaller than the crop lies in it: "random", or
             "top_left", with all padding at the bottom and right. A larger image is cropped at a
             random pixel.
         max_class_share: the window is drawn again, up to ten times, while a class has this share
             of its labelled pixels or more; 1 for no limit (mmsegmentation: `cat_max_ratio`).
-        flip: whether half of the samples are mirrored, left to right, padding and all.
-        color: strength of `color_jitter`, 0 for none: each of its factors is drawn uniformly from
-            1 - color .. 1 + color.
+        flip: whether half of the samples are mirrored, left to right, padding included.
+        color: strength of `color_jitter`: each factor is drawn from 1 - color .. 1 + color.
         photometric: `photometric_distortion`, in place of `color`.
-        fill: RGB colour of the padding, 0..255. Colours are changed inside the image alone.
+        fill: RGB colour of the padding, 0..255; colour changes leave it.
     """
 
     crop_size: tuple[int, int]
@@ -64,32 +62,28 @@ class Augmentation:
     fill: tuple[float, float, float] = (124.0, 117.0, 104.0)
 
     def __post_init__(self) -> None:
-        if min(self.crop_size) < 32:
-            raise ValueError(
-                f"`crop_size` must be at least 32 x 32. Received: crop_size={self.crop_size}"
-            )
         low, high = self.scale
-        if not 0 < low <= high:
-            raise ValueError(f"`scale` must be 0 < low <= high. Received: scale={self.scale}")
-        for name, choices in (
-            ("scale_distribution", SCALE_DISTRIBUTIONS),
-            ("placement", PLACEMENTS),
+        distributions, placements = ", ".join(SCALE_DISTRIBUTIONS), ", ".join(PLACEMENTS)
+        is_tenths = abs((high - low) * 10 % 1 - 0.5) >= 0.499
+        for name, fits, expected in (
+            ("crop_size", min(self.crop_size) >= 32, "at least 32 x 32"),
+            ("scale", 0 < low <= high, "0 < low <= high"),
+            (
+                "scale_distribution",
+                self.scale_distribution in SCALE_DISTRIBUTIONS,
+                f"one of {distributions}",
+            ),
+            ("placement", self.placement in PLACEMENTS, f"one of {placements}"),
+            (
+                "scale",
+                is_tenths or self.scale_distribution != "tenths",
+                "tenths apart, for a distribution in tenths",
+            ),
+            ("max_class_share", 0 < self.max_class_share <= 1, "in (0, 1]"),
+            ("color", 0 <= self.color < 1, "in [0, 1)"),
         ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(choices)}. "
-                    f"Received: {getattr(self, name)!r}"
-                )
-        if self.scale_distribution == "tenths" and abs((high - low) * 10 % 1 - 0.5) < 0.499:
-            raise ValueError(
-                f"`scale` in tenths must have ends that are tenths apart. Received: {self.scale}"
-            )
-        if not 0 < self.max_class_share <= 1:
-            raise ValueError(
-                f"`max_class_share` must be in (0, 1]. Received: {self.max_class_share}"
-            )
-        if not 0 <= self.color < 1:
-            raise ValueError(f"`color` must be in [0, 1). Received: color={self.color}")
+            if not fits:
+                raise ValueError(f"`{name}` must be {expected}. Received: {getattr(self, name)!r}")
 
     def __call__(
         self, image: Tensor, label: Tensor, seed: Tensor, wanted: Tensor | None = None
@@ -100,8 +94,8 @@ class Augmentation:
             image: uint8 or float [H, W, 3], RGB 0..255.
             label: integer [H, W].
             seed: int [2].
-            wanted: integer scalar, the id of a class that the crop is to hold: among the windows
-                that are drawn, one that holds it is taken, or else the one with most of it.
+            wanted: integer scalar, the id of a class that the crop is to hold: the first drawn
+                window that holds it is taken, or else the one with most of it.
 
         Returns:
             float32 [crop height, crop width, 3] in 0..255, and int32 [crop height, crop width].
@@ -179,14 +173,12 @@ class Augmentation:
             held = tf.gather(counts, tf.cast(wanted, tf.int32), axis=1)
             fit &= held >= WANTED_POINTS
         score = tf.where(fit, GRID[0] * GRID[1] + 1, held)
-        # The first of equals: what argmax takes of them is not laid down.
+        # The first of equals: TensorFlow does not specify which one argmax takes.
         return tf.argmax(score * CANDIDATES - tf.range(CANDIDATES))
 
 
 def color_jitter(image: Tensor, factors: Tensor) -> Tensor:
-    """Scale brightness, then contrast about the mean, then saturation, and clip.
-
-    All three are linear, and so one matrix: a pass over the image instead of ten.
+    """Scale brightness, then contrast about the mean, then saturation, and clip, by one matrix.
 
     Args:
         image: float32 [H, W, 3], RGB 0..255.
@@ -206,9 +198,9 @@ def color_jitter(image: Tensor, factors: Tensor) -> Tensor:
 def photometric_distortion(image: Tensor, draw: Tensor) -> Tensor:
     """Change brightness, contrast, saturation and hue, each of them for half of the samples.
 
-    Brightness by adding -32..32, contrast by a factor 0.5..1.5 of the values themselves, right
-    after brightness or at the end; saturation by a factor 0.5..1.5 and hue by a turn of -36..36
-    degrees, in HSV. Values are clipped after each.
+    Add -32..32 for brightness; multiply by 0.5..1.5 for contrast, right after brightness or at the
+    end; in HSV, multiply saturation by 0.5..1.5 and turn the hue by -36..36 degrees. Values are
+    clipped after each change.
 
     Args:
         image: float32 [H, W, 3], RGB 0..255.

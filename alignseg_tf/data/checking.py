@@ -5,7 +5,6 @@ keeps a data set from being trained on, a note is worth a look.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +14,7 @@ import numpy as np
 
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import DataError, Sample, Skipped, list_problems
-from alignseg_tf.data.readers import DEEP_MODES, is_turned, load_sample, opened
+from alignseg_tf.data.readers import DEEP_MODES, load_sample, opened, orientation_of
 from alignseg_tf.system.parallel import in_parallel
 from alignseg_tf.system.printable import printable
 from alignseg_tf.system.progress import progress_bar
@@ -72,22 +71,20 @@ def examine(sample: Sample, label_space: LabelSpace) -> ImageFacts:
     try:
         with opened(sample.image) as pixels:
             mode, has_alpha = pixels.mode, pixels.has_transparency_data
+            turned = orientation_of(pixels) != 1
             image_kind = f"{pixels.format} {mode}"
         with opened(sample.label, "a label") as label_file:
             label_kind = f"{label_file.format} {label_file.mode}"
         image, label = check_sample(sample, label_space)
-        notes = {
-            "turned by their EXIF orientation; see that their labels lie right": is_turned(
-                sample.image
-            ),
-            "with transparency, which is dropped": has_alpha,
-            "of 4 bands, of which the first 3 are read": image_kind == "TIFF RGBX",
-            f"of 16 bits whose values are all below {FAINT << 8}, so almost black; scale them": (
-                mode in DEEP_MODES and image.max() < FAINT
-            ),
-        }
     except DataError as error:
         return ImageFacts(sample, str(error))
+    is_faint = mode in DEEP_MODES and image.max() < FAINT
+    notes = {
+        "turned by their EXIF orientation; see that their labels lie right": turned,
+        "with transparency, which is dropped": has_alpha,
+        "of 4 bands, of which the first 3 are read": image_kind == "TIFF RGBX",
+        f"of 16 bits whose values are all below {FAINT << 8}, so almost black": is_faint,
+    }
     histogram = np.bincount(label.ravel(), minlength=256)
     classes = label_space.num_classes
     content = sample.image.read_bytes()
@@ -126,11 +123,6 @@ class SplitReport:
     skipped: Skipped = field(default_factory=dict)
 
     @property
-    def sound(self) -> list[Sample]:
-        """The sound samples."""
-        return [facts.sample for facts in self.facts]
-
-    @property
     def all_counts(self) -> np.ndarray:
         """Pixels of each class and of none in each sound image, int64 [images, n + 1]."""
         counts = np.array([facts.counts for facts in self.facts], np.int64)
@@ -147,11 +139,6 @@ class SplitReport:
         return self.counts.sum(0)
 
     @property
-    def ignored(self) -> np.ndarray:
-        """Pixels without a class in each sound image, int64 [images]."""
-        return self.all_counts[:, -1]
-
-    @property
     def sizes(self) -> np.ndarray:
         """(height, width) of each sound image, int64 [images, 2]."""
         return np.array([facts.size[::-1] for facts in self.facts], np.int64).reshape(-1, 2)
@@ -159,8 +146,7 @@ class SplitReport:
     @property
     def absent(self) -> list[str]:
         """Classes without pixels."""
-        pairs = zip(self.label_space.classes, self.pixels, strict=True)
-        return [name for name, count in pairs if not count]
+        return [self.label_space.classes[i] for i in np.flatnonzero(self.pixels == 0)]
 
     def add(self, facts: ImageFacts) -> None:
         """Add a sample."""
@@ -182,21 +168,17 @@ class SplitReport:
 
         A network trained on one class predicts it everywhere, with a loss of 0.
         """
-        present = self.label_space.num_classes - len(self.absent)
-        if not self.facts or present > 1 or (present and self.name != "train"):
+        present = sorted(set(self.label_space.classes) - set(self.absent))
+        if not self.facts or len(present) > 1 or (present and self.name != "train"):
             return None
-        start = f"{self.facts[0].sample.label} and all others"
-        if not present:
-            return f"{start}: no pixel has a class{self.void_hint()}"
-        (only,) = set(self.label_space.classes) - set(self.absent)
-        return (
-            f"{start}: nothing to learn: the only class with pixels is {only}; expected two at "
-            f"least{self.void_hint()}"
-        )
+        problem = "no pixel has a class"
+        if present:
+            problem = f"nothing to learn: the only class with pixels is {present[0]}; expected two"
+        return f"{self.facts[0].sample.label} and all others: {problem}{self.void_hint()}"
 
     def void_hint(self) -> str:
         """Say that a class may have the file value of void, as in masks of 0 and 255."""
-        if self.label_space.num_classes != 2 or not self.absent or not self.ignored.any():
+        if self.label_space.num_classes != 2 or not self.absent or not self.all_counts[:, -1].any():
             return ""
         return "; is it what counts as void? See docs/data_problems.md"
 
@@ -253,11 +235,13 @@ class Findings:
             for what, paths in split.noted.items():
                 named = ", ".join(map(str, paths[:NAMED])) + (", ..." if paths[NAMED:] else "")
                 notes.append(f"{len(paths)} {split.name} files {what}: {named}")
-        repeated = self.repeated
-        for (there, here), count in Counter(pair[::2] for pair in repeated).items():
-            _, first, _, second = next(pair for pair in repeated if pair[::2] == (there, here))
+        pairs: dict[tuple[str, str], list[tuple[Path, Path]]] = {}
+        for there, first, here, second in self.repeated:
+            pairs.setdefault((there, here), []).append((first, second))
+        for (there, here), files in pairs.items():
             where = "there twice" if here == there else f"in {there} too, which {here} must not be"
-            notes.append(f"{count} {here} images are {where}: {second} is {first}")
+            first, second = files[0]
+            notes.append(f"{len(files)} {here} images are {where}: {second} is {first}")
         return [printable(note) for note in notes]
 
 

@@ -6,9 +6,11 @@ Damaged files pass, because decoders describe damage better.
 """
 
 import mmap
+import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,24 +56,20 @@ class Tag(NamedTuple):
 
 
 def check_header(content: bytes | str | Path) -> None:
-    """Refuse an image file whose header promises endless work.
-
-    Args:
-        content: the file's bytes, or the path of a regular file, which is mapped into memory.
+    """Refuse an image file, as bytes or a path, whose header promises endless work.
 
     Raises:
         HeaderError: too many strips, tiles, segments, chunks, scans or tags, a huge tile, or a
             large run-length coded BMP. A damaged file or one of another format passes.
         OSError: the file cannot be read.
     """
-    if not isinstance(content, bytes):
-        with Path(content).open("rb") as file:
-            if file.seek(0, 2) == 0:  # an empty file cannot be mapped
-                return
+    if isinstance(content, bytes):
+        _check(content)
+        return
+    with Path(content).open("rb") as file:
+        if file.seek(0, 2):  # an empty file cannot be mapped
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 _check(mapped)
-    else:
-        _check(content)
 
 
 def _check(content: Content) -> None:
@@ -79,12 +77,12 @@ def _check(content: Content) -> None:
         b"\xff\xd8": _check_jpeg, b"\x89P": _check_png, b"II": _check_tiff, b"MM": _check_tiff,
         b"BM": _check_bmp,
     }  # fmt: skip
-    if check := checks.get(bytes(content[:2])):
-        with suppress(struct.error, IndexError):  # cut short: the decoder reports it
-            check(content)
+    with suppress(struct.error, IndexError):  # cut short: the decoder reports it
+        checks.get(content[:2], len)(content)
 
 
-def _check_parts(count: int, what: str, most: int = MAX_PARTS) -> None:
+def _check_parts(count: int, what: str, most: int | None = None) -> None:
+    most = MAX_PARTS if most is None else most
     if count > most:
         raise HeaderError(f"expected at most {most} {what}. Received: {count} or more")
 
@@ -106,11 +104,8 @@ def _check_jpeg(content: Content) -> None:
             exif += content[place + 10 : place + 2 + length]
         place += 1 + length
     _check_tags(bytes(exif))
-    scans, place = 0, 0
-    while (place := content.find(b"\xff\xda", place)) >= 0:
-        scans, place = scans + 1, place + 2
-        if scans > MAX_SCANS:
-            raise HeaderError(f"expected a JPEG of at most {MAX_SCANS} scans. Received: more")
+    scans = islice(re.finditer(b"\xff\xda", content), MAX_SCANS + 1)
+    _check_parts(len(list(scans)), "scans in a JPEG", MAX_SCANS)
 
 
 def _check_png(content: Content) -> None:
@@ -200,31 +195,27 @@ def _tags(content: Content) -> Iterator[tuple[int, Tag]]:
 
 def _integer(content: Content, tag: Tag | None, default: int) -> int:
     """Return the first value of a tag, or the default if it is no integer."""
-    if tag is None or tag.kind not in _INTEGERS or not tag.values:
-        return default
-    try:
-        return int(struct.unpack_from(tag.order + _INTEGERS[tag.kind], content, tag.place)[0])
-    except struct.error:
-        return default
+    if tag is not None and tag.kind in _INTEGERS and tag.values:
+        with suppress(struct.error):
+            return int(struct.unpack_from(tag.order + _INTEGERS[tag.kind], content, tag.place)[0])
+    return default
 
 
 def exif_orientation(exif: bytes) -> int:
     """Return the orientation in a block of EXIF, 1 to 8, or 1. Other tags may be damaged."""
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
-    try:
+    value = 1
+    with suppress(HeaderError):
         value = _integer(exif, dict(_tags(exif)).get(_ORIENTATION), 1)
-    except HeaderError:
-        return 1
     return value if 1 <= value <= 8 else 1
 
 
 def describe_tiff(content: bytes) -> str:
     """Return number and type of the bands of a TIFF file; empty for another file."""
-    try:
+    tags: dict[int, Tag] = {}
+    with suppress(HeaderError):
         tags = dict(_tags(content))
-    except HeaderError:
-        return ""
     if _WIDTH not in tags:
         return ""
     samples = _integer(content, tags.get(_SAMPLES), 1)

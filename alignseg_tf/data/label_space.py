@@ -7,7 +7,7 @@ A label space converts the file values of a data set to these ids, and names and
 import colorsys
 import dataclasses
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,11 @@ def default_palette(num_classes: int) -> tuple[Color, ...]:
         red, green, blue = colorsys.hls_to_rgb((index * 0.381966) % 1.0, lightness, 0.7)
         colors.append((round(255 * red), round(255 * green), round(255 * blue)))
     return tuple(colors)
+
+
+def hex_palette(colors: str) -> tuple[Color, ...]:
+    """Return the colours of a text such as "ff0000 00ff00"."""
+    return tuple((r, g, b) for r, g, b in map(bytes.fromhex, colors.split()))
 
 
 def class_columns(classes: Sequence[str], taken: Iterable[str]) -> list[str]:
@@ -75,40 +80,42 @@ class LabelSpace:
 
     def __post_init__(self) -> None:
         count = len(self.classes)
-        flat = [*(color for colors in self.colors for color in colors), *self.void_colors]
-        if self.colors and (len(self.colors) != count or not all(self.colors)):
-            raise ValueError(
-                f"`colors` must have one or more colours for each of the {count} classes. "
-                f"Received: {[len(colors) for colors in self.colors]} colours"
-            )
-        if twice := sorted({color for color in flat if flat.count(color) > 1}):
-            raise ValueError(f"`colors` and `void_colors` must differ. Received twice: {twice}")
-        first = tuple(colors[0] for colors in self.colors)
+        first = tuple(colors[0] for colors in self.colors if colors)
         object.__setattr__(self, "palette", self.palette or first or default_palette(count))
         object.__setattr__(self, "ids", self.ids or tuple(range(count)))
-        if not 1 <= count <= MAX_CLASSES:
-            raise ValueError(f"`classes` must have 1 to {MAX_CLASSES} names. Received: {count}")
-        if len(set(self.classes)) != count:
-            raise ValueError(f"`classes` must differ. Received: {self.classes}")
+        colors = [*(color for group in self.colors for color in group), *self.void_colors]
+        twice = sorted({color for color in colors if colors.count(color) > 1})
+        values = (*self.ids, self.void)
+        received = f"ids={self.ids}, void={self.void}"
+        numbers = [len(group) for group in self.colors]
+        for fits, expected, shown in (
+            (1 <= count <= MAX_CLASSES, f"`classes` must have 1 to {MAX_CLASSES} names", count),
+            (len(set(self.classes)) == count, "`classes` must differ", self.classes),
+            (
+                not numbers or (len(numbers) == count and all(numbers)),
+                f"`colors` must have one or more colours for each of the {count} classes",
+                f"{numbers} colours",
+            ),
+            (not twice, "`colors` and `void_colors` must differ", f"twice: {twice}"),
+            (
+                len(self.palette) == count,
+                f"`palette` must have one [r, g, b] for each of the {count} classes",
+                f"{len(self.palette)} colours",
+            ),
+            (_are_colors(colors), "`colors` must be [r, g, b] of 0..255", colors),
+            (_are_colors(self.palette), "`palette` must be [r, g, b] of 0..255", self.palette),
+            (
+                len(self.ids) == count and len(set(values)) == count + 1,
+                f"the file values of {count} classes and of void must all differ",
+                received,
+            ),
+            (all(0 <= value <= 255 for value in values), "file values must be 0..255", received),
+        ):
+            if not fits:
+                raise ValueError(f"{expected}. Received: {shown}")
         for name in self.classes:
             if problem := _name_problem(name):
                 raise ValueError(f"the class name {name!a} {problem}")
-        if len(self.palette) != count:
-            raise ValueError(
-                f"`palette` must have one [r, g, b] for each of the {count} classes. "
-                f"Received: {len(self.palette)} colours"
-            )
-        for what, colors in (("colors", flat), ("palette", self.palette)):
-            if any(len(c) != 3 or not all(0 <= x <= 255 for x in c) for c in colors):
-                raise ValueError(f"`{what}` must be [r, g, b] of 0..255. Received: {colors}")
-        values = (*self.ids, self.void)
-        received = f"Received: ids={self.ids}, void={self.void}"
-        if len(self.ids) != count or len(set(values)) != count + 1:
-            raise ValueError(
-                f"The file values of {count} classes and of void must all differ. {received}"
-            )
-        if any(not 0 <= value <= 255 for value in values):
-            raise ValueError(f"File values must be 0..255. {received}")
 
     @property
     def num_classes(self) -> int:
@@ -116,13 +123,7 @@ class LabelSpace:
         return len(self.classes)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
-        """Convert file values to class ids and `IGNORE`.
-
-        Args:
-            values: uint8 [H, W], or [H, W, 3] if the label space has `colors`.
-
-        Returns:
-            uint8 [H, W].
+        """Convert file values, uint8 [H, W], or [H, W, 3] with `colors`, to ids, uint8 [H, W].
 
         Raises:
             ValueError: values are neither a class nor void; the message lists them.
@@ -133,8 +134,7 @@ class LabelSpace:
         table[list(self.ids)] = np.arange(self.num_classes)
         if not self.ignore_unlisted:
             found = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
-            unknown = sorted(set(found.tolist()) - {*self.ids, self.void})
-            if unknown:
+            if unknown := sorted(set(found.tolist()) - {*self.ids, self.void}):
                 raise ValueError(
                     f"unknown label values {unknown}: the {self.num_classes} classes have "
                     f"{_ranges(self.ids)}, void is {self.void}"
@@ -142,13 +142,7 @@ class LabelSpace:
         return table[values]
 
     def decode(self, class_map: np.ndarray) -> np.ndarray:
-        """Convert class ids and `IGNORE` to file values, the inverse of `encode`.
-
-        Args:
-            class_map: uint8 [H, W], classes 0..n-1 and `IGNORE`.
-
-        Returns:
-            uint8 [H, W]; if the label space has `colors`, [H, W, 3], the first of each class.
+        """Convert ids to file values, the inverse of `encode`; the first colour of each class.
 
         Raises:
             ValueError: there are other ids, or `IGNORE` without `void_colors`.
@@ -159,42 +153,34 @@ class LabelSpace:
             raise ValueError(
                 f"`class_map` must hold 0..{count - 1} and {IGNORE}. Received: {unknown}"
             )
-        values: list[Any] = list(self.ids)
-        void: Any = self.void
+        values: list[Any] = [*self.ids, self.void]
         if self.colors:
             if IGNORE in found and not self.void_colors:
                 raise ValueError(f"`class_map` holds {IGNORE}, but there are no `void_colors`")
-            values = [colors[0] for colors in self.colors]
-            void = self.void_colors[0] if self.void_colors else (0, 0, 0)
-        table = np.array(values + (256 - count) * [void], np.uint8)
-        return table[class_map]
+            values = [colors[0] for colors in (*self.colors, self.void_colors or ((0, 0, 0),))]
+        return np.array(values, np.uint8)[np.minimum(class_map, count)]
 
     def _encode_colors(self, values: np.ndarray) -> np.ndarray:
         class_of = {color: i for i, colors in enumerate(self.colors) for color in colors}
         class_of |= dict.fromkeys(self.void_colors, IGNORE)
         known = sorted(class_of)  # as their 24-bit numbers
-        numbers = np.array([_color_number(np.array(color)) for color in known])
+        numbers = _color_number(np.array(known))
         ids = np.array([class_of[color] for color in known], np.uint8)
         found = _color_number(values)
         place = np.minimum(np.searchsorted(numbers, found), len(known) - 1)
         unknown = numbers[place] != found
         if unknown.any() and not self.ignore_unlisted:
-            colors = np.unique(values[unknown], axis=0)
-            shown = [tuple(color) for color in colors[:5].tolist()]
+            colors = list(map(tuple, np.unique(values[unknown], axis=0).tolist()))
+            more = f" and {len(colors) - 5} more" if len(colors) > 5 else ""
             raise ValueError(
-                f"unknown label colours {shown}"
-                + (f" and {len(colors) - 5} more" if len(colors) > 5 else "")
-                + f", in {int(unknown.sum())} pixels: the {self.num_classes} classes have "
-                f"{len(known)} colours, void ones included"
+                f"unknown label colours {colors[:5]}{more}, in {int(unknown.sum())} pixels: the "
+                f"{self.num_classes} classes have {len(known)} colours, void ones included"
             )
         return np.where(unknown, np.uint8(IGNORE), ids[place])
 
     def to_dict(self) -> dict[str, Any]:
         """Return `classes` and `palette` as plain lists, which a trained model keeps."""
-        return {
-            "classes": list(self.classes),
-            "palette": [list(color) for color in self.palette],
-        }
+        return {"classes": list(self.classes), "palette": list(map(list, self.palette))}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], source: str = "label space") -> "LabelSpace":
@@ -216,7 +202,7 @@ class LabelSpace:
                 f"of {known[1:]}, or 'label_space' alone; about the data, any of {list(ABOUT)}"
             )
         try:
-            values = {key: _READ[key](content[key], key) for key in content if key in _READ}
+            values = {key: _read(content[key], key) for key in content if key in known[1:]}
             return cls(tuple(names), **values)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
@@ -272,55 +258,44 @@ def read_labelmap(text: str, source: str) -> dict[str, Color]:
     return colors
 
 
+def _are_colors(colors: Iterable[Color]) -> bool:
+    return all(len(color) == 3 and all(0 <= x <= 255 for x in color) for color in colors)
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _integer(value: Any, key: str) -> int:
-    """Return a whole number; 2.0 is one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
-        raise ValueError(f"'{key}' must hold whole numbers. Received: {value!r}")
-    return int(value)
-
-
-def _boolean(value: Any, key: str) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"'{key}' must be true or false. Received: {value!r}")
-    return value
-
-
-def _tuple_of(read: Callable[[Any, str], Any], what: str) -> Callable[[Any, str], Any]:
-    """Return a function that reads each item of a list."""
-
-    def read_list(value: Any, key: str) -> tuple[Any, ...]:
-        if not _is_list(value):
-            raise ValueError(f"'{key}' must be a list of {what}. Received: {value!r}")
-        return tuple(read(item, key) for item in value)
-
-    return read_list
-
-
-def _color(value: Any, key: str) -> Color:
-    if not _is_list(value) or len(value) != 3:
-        raise ValueError(f"'{key}' must hold colours [r, g, b] of 0..255. Received: {value!r}")
-    red, green, blue = (_integer(item, key) for item in value)
-    return red, green, blue
-
-
-def _one_or_more_colors(value: Any, key: str) -> tuple[Color, ...]:
-    is_one = _is_list(value) and len(value) > 0 and not isinstance(value[0], Sequence)
-    return (_color(value, key),) if is_one else _COLORS(value, key)
-
-
-_COLORS = _tuple_of(_color, "colours [r, g, b]")
-_READ: dict[str, Callable[[Any, str], Any]] = {
-    "palette": _COLORS,
-    "void": _integer,
-    "ids": _tuple_of(_integer, "whole numbers"),
-    "colors": _tuple_of(_one_or_more_colors, "colours [r, g, b], or lists of them"),
-    "void_colors": _COLORS,
-    "ignore_unlisted": _boolean,
+# How deep lists of whole numbers are nested under a key, and the name of this form.
+_FORMS = {
+    "void": (0, "a whole number"),
+    "ids": (1, "a list of whole numbers"),
+    "palette": (2, "a list of colours [r, g, b]"),
+    "void_colors": (2, "a list of colours [r, g, b]"),
+    "colors": (3, "a list of colours [r, g, b], or of lists of them"),
 }
+
+
+def _read(value: Any, key: str) -> Any:
+    """Return a value of `classes.json` with tuples for lists."""
+    if key == "ignore_unlisted":
+        if not isinstance(value, bool):
+            raise ValueError(f"'{key}' must be true or false. Received: {value!r}")
+        return value
+    depth, form = _FORMS[key]
+    if key == "colors" and _is_list(value):
+        is_one = [_is_list(item) and not any(map(_is_list, item)) for item in value]
+        value = [[item] if one else item for item, one in zip(value, is_one, strict=True)]
+
+    def read(part: Any, depth: int) -> Any:
+        if depth and _is_list(part):
+            return tuple(read(item, depth - 1) for item in part)
+        is_number = isinstance(part, int | float) and not isinstance(part, bool)
+        if depth or not is_number or part % 1 != 0:  # 2.0 is a whole number
+            raise ValueError(f"'{key}' must be {form}. Received: {part!r}")
+        return int(part)
+
+    return read(value, depth)
 
 
 def _color_number(values: np.ndarray) -> np.ndarray:

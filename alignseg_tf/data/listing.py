@@ -47,18 +47,16 @@ class ListingError(DataError):
     """
 
     def __init__(self, source: str, problems: Sequence[str], samples: Sequence["Sample"]):
-        text = problems[0]
-        if len(problems) > 1:
-            text = f"{source}: {len(problems)} problems:{list_problems(problems)}"
-        super().__init__(text)
+        text = f"{source}: {len(problems)} problems:{list_problems(problems)}"
+        super().__init__(text if len(problems) > 1 else problems[0])
         self.problems = list(problems)
         self.samples = list(samples)
 
 
 def list_problems(problems: Sequence[str]) -> str:
     """Return the first problems, a line each, and the number of the others."""
-    more = [f"and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
-    return "".join(f"\n  {line}" for line in [*problems[:LISTED], *more])
+    more = f"\n  and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+    return "".join(f"\n  {line}" for line in problems[:LISTED]) + more
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ def read_folder(root: str | Path, split: str) -> list[Sample]:
         ListingError: images have no label, or two files have one name.
         DataError: a folder is missing or empty.
     """
-    images, labels = Path(root) / "images" / split, Path(root) / "labels" / split
+    images, labels = (Path(root) / kind / split for kind in ("images", "labels"))
     for folder in (images, labels):
         if not folder.is_dir():
             there = sorted(p.name for p in folder.parent.glob("[!.]*") if p.is_dir())
@@ -89,13 +87,12 @@ def read_folder(root: str | Path, split: str) -> list[Sample]:
         raise _no_images(images)
     label_of, label_problems = _files_by_name(labels, LABEL_SUFFIXES, "label")
     problems += label_problems
-    missing = [name for name in image_of if name not in label_of]
-    used = {label_of[name] for name in image_of if name in label_of}
-    others = [path for path in list_files(labels) if path not in used] if missing else []
-    for count, name in enumerate(missing):  # only the first are shown, so search only for these
-        near = others if count < LISTED else ()
-        problems.append(_no_label(image_of[name], labels / name, near))
     samples = [Sample(path, label_of[name]) for name, path in image_of.items() if name in label_of]
+    if missing := [name for name in image_of if name not in label_of]:
+        others = set(list_files(labels)) - {sample.label for sample in samples}
+        for count, name in enumerate(missing):
+            near = sorted(others) if count < LISTED else ()  # only the first problems are shown
+            problems.append(_no_label(image_of[name], labels / name, near))
     if problems:
         raise ListingError(str(images), problems, samples)
     return samples
@@ -118,13 +115,10 @@ def _files_by_name(
         if path.suffix.lower() not in suffixes:
             continue
         name = unicodedata.normalize("NFC", str(path.relative_to(folder).with_suffix("")))
-        try:
-            name.encode()
-        except UnicodeEncodeError:
+        if name != name.encode(errors="ignore").decode():
             raw = os.fsencode(path.name)
             problems.append(f"{path.parent}: the name {raw!r} is not UTF-8; rename the file")
-            continue
-        if name in found:
+        elif name in found:
             problems.append(f"{path}: a second {what} beside {found[name].name}; remove one")
         else:
             found[name] = path
@@ -142,25 +136,20 @@ def _no_images(folder: Path) -> DataError:
 
 def _no_label(image: Path, expected: Path, others: Iterable[Path]) -> str:
     """Say that a label is missing, and name a similar file."""
-    text = f"{image}: no label {expected}.png"
-    stem = image.stem.casefold()
+    stem, suffixes = image.stem.casefold(), ", ".join(LABEL_SUFFIXES)
     near = next((path for path in others if stem in path.stem.casefold()), None)
-    if near is None:
-        return text
-    return (
-        f"{text}; there is {near}, but a label has its image's name and one of the suffixes "
-        f"{', '.join(LABEL_SUFFIXES)}"
-    )
+    rule = f"; there is {near}, but a label has its image's name and one of the suffixes {suffixes}"
+    return f"{image}: no label {expected}.png{rule if near else ''}"
 
 
 def list_files(folder: Path, skipped: Skipped | None = None) -> list[Path]:
     """List the files below a folder at all depths, sorted; see `walk_files`."""
-    return sorted(map(Path, walk_files(folder, {} if skipped is None else skipped)))
+    return sorted(map(Path, walk_files(folder, skipped)))
 
 
 def walk_files(
     folder: str | Path,
-    skipped: Skipped,
+    skipped: Skipped | None = None,
     leave_out: Path | None = None,
     around: tuple[tuple[int, int], ...] = (),
 ) -> Iterator[str]:
@@ -175,6 +164,7 @@ def walk_files(
     Raises:
         DataError: a folder is not readable.
     """
+    skipped = {} if skipped is None else skipped
     try:
         status = Path(folder).stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -205,10 +195,10 @@ def describe_skipped(skipped: Mapping[str, Sequence[Path]]) -> str:
     """Return what was skipped in one line, such as "3 .heic, 1 hidden"; empty if nothing."""
     parts = []
     for kind, paths in sorted(skipped.items()):
-        of_file = kind.startswith(".") or kind == DERIVED
-        more = ", ..." if paths[LISTED:] else ""
-        named = "" if of_file else f" ({', '.join(map(str, paths[:LISTED]))}{more})"
-        parts.append(printable(f"{len(paths)} {kind}{named}"))
+        part = f"{len(paths)} {kind}"
+        if not kind.startswith(".") and kind != DERIVED:
+            part += f" ({', '.join(map(str, paths[:LISTED]))}{', ...' * (len(paths) > LISTED)})"
+        parts.append(printable(part))
     return ", ".join(parts)
 
 
@@ -249,7 +239,7 @@ def read_csv(path: str | Path, split: str | None = None) -> list[Sample]:
             splits[row["split"].strip()] += 1
             if row["split"].strip() != split:
                 continue
-        image, label = (_listed_file(path.parent, row[name]) for name in ("image", "label"))
+        image, label = (_listed_file(path.parent, row[name]) for name in columns[:2])
         if problem := _row_problem(path.parent, image, label):
             problems.append(f"{path}, line {rows.line_num}: {problem}")
         else:
@@ -310,7 +300,7 @@ def special_kind(path: str | Path) -> str | None:
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """List the images among files, folders and patterns, in order; see `find_named_images`."""
+    """List images as `find_named_images`, without their paths below the folder."""
     return [path for path, _ in find_named_images(paths)]
 
 
@@ -365,9 +355,9 @@ def _images(folder: Path, leave_out: Path | None, skipped: Skipped) -> list[Path
         # Unlike `Path.resolve`, `realpath` accepts a link to itself.
         inside = [p for p in inside if not Path(os.path.realpath(p)).is_relative_to(leave_out)]
     images = [path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES]
-    add_by_suffix(skipped, (p for p in inside if p.suffix.lower() not in IMAGE_SUFFIXES))
     if not images:
         raise _no_images(folder)
+    add_by_suffix(skipped, (p for p in inside if p.suffix.lower() not in IMAGE_SUFFIXES))
     return images
 
 

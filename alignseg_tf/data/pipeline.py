@@ -77,9 +77,9 @@ class SampleCache:
 class RareClassSampling:
     """Draw a class, a rare one more often, and then an image that holds it.
 
-    A class c with the share f(c) of all labelled pixels is drawn with a probability proportional
-    to exp((1 - f(c)) / temperature). An image holds a class that has 1/1000 of its labelled
-    pixels; where no image has that many, any pixel suffices.
+    A class with the share f of all labelled pixels is drawn with a probability proportional to
+    exp((1 - f) / temperature). An image holds a class that has 1/1000 of its labelled pixels; where
+    no image has that many, any pixel suffices.
 
     Attributes:
         counts: pixels of each class in each image, [images, classes], as `check_samples` counts.
@@ -204,7 +204,8 @@ class TrainingBatches:
             batch_size / count. Reading raises DataError for an unreadable file.
         """
         local = self.batch_size // self.shard[1]
-        draw, load = self._drawing(), _loading(self.cache, self.samples, self.label_space)
+        draw, cache, samples = self._drawing(), self.cache, self.samples
+        load = _in_graph(lambda index: cache.load(samples[index], self.label_space))
 
         def sample(number: Any) -> tuple[Any, Any]:
             index, stream, wanted = draw(number)
@@ -233,14 +234,14 @@ class TrainingBatches:
         total, batch_size, (part, parts) = len(self.samples), self.batch_size, self.shard
         local, per_epoch = batch_size // parts, self.steps * batch_size
         seed = tf.constant(self.seed, tf.int64)
-        draw_rare = None if self.rare_classes is None else self.rare_classes.drawing()
+        draw_rare = self.rare_classes and self.rare_classes.drawing()
 
         def draw(number: Any) -> tuple[Any, Any, Any]:
             place = number // local * batch_size + part * local + number % local
             epoch, place = place // per_epoch, place % per_epoch
             # The place, not the sample's index: two draws of one sample in an epoch must differ.
             stream = tf.stack([seed * 1_000_003 + epoch, place])
-            if draw_rare is not None:
+            if draw_rare:
                 index, wanted = draw_rare(-1 - stream)  # another seed than the augmentation's
                 return index, stream, wanted
             order = tf.stack([seed, epoch])
@@ -251,11 +252,7 @@ class TrainingBatches:
 
 
 def steps_per_epoch(num_samples: int, batch_size: int) -> int:
-    """Return the number of whole batches in an epoch.
-
-    Raises:
-        DataError: there are fewer samples than a batch needs.
-    """
+    """Return the number of whole batches in an epoch; DataError if there is none."""
     if num_samples < batch_size:
         raise DataError(
             f"a batch of {batch_size} needs as many training images. Received: {num_samples}"
@@ -275,24 +272,13 @@ def parallel_calls() -> int:
     return min(os.cpu_count() or 1, MAX_PARALLEL)
 
 
-def _loading(
-    cache: SampleCache,
-    samples: Sequence[Sample],
-    label_space: LabelSpace,
-    views: Sequence["View"] | None = None,
-) -> Callable[[Any], tuple[Any, Any]]:
-    """Return a tf.data function: index of a sample or view -> uint8 [H, W, 3], uint8 [H, W]."""
-
-    def read(index: np.ndarray) -> Arrays:
-        if views is None:
-            return cache.load(samples[int(index)], label_space)
-        view = views[int(index)]
-        return view.cut(*cache.load(samples[view.index], label_space))
+def _in_graph(read: Callable[[int], Arrays]) -> Callable[[Any], tuple[Any, Any]]:
+    """Return a tf.data function: index -> uint8 [H, W, 3], uint8 [H, W]."""
 
     def load(index: Any) -> tuple[Any, Any]:
         # Python runs one thread at a time, but Pillow releases its lock while it decodes.
-        image, label = tf.numpy_function(read, [index], [tf.uint8, tf.uint8])
-        return tf.ensure_shape(image, [None, None, 3]), tf.ensure_shape(label, [None, None])
+        pair = tf.numpy_function(lambda i: read(int(i)), [index], [tf.uint8, tf.uint8])
+        return tf.ensure_shape(pair[0], [None, None, 3]), tf.ensure_shape(pair[1], [None, None])
 
     return load
 
@@ -335,10 +321,9 @@ def evaluation_dataset(
     Args:
         samples: the images and labels.
         label_space: the meaning of the label values.
-        replicas: samples in a batch, one for each device. A batch that lacks samples is filled
-            up with copies whose labels are all ignored, since a device without a sample fails.
-        one_size: whether all views have the same size; otherwise a batch has one of them and
-            is filled up.
+        replicas: samples in a batch, one for each device. Copies whose labels are all ignored
+            fill a batch up, since a device without a sample fails.
+        one_size: whether all views have the same size; otherwise a batch has one of them.
         cache: cache of decoded files.
         views: the views to put into batches; None for every sample as a whole.
 
@@ -346,7 +331,8 @@ def evaluation_dataset(
         Batches (float32 [B, H, W, 3] in 0..255, int32 [B, H, W]).
     """
     views = [View(i) for i in range(len(samples))] if views is None else views
-    load = _loading(cache or SampleCache(), samples, label_space, views)
+    cache = cache or SampleCache()
+    load = _in_graph(lambda i: views[i].cut(*cache.load(samples[views[i].index], label_space)))
     together = replicas if one_size else 1
     index = np.arange(-(-len(views) // together) * together).reshape(-1, together)
     index = np.pad(index, ((0, 0), (0, replicas - together)), "edge")

@@ -2,8 +2,8 @@
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +19,17 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 # The network's coarsest stride, in pixels. A test holds it equal to the model's `MIN_IMAGE_SIZE`.
 MIN_SIDE = 32
+# EXIF orientations from this one on swap height and width.
+SWAPPED = 5
 
 
 @contextmanager
 def opened(
     path: str | Path, what: str = "an image", content: bytes | None = None
 ) -> Iterator[Image.Image]:
-    """Open an image file with Pillow, without decoding its pixels.
+    """Open an image file, or its `content`, with Pillow, without decoding its pixels.
 
-    Every error of Pillow, here or in the body, becomes a DataError that names the file.
-
-    Args:
-        path: the file.
-        what: the expected content, for messages.
-        content: the file's bytes, if they were read already.
+    Every error of Pillow, here or in the body, becomes a DataError that names `path` and `what`.
 
     Raises:
         DataError: the file is missing, unreadable or damaged, holds several images, has more
@@ -87,10 +84,7 @@ def _why_unreadable(path: Path, error: Exception, content: bytes | None) -> str:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn and mirror an image by its EXIF orientation.
-
-    `PIL.ImageOps.exif_transpose` also rewrites all EXIF, and fails if any tag has a wrong type.
-    """
+    """Turn and mirror an image by its EXIF orientation; tags of a wrong type do not matter."""
     image.load()
     orientation = orientation_of(image)
     return image if orientation == 1 else image.transpose(_TURNS[orientation])
@@ -117,13 +111,10 @@ def orientation_of(image: Image.Image) -> int:
     in_memory = image.format is None and not exif  # tags may have been set
     if image.format == "TIFF" or in_memory:
         tags = image.getexif() if in_memory else getattr(image, "tag_v2", {})
-        value = tags.get(274, 1)
-        return value if value in _TURNS else 1
+        return tags.get(274) if tags.get(274) in _TURNS else 1
     if not exif and (text := info.get("Raw profile type exif")):
-        try:
+        with suppress(ValueError):
             exif = bytes.fromhex("".join(text.split("\n")[3:]))
-        except ValueError:
-            exif = b""
     if (orientation := exif_orientation(exif)) != 1:
         return orientation
     xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or ""
@@ -143,11 +134,8 @@ def load_image(path: str | Path, content: bytes | None = None) -> np.ndarray:
     """Decode an image to uint8 RGB [H, W, 3], turned by its EXIF orientation.
 
     Grey, palette, CMYK and 1-bit images become RGB; 16-bit channels keep their upper 8 bits.
-    Transparency is dropped, as `tf.io.decode_image(channels=3)` does in a served model.
-
-    Args:
-        path: the file.
-        content: the file's bytes, if they were read already.
+    Transparency is dropped, as `tf.io.decode_image(channels=3)` does in a served model. `content`
+    is the file's bytes, if they were read already.
 
     Raises:
         DataError: as `opened`, or the values are not 8 or 16 bits a channel.
@@ -188,53 +176,45 @@ def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
     with opened(path, "a label") as image:
         if image.format in ("JPEG", "MPO"):
             raise DataError(f"{path}: a JPEG, which changes class ids; expected a PNG")
-        stored = _stored_grey(image)
+        scale, inverted = _stretching(image)
         turned = upright(image)
         mode = turned.mode
         if mode in ("LA", "RGBA"):
             if turned.getchannel("A").getextrema() != (255, 255):
                 raise DataError(f"{path}: a label must not have transparent pixels")
             turned = turned.convert(mode[:-1])
-        values = np.asarray(_to_rgb(turned)) if label_space.colors else stored(np.asarray(turned))
-    if values.ndim != 2 and not label_space.colors:
-        equal = (values == values[..., :1]).all()
-        raise DataError(
-            f"{path}: expected one channel of class ids, or a palette. Received: {mode} with "
-            f"shape {values.shape}"
-            + ("; its channels are all equal, so save one of them" if equal else
-               "; for colours, list them as 'colors' in classes.json")
-        )  # fmt: skip
+        values = np.asarray(_to_rgb(turned) if label_space.colors else turned)
+    if not label_space.colors:
+        if values.ndim != 2:
+            hint = "for colours, list them as 'colors' in classes.json"
+            if (values == values[..., :1]).all():
+                hint = "its channels are all equal, so save one of them"
+            raise DataError(
+                f"{path}: expected one channel of class ids, or a palette. Received: {mode} with "
+                f"shape {values.shape}; {hint}"
+            )
+        values = ~values if inverted else values  # of bytes, 255 - values
+        values = values if scale == 1 else values // np.uint8(scale)
     try:
         return label_space.encode(_whole_bytes(values))
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
 
 
-def _stored_grey(image: Image.Image) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function from Pillow's grey values to the stored ones.
+def _stretching(image: Image.Image) -> tuple[int, bool]:
+    """Return by which factor Pillow multiplies grey values when it decodes, and if it inverts them.
 
-    Pillow stretches grey of 2 or 4 bits to 8, and inverts a TIFF in which 0 is white.
+    It stretches grey of 2 or 4 bits to 8, and inverts a TIFF in which 0 is white.
     """
     tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
     arguments = tile.args if tile else ""
     raw_mode = str(arguments[0] if isinstance(arguments, tuple) else arguments)
     scale = {"L;2": 85, "L;4": 17}.get(raw_mode[:3], 1)
-    inverted = image.format == "TIFF" and bool(re.fullmatch(r"(1|L);[24]?IR?", raw_mode))
-
-    def undo(values: np.ndarray) -> np.ndarray:
-        if inverted:
-            values = ~values  # of bytes, 255 - values
-        return values if scale == 1 else values // np.uint8(scale)
-
-    return undo
+    return scale, image.format == "TIFF" and bool(re.fullmatch(r"(1|L);[24]?IR?", raw_mode))
 
 
 def _whole_bytes(values: np.ndarray) -> np.ndarray:
-    """Return label values as uint8.
-
-    Raises:
-        ValueError: they are not whole numbers 0..255.
-    """
+    """Return label values as uint8; ValueError unless they are whole numbers 0..255."""
     if values.dtype == np.uint8:
         return values
     parts = values[values != np.rint(values)]
@@ -270,6 +250,13 @@ def load_sample(sample: Sample, label_space: LabelSpace) -> tuple[np.ndarray, np
     return image, label
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return (height, width) of an opened file as EXIF turns it, without decoding its pixels."""
+    # Pillow has swapped the sides of a TIFF already.
+    swapped = image.format != "TIFF" and orientation_of(image) >= SWAPPED
+    return image.size if swapped else (image.height, image.width)
+
+
 def read_image_sizes(paths: Iterable[str | Path]) -> np.ndarray:
     """Read (height, width) of upright images from their headers, int64 [n, 2].
 
@@ -279,18 +266,11 @@ def read_image_sizes(paths: Iterable[str | Path]) -> np.ndarray:
     sizes = []
     for path in paths:
         with opened(path) as image:
-            width, height = image.size
-            # Orientations 5 to 8 swap the sides; Pillow has swapped those of a TIFF already.
-            swapped = image.format != "TIFF" and orientation_of(image) >= 5
-        sizes.append((width, height) if swapped else (height, width))
+            sizes.append(upright_size(image))
     return np.array(sizes, np.int64)
 
 
 def is_turned(path: str | Path) -> bool:
-    """Return whether the EXIF orientation turns or mirrors an image.
-
-    Raises:
-        DataError: as `opened`.
-    """
+    """Return whether the EXIF orientation turns or mirrors an image; raises as `opened`."""
     with opened(path) as image:
         return orientation_of(image) != 1

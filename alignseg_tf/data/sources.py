@@ -117,10 +117,7 @@ def open_data(
             f"Received: {data}"
         )
     if str(data) == "street_scenes":
-        try:
-            data = street_painter.write_folder(cache_folder() / "street_scenes")
-        except ValueError as error:
-            raise DataError(str(error)) from error
+        data = street_painter.write_folder(cache_folder() / "street_scenes")
     path = Path(data)
     if layout is None:
         found = find_layout(path)

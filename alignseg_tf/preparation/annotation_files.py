@@ -46,6 +46,19 @@ class Invalid:
             self.problems.append(str(error))
 
 
+def expect(fits: bool, where: str, what: str, received: Any) -> None:
+    """Raise DataError, which shows 80 characters of the received value, unless it fits."""
+    if not fits:
+        raise DataError(f"{where}: expected {what}. Received: {received!r:.80}")
+
+
+def existing_folder(path: str | Path) -> Path:
+    """Return a path; DataError unless it is a folder."""
+    if not Path(path).is_dir():
+        raise DataError(f"{path}: no such folder")
+    return Path(path)
+
+
 @contextmanager
 def unpacked(export: str | Path) -> Iterator[Path]:
     """Yield a folder, or a temporary one with the content of a .zip file.
@@ -60,9 +73,9 @@ def unpacked(export: str | Path) -> Iterator[Path]:
     if export.is_dir():
         yield _content_folder(export)
         return
+    what = f"{export}: expected a folder or a .zip file"
     if not export.is_file():
-        received = special_kind(export) or "no such file"
-        raise DataError(f"{export}: expected a folder or a .zip file. Received: {received}")
+        raise DataError(f"{what}. Received: {special_kind(export) or 'no such file'}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, export.name)
         folder.mkdir()
@@ -72,7 +85,7 @@ def unpacked(export: str | Path) -> Iterator[Path]:
         except DataError:
             raise
         except Exception as error:  # zipfile raises many kinds on broken and encrypted files
-            raise DataError(f"{export}: expected a folder or a .zip file ({error})") from error
+            raise DataError(f"{what} ({error})") from error
         yield _content_folder(folder)
 
 
@@ -84,15 +97,11 @@ def _checked_members(archive: zipfile.ZipFile, export: Path, folder: Path) -> li
         path = PureWindowsPath(member.filename)
         if member.is_dir() or is_derived_file(path.relative_to(path.anchor)):
             continue
-        if path.anchor or ".." in path.parts:
-            raise DataError(
-                f"{export}: expected paths below the archive's top. Received: {member.filename!r}"
-            )
-        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
-            raise DataError(
-                f"{export}: expected files and folders only. Received: {member.filename!r}, a link "
-                "or a special file"
-            )
+        inside = not path.anchor and ".." not in path.parts
+        expect(inside, str(export), "paths below the archive's top", member.filename)
+        is_file = stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
+        what = "files and folders, no links or special files"
+        expect(is_file, str(export), what, member.filename)
         members.append(member)
     total = sum(member.file_size for member in members)
     limit = max(MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO * export.stat().st_size)
@@ -191,16 +200,14 @@ def _is_file(path: Path) -> bool:
 def path_below(folder: Path, name: Any, where: str) -> str:
     """Return a name; DataError unless it is a relative path that stays below a folder."""
     parts = PureWindowsPath(name).parts if isinstance(name, str) else ()
-    if not parts or ".." in parts:
-        raise DataError(f"{where} must be a path below {folder}. Received: {name!r}")
+    expect(bool(parts) and ".." not in parts, where, f"a path below {folder}", name)
     return str(name)
 
 
 def class_name(value: Any, where: str) -> str:
     """Return a class name in NFC, stripped; DataError if it is empty or no text."""
     name = composed(str(value)).strip() if isinstance(value, str | int) else ""
-    if not name:
-        raise DataError(f"{where}: expected a name. Received: {value!r}")
+    expect(bool(name), where, "a name", value)
     return name
 
 
@@ -213,12 +220,12 @@ def whole_number(value: Any) -> int | None:
 
 def declared_size(row: Mapping[str, Any], height: str, width: str, where: str) -> Size | None:
     """Return the size that a file states for an image, or None."""
-    given = (row.get(height), row.get(width))
+    given = row.get(height), row.get(width)
     if given == (None, None):
         return None
-    rows, columns = (whole_number(value) for value in given)
+    rows, columns = map(whole_number, given)
     if rows is None or columns is None:
-        raise DataError(f"{where}: {height} and {width} must be whole numbers. Received: {given}")
+        raise DataError(f"{where}: expected whole {height} and {width}. Received: {given!r:.80}")
     return rows, columns
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
@@ -26,6 +26,8 @@ from alignseg_tf.preparation.annotation_files import (
     composed,
     declared_size,
     decode_base64,
+    existing_folder,
+    expect,
     image_name,
     path_below,
     read_json,
@@ -63,6 +65,16 @@ class Annotated:
     draw: Drawing
     split: str | None = None
 
+    @property
+    def file_name(self) -> str:
+        """Name with suffix."""
+        return f"{self.name}{self.suffix}"
+
+    @property
+    def content(self) -> bytes:
+        """Bytes of the image file."""
+        return self.image if isinstance(self.image, bytes) else self.image.read_bytes()
+
 
 @dataclass(frozen=True)
 class Annotations:
@@ -89,8 +101,9 @@ def merge_annotations(parts: Sequence[Annotations]) -> Annotations:
     return Annotations(tuple(classes), images, colors, parts[0].invalid)
 
 
-# COCO: an object is (where it is, its row, its class)
+# COCO: an object is (where it is, its row, its class).
 _CocoObject = tuple[str, Mapping[str, Any], str]
+_Id = int | str
 
 
 def read_coco(file: str | Path, images: str | Path, invalid: Invalid | None = None) -> Annotations:
@@ -115,92 +128,75 @@ def read_coco(file: str | Path, images: str | Path, invalid: Invalid | None = No
             f"COCO annotations need pycocotools: pip install 'alignseg_tf[import]' ({error})"
         ) from error
 
-    file, images, invalid = Path(file), Path(images), invalid or Invalid()
-    if not images.is_dir():
-        raise DataError(f"{images}: no such folder")
+    file, images, invalid = Path(file), existing_folder(images), invalid or Invalid()
     content = read_json(file)
-    names: dict[int | str, str] = {}
-    parents: dict[int | str, str] = {}
-    for where, row in _coco_rows(file, content, "categories", ("id", "name"), invalid):
+    names: dict[_Id, str] = {}
+    parents: dict[_Id, str] = {}
+    for where, key, row in _coco_rows(file, content, "categories", ("id", "name"), invalid):
         with invalid.skipped():
-            key = _new_id(row["id"], names, where)
             names[key] = class_name(row["name"], where)
             parents[key] = composed(str(row.get("supercategory") or "none")).strip()
-    objects_of: dict[int | str, list[_CocoObject]] = {}
-    found: list[tuple[str, Mapping[str, Any], list[_CocoObject]]] = []
-    for where, row in _coco_rows(file, content, "images", ("id", "file_name"), invalid):
-        with invalid.skipped():
-            objects = objects_of.setdefault(_new_id(row["id"], objects_of, where), [])
-            found.append((where, row, objects))
-    used: set[int | str] = set()
+    rows = list(_coco_rows(file, content, "images", ("id", "file_name"), invalid))
+    objects_of: dict[_Id, list[_CocoObject]] = {key: [] for _, key, _ in rows}
+    used: set[_Id] = set()
     keys = ("image_id", "category_id")
-    for where, row in _coco_rows(file, content, "annotations", keys, invalid):
+    for where, _, row in _coco_rows(file, content, "annotations", keys, invalid):
         with invalid.skipped():
-            category = _known_id(row["category_id"], names, "category", where)
+            category = _known_id(row["category_id"], names, "a category", where)
             used.add(category)
-            image = _known_id(row["image_id"], objects_of, "image", where)
+            image = _known_id(row["image_id"], objects_of, "an image", where)
             objects_of[image].append((where, row, names[category]))
     finder, records = FileFinder(), []
-    for where, row, objects in found:
+    for where, key, row in rows:
         with invalid.skipped():
             path = _coco_image(finder, images, row["file_name"], where)
             name = image_name(path.relative_to(images))
             size = declared_size(row, "height", "width", where)
-            draw = partial(_draw_coco, objects, invalid)
+            draw = partial(_draw_coco, objects_of[key], invalid)
             records.append(Annotated(where, name, path.suffix, path, size, draw))
     return Annotations(_coco_classes(file, names, parents, used), tuple(records), {}, invalid)
 
 
 def _coco_rows(
     file: Path, content: Any, table: str, keys: Sequence[str], invalid: Invalid
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the rows of a table that have all keys, each with its location."""
+) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Yield (location, id or None, row) for the rows that have all keys; required ids differ."""
     rows = content.get(table) if isinstance(content, Mapping) else None
     if not isinstance(rows, list):
         raise DataError(f"{file}: expected a list {table!r}, as in COCO's instances")
+    seen: set[_Id | None] = set()
     for place, row in enumerate(rows):
         where = f"{file}: {table}[{place}]"
-        missing = [key for key in keys if not isinstance(row, Mapping) or key not in row]
         with invalid.skipped():
+            missing = [key for key in keys if not isinstance(row, Mapping) or key not in row]
             if missing:
                 raise DataError(f"{where} has no {', '.join(missing)}")
-        if not missing:
-            yield f"{where}, id {_shown(row['id'])}" if "id" in row else where, row
+            key = _id(row.get("id"))
+            if "id" in row:
+                where += f", id {row['id']!r:.80}"
+            if "id" in keys:
+                expect(key is not None, where, "a whole number or text", row["id"])
+                expect(key not in seen, where, "an id that no row before has", key)
+            seen.add(key)
+            yield where, key, row
 
 
-def _shown(value: Any) -> str:
-    """Return a value for a message, cut to 80 characters."""
-    return repr(value)[:80]
-
-
-def _id(value: Any) -> int | str | None:
+def _id(value: Any) -> _Id | None:
     return value if isinstance(value, str) else whole_number(value)
 
 
-def _new_id(value: Any, known: Mapping[int | str, Any], where: str) -> int | str:
-    found = _id(value)
-    if found is None:
-        raise DataError(f"{where}: expected a whole number or text. Received: {_shown(value)}")
-    if found in known:
-        raise DataError(f"{where}: another one before it has this id")
-    return found
-
-
-def _known_id(value: Any, known: Mapping[int | str, Any], what: str, where: str) -> int | str:
-    found = _id(value)
-    if found is None or found not in known:
-        there = ", ".join(map(str, list(known)[:10])) + (", ..." if len(known) > 10 else "")
-        raise DataError(
-            f"{where}: no {what} has the id {_shown(value)}; there are {there or 'none'}"
-        )
-    return found
+def _known_id(value: Any, known: Mapping[_Id, Any], what: str, where: str) -> _Id:
+    key = _id(value)
+    if key is None or key not in known:
+        there = ", ".join(map(str, islice(known, 10))) + ", ..." * (len(known) > 10)
+        expect(False, where, f"the id of {what}, one of {there or 'none'}", value)
+    return key  # type: ignore[return-value]
 
 
 def _coco_image(finder: FileFinder, images: Path, name: Any, where: str) -> Path:
     name = path_below(images, name, f"{where}: file_name")
-    absolute = PureWindowsPath(name).anchor
-    path = finder.find_tail(images, name) if absolute else finder.find(images, name)
-    if path is None:
+    find = finder.find_tail if PureWindowsPath(name).anchor else finder.find
+    if (path := find(images, name)) is None:
         raise DataError(
             f"{where}: the image {name!r} is not there below {images}" + finder.nearby(images, name)
         )
@@ -208,22 +204,16 @@ def _coco_image(finder: FileFinder, images: Path, name: Any, where: str) -> Path
 
 
 def _coco_classes(
-    file: Path,
-    names: Mapping[int | str, str],
-    parents: Mapping[int | str, str],
-    used: set[int | str],
+    file: Path, names: Mapping[_Id, str], parents: Mapping[_Id, str], used: set[_Id]
 ) -> tuple[str, ...]:
     """Return the names of categories, without unused roots of others."""
-    has_children = set(parents.values()) - {"none"}
-    classes: dict[str, int | str] = {}
+    roots = set(parents.values()) - {"none"}
+    classes: dict[str, _Id] = {}
     for key, name in names.items():
-        if key not in used and parents[key] == "none" and name in has_children:
+        if key not in used and parents[key] == "none" and name in roots:
             continue
         if name in classes:
-            raise DataError(
-                f"{file}: the categories with the ids {classes[name]} and {key} have the same "
-                f"name, {name!r}"
-            )
+            raise DataError(f"{file}: the categories {classes[name]} and {key} are both {name!r}")
         classes[name] = key
     return tuple(classes)
 
@@ -235,11 +225,9 @@ def _draw_coco(
     for where, row, name in objects:
         with invalid.skipped():
             crowd = row.get("iscrowd") or 0
-            if crowd not in (0, 1):
-                raise DataError(f"{where}: iscrowd must be 0 or 1. Received: {_shown(crowd)}")
+            expect(crowd in (0, 1), where, "iscrowd 0 or 1", crowd)
             runs = _coco_runs(row.get("segmentation"), size, where)
-            value = IGNORE if crowd else ids[name]
-            regions.append((not crowd, -sum(runs[1::2]), value, runs))
+            regions.append((not crowd, -sum(runs[1::2]), IGNORE if crowd else ids[name], runs))
     label = np.full(size[0] * size[1], unlabelled, np.uint8)  # column after column
     for _, _, value, runs in sorted(regions, key=lambda region: region[:2]):
         ends = list(accumulate(runs))
@@ -252,42 +240,22 @@ def _coco_runs(shape: Any, size: Size, where: str) -> list[int]:
     """Return a region as lengths of runs, alternately off and on, column after column."""
     if isinstance(shape, list) and shape:
         shape = _merged_polygons(shape, size, where)
-    if not isinstance(shape, Mapping) or "counts" not in shape:
-        raise DataError(
-            f"{where}: expected a segmentation, polygons or RLE, not only a box. "
-            f"Received: {_shown(shape)}"
-        )
-    given = shape.get("size")
-    if not isinstance(given, list) or [whole_number(value) for value in given] != list(size):
-        raise DataError(
-            f"{where}: expected an RLE of size {list(size)}, the image's height and width. "
-            f"Received: {_shown(given)}"
-        )
-    counts = shape["counts"]
+    has_counts = isinstance(shape, Mapping) and "counts" in shape
+    expect(has_counts, where, "a segmentation, polygons or RLE, not only a box", shape)
+    given, counts = shape.get("size"), shape["counts"]
+    fits = isinstance(given, list) and [whole_number(value) for value in given] == list(size)
+    expect(fits, where, f"an RLE of size {list(size)}, the image's height and width", given)
+    is_text = isinstance(counts, str)
+    expect(is_text or isinstance(counts, list), where, "an RLE as text or a list", counts)
     try:
-        if isinstance(counts, str):
-            runs = _decompress(counts.encode())
-        elif isinstance(counts, list):
-            runs = [_run_length(count) for count in counts]
-        else:
-            raise ValueError(f"expected a list or text. Received: {_shown(counts)}")
-    except (ValueError, IndexError) as error:
+        runs: list[Any] = _decompress(counts.encode()) if is_text else [*map(whole_number, counts)]
+    except ValueError as error:
         raise DataError(f"{where}: broken RLE ({error})") from error
     # Python's integers, because those of NumPy overflow.
-    pixels, total = size[0] * size[1], sum(runs)
-    if total != pixels or min(runs) < 0:
-        received = "a negative run" if min(runs, default=0) < 0 else min(total, 10**18)
-        raise DataError(
-            f"{where}: the runs of an RLE must add up to {size[0]} * {size[1]} pixels. "
-            f"Received: {received}"
-        )
+    fits = None not in runs and sum(runs) == size[0] * size[1] and min(runs) >= 0
+    what = f"an RLE of whole numbers from 0 on that add up to {size[0]} * {size[1]} pixels"
+    expect(fits, where, what, counts)
     return runs
-
-
-def _run_length(count: Any) -> int:
-    if (run := whole_number(count)) is None:
-        raise ValueError(f"expected whole numbers. Received: {_shown(count)}")
-    return run
 
 
 def _merged_polygons(shape: Sequence[Any], size: Size, where: str) -> dict[str, Any]:
@@ -296,13 +264,10 @@ def _merged_polygons(shape: Sequence[Any], size: Size, where: str) -> dict[str, 
 
     polygons = []
     for polygon in shape:
-        if not isinstance(polygon, list) or len(polygon) % 2:
-            raise DataError(
-                f"{where}: expected a polygon as [x, y, x, y, ...]. Received: {_shown(polygon)}"
-            )
-        pairs = list(zip(polygon[::2], polygon[1::2], strict=True))
-        points = _check_points(pairs, size, where, least=3)
-        polygons.append([value for point in points for value in point])
+        fits = isinstance(polygon, list) and len(polygon) % 2 == 0
+        expect(fits, where, "a polygon as [x, y, x, y, ...]", polygon)
+        pairs = zip(polygon[::2], polygon[1::2], strict=True)
+        polygons.append(_checked_points(pairs, size, where, least=3).ravel().tolist())
     merged = mask.merge(mask.frPyObjects(polygons, *size))
     return {"size": list(merged["size"]), "counts": merged["counts"].decode()}
 
@@ -311,7 +276,8 @@ def _decompress(text: bytes) -> list[int]:
     """Return the runs of COCO's compressed RLE.
 
     Each run is a number in groups of 5 bits, the lowest first, a character per group. From the
-    fourth run on it is the difference to the run before the last.
+    fourth run on it is the difference to the run before the last. pycocotools reads beyond the
+    end of broken text.
     """
     runs: list[int] = []
     value = shift = 0
@@ -321,12 +287,11 @@ def _decompress(text: bytes) -> list[int]:
             raise ValueError(f"character {character:#x}")
         value |= (group & 31) << shift
         shift += 5
-        if group & 32:  # more groups follow
-            continue
-        if group & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
+        if not group & 32:  # the last group
+            if group & 16:
+                value -= 1 << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
     if shift:
         raise ValueError("the last number is cut short")
     return runs
@@ -357,14 +322,10 @@ def read_cvat(
         DataError: a file is missing or invalid.
     """
     export, invalid = Path(export), invalid or Invalid()
-    images = Path(images) if images is not None else export / "JPEGImages"
-    if not images.is_dir():
-        raise DataError(
-            f"{images}: no such folder; export from CVAT with 'Save images', or give --images"
-        )
-    masks = export / "SegmentationClass"
-    if not masks.is_dir():
-        raise DataError(f"{masks}: no such folder, so there are no annotations")
+    if images is None and not (export / "JPEGImages").is_dir():
+        raise DataError(f"{export}: no folder JPEGImages; export with 'Save images', or --images")
+    images = existing_folder(export / "JPEGImages" if images is None else images)
+    masks = existing_folder(export / "SegmentationClass")
     colors, space = _read_labelmap(export / "labelmap.txt")
     lists = [
         path
@@ -410,11 +371,8 @@ def _draw_cvat(
         return np.full(size, unlabelled, np.uint8)
     with opened(mask, "a mask") as image:
         values = np.asarray(image.convert("RGB"))
-    if values.shape[:2] != size:
-        raise DataError(
-            f"{mask}: the mask is {values.shape[1]} x {values.shape[0]} pixels, its image "
-            f"{size[1]} x {size[0]}"
-        )
+    what = f"a mask of the height and width of its image, {size}"
+    expect(values.shape[:2] == size, str(mask), what, values.shape[:2])
     table = np.full(256, unlabelled, np.uint8)
     table[: space.num_classes] = [ids[name] for name in space.classes]
     try:
@@ -428,22 +386,17 @@ def _read_labelmap(path: Path) -> tuple[dict[str, Color], LabelSpace]:
     try:
         lines = read_labelmap(read_text(path), str(path))
         colors = {class_name(name, str(path)): color for name, color in lines.items()}
-        if len(colors) < len(lines):
-            raise DataError(f"{path}: labels that are the same in the form NFC")
         classes = {name: color for name, color in colors.items() if name != "background"}
         if not classes:
             raise DataError(f"{path}: no labels besides the background")
         blank = {(0, 0, 0), colors.get("background", (0, 0, 0))} - set(classes.values())
-        space = LabelSpace(
+        return colors, LabelSpace(
             classes=tuple(classes),
             colors=tuple((color,) for color in classes.values()),
             void_colors=tuple(sorted(blank)),
         )
-    except DataError:
-        raise
     except ValueError as error:
         raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    return colors, space
 
 
 # LabelMe's labels of ignored pixels and of the background.
@@ -477,13 +430,9 @@ def read_labelme(
     Raises:
         DataError: a file is invalid, or an image is missing.
     """
-    folder, invalid = Path(folder), invalid or Invalid()
-    images = None if images is None else Path(images)
-    for given in (folder, images):
-        if given is not None and not given.is_dir():
-            raise DataError(f"{given}: no such folder")
-    if line_width is not None and line_width < 1:
-        raise DataError(f"--line-width must be at least 1. Received: {line_width}")
+    folder, invalid = existing_folder(folder), invalid or Invalid()
+    images = None if images is None else existing_folder(images)
+    expect(line_width is None or line_width >= 1, "--line-width", "1 or more", line_width)
     files = [path for path in list_files(folder) if path.suffix.lower() == ".json"]
     if not files:
         raise DataError(f"{folder}: no .json files in this folder")
@@ -521,10 +470,8 @@ def _labelme_shapes(
                 raise DataError(f"{where} has no label")
             label = class_name(shape["label"], f"{where}: label")
             label = "background" if label == LABELME_BACKGROUND else label
-            if classes and label not in (*classes, "background", LABELME_IGNORE):
-                raise DataError(
-                    f"{where}: the label must be one of {', '.join(classes)}. Received: {label!r}"
-                )
+            fits = not classes or label in (*classes, "background", LABELME_IGNORE)
+            expect(fits, where, f"a label of {', '.join(classes)}", label)
             found.append((label, f"{where}, {label!r}", shape))
     return found
 
@@ -534,30 +481,27 @@ def _labelme_image(
 ) -> tuple[Path | bytes, str]:
     """Return the image of a LabelMe file and its suffix.
 
-    It is below `images`, beside the JSON file, within it, or in `images` beside `root`.
+    It is below `images`, beside the JSON file, within it, or in a usual folder beside `root`.
     """
     name = content.get("imagePath")
     name = name.replace("\\", "/") if isinstance(name, str) else ""
     below = file.parent.relative_to(root)
-    near = [images / below, images] if images is not None else []
-    path = next((p for place in near if (p := finder.find_tail(place, name))), None)
-    path = path or (finder.find(file.parent, name) if name else None)
-    path = path or finder.find_tail(file.parent, name)
-    if path is not None:
-        return path, path.suffix
-    if content.get("imageData"):
+    near = [] if images is None else [images / below, images]
+    path = next(filter(None, (finder.find_tail(place, name) for place in near)), None)
+    path = path or finder.find(file.parent, name) or finder.find_tail(file.parent, name)
+    if path is None and content.get("imageData"):
         stored = decode_base64(content["imageData"], f"{file}: imageData")
         with opened(f"{file}: imageData", content=stored) as image:
             kind = str(image.format)
-        return stored, {"JPEG": ".jpg", "MPO": ".jpg"}.get(kind, f".{kind}".lower())
-    beside = [root.absolute().parent / other for other in LABELME_IMAGE_FOLDERS]
-    for place in (place for other in beside for place in (other / below, other)):
-        if path := finder.find_tail(place, name):
-            return path, path.suffix
-    raise DataError(
-        f"{file}: the image {name!r} is not there, nor its imageData"
-        + (finder.nearby(root, name) or "; give the folder of the images as --images")
-    )
+        return stored, ".jpg" if kind in ("JPEG", "MPO") else f".{kind}".lower()
+    for beside in (root.absolute().parent / other for other in LABELME_IMAGE_FOLDERS):
+        path = path or finder.find_tail(beside / below, name) or finder.find_tail(beside, name)
+    if path is None:
+        raise DataError(
+            f"{file}: the image {name!r} is not there, nor its imageData"
+            + (finder.nearby(root, name) or "; give the folder of the images as --images")
+        )
+    return path, path.suffix
 
 
 def _draw_labelme(
@@ -588,27 +532,24 @@ def _draw_shape(
     canvas: Image.Image, shape: Mapping[str, Any], value: int, line_width: int | None, where: str
 ) -> None:
     kind = shape.get("shape_type") or "polygon"
-    if not isinstance(kind, str) or kind not in LABELME_POINTS:
-        raise DataError(
-            f"{where}: the shape_type must be one of {', '.join(LABELME_POINTS)}. "
-            f"Received: {kind!r}"
-        )
+    is_known = isinstance(kind, str) and kind in LABELME_POINTS
+    expect(is_known, where, f"a shape_type of {', '.join(LABELME_POINTS)}", kind)
     if kind in ("line", "linestrip", "point") and line_width is None:
         raise DataError(f"{where}: a {kind} has no area; give --line-width PIXELS, or remove it")
     width = line_width or 0
-    points = shape.get("points")
-    if kind == "rectangle" and isinstance(points, list) and len(points) == 4:
+    given = shape.get("points")
+    if kind == "rectangle" and isinstance(given, list) and len(given) == 4:
         kind = "oriented_rectangle"  # X-AnyLabeling writes four corners
-    points = _check_points(points, (canvas.height, canvas.width), where, *LABELME_POINTS[kind])
+    found = _checked_points(given, (canvas.height, canvas.width), where, *LABELME_POINTS[kind])
+    points = [(x, y) for x, y in found.tolist()]
     draw = ImageDraw.Draw(canvas)
-    (x, y), last = points[0], points[-1]
-    box = [min(x, last[0]), min(y, last[1]), max(x, last[0]), max(y, last[1])]
+    box = [*found.min(0), *found.max(0)]
     if kind in ("polygon", "oriented_rectangle", "rotation"):
         draw.polygon(points, fill=value, outline=value)
     elif kind == "rectangle":
         draw.rectangle(box, fill=value, outline=value)
     elif kind in ("circle", "point"):
-        r = math.dist(points[0], last) if kind == "circle" else width / 2
+        (x, y), r = points[0], math.dist(points[0], points[-1]) if kind == "circle" else width / 2
         draw.ellipse((x - r, y - r, x + r, y + r), fill=value, outline=value)
     elif kind in ("line", "linestrip"):
         draw.line(points, fill=value, width=width)
@@ -623,37 +564,27 @@ def _draw_mask(
     content = decode_base64(stored, f"{where}: mask")
     with opened(where, "a mask", content=content) as image:
         mask = np.asarray(image.convert("L")) > 0
-    if mask.shape != (bottom - top + 1, right - left + 1) or left < 0 or top < 0:
-        raise DataError(
-            f"{where}: the mask is {mask.shape[1]} x {mask.shape[0]} pixels, its points "
-            f"span {right - left + 1} x {bottom - top + 1}"
-        )
+    fits = mask.shape == (bottom - top + 1, right - left + 1) and left >= 0 and top >= 0
+    span = bottom - top + 1, right - left + 1
+    expect(fits, where, f"a mask of height and width {span}, as its points", mask.shape)
     canvas.paste(value, (left, top), Image.fromarray(mask))
 
 
-def _check_points(
+def _checked_points(
     points: Any, size: Size, where: str, least: float, most: float = math.inf
-) -> list[tuple[float, float]]:
-    """Return points as numbers; they must lie near the image, and their outline be short."""
+) -> np.ndarray:
+    """Return points as float64 [n, 2]; they must lie near the image, and their outline be short."""
     try:
-        found = [(float(x), float(y)) for x, y in points]
+        found = np.array([(float(x), float(y)) for x, y in points]).reshape(-1, 2)
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where}: expected points as pairs of numbers ({error})") from error
-    if not least <= len(found) <= most:
-        expected = f"{least}" if least == most else f"at least {least}"
-        raise DataError(f"{where}: expected {expected} points. Received: {len(found)}")
-    height, width = size
-    for x, y in found:
-        # Also false for NaN.
-        if not (-width <= x <= 2 * width and -height <= y <= 2 * height):
-            raise DataError(
-                f"{where}: the point ({x:g}, {y:g}) is far outside the image of {width} x "
-                f"{height} pixels"
-            )
-    steps = np.abs(np.array(found) - np.roll(found, 1, 0)).max(1) + 1
-    if steps.sum() > MAX_OUTLINE:
-        raise DataError(
-            f"{where}: expected an outline of at most {MAX_OUTLINE} pixels. "
-            f"Received: {steps.sum():.0f}"
-        )
+    number = f"{least}" if least == most else f"at least {least}"
+    expect(least <= len(found) <= most, where, f"{number} points", len(found))
+    limit = np.array(size[::-1])
+    far = ~((found >= -limit) & (found <= 2 * limit)).all(1)  # NaN too
+    what = f"points in or near the image of {size[1]} x {size[0]} pixels"
+    expect(not far.any(), where, what, found[far][:1].tolist())
+    length = (np.abs(found - np.roll(found, 1, 0)).max(1) + 1).sum()
+    what = f"an outline of at most {MAX_OUTLINE} pixels"
+    expect(length <= MAX_OUTLINE, where, what, round(float(length)))
     return found

@@ -4,7 +4,6 @@ The folder holds `images/{train,val}` with byte-for-byte copies, `labels/{train,
 class ids as grey values and 255 for no class, `classes.json`, and `import.json` with the source.
 """
 
-import filecmp
 import hashlib
 import json
 import os
@@ -27,8 +26,15 @@ from alignseg_tf.data.listing import (
     is_derived_file,
     list_problems,
 )
-from alignseg_tf.data.readers import load_sample, opened, orientation_of, upright
-from alignseg_tf.preparation.annotation_files import Invalid, composed
+from alignseg_tf.data.readers import (
+    SWAPPED,
+    load_sample,
+    opened,
+    orientation_of,
+    upright,
+    upright_size,
+)
+from alignseg_tf.preparation.annotation_files import Invalid, composed, expect
 from alignseg_tf.preparation.annotations import Annotated, Annotations
 from alignseg_tf.system.files import (
     RECORD_FILE,
@@ -50,8 +56,6 @@ IMPORT = Output(
     lambda folder: has_keys(folder / "import.json", "imports"),
     ("images/*", "labels/*", "classes.json", "import.json"),
 )
-# The smallest EXIF orientation that swaps height and width.
-LEAST_TURNED = 5
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,9 @@ class ImportOptions:
             ("--unlabelled", self.unlabelled, (BACKGROUND, "void")),
             ("--annotated-on", self.annotated_on, ("upright", "stored")),
         ):
-            if value not in choices:
-                named = ", ".join(filter(None, choices))
-                raise DataError(f"{option} must be one of {named}. Received: {value!r}")
-        if self.val_share is not None and not 0 < self.val_share < 1:
-            raise DataError(f"--val-share must be between 0 and 1. Received: {self.val_share}")
+            expect(value in choices, option, f"one of {', '.join(filter(None, choices))}", value)
+        share = self.val_share
+        expect(share is None or 0 < share < 1, "--val-share", "a number between 0 and 1", share)
         if self.split is not None and self.val_share is not None:
             raise DataError("give --split or --val-share, not both")
         if self.unlabelled == BACKGROUND and BACKGROUND in self.void:
@@ -169,24 +171,15 @@ def write_import(
         DataError: `output` holds something else, or images or annotations are invalid and
             `annotations.invalid` does not skip them.
     """
-    options = options or ImportOptions()
-    output = Path(output)
-    invalid = annotations.invalid
-    if unknown := set(options.void) - set(annotations.classes):
-        raise DataError(
-            f"--void must name classes: {', '.join(annotations.classes)}. "
-            f"Received: {', '.join(sorted(unknown))}"
-        )
+    options, output, invalid = options or ImportOptions(), Path(output), annotations.invalid
+    unknown = sorted(set(options.void) - set(annotations.classes))
+    expect(not unknown, "--void", f"names of classes: {', '.join(annotations.classes)}", unknown)
     chosen = _choose_splits(_writable(annotations), options, invalid)
-    splits = [split for split in SPLITS if split in chosen]
     remove_leftovers(output.absolute().parent)
-    former = _former_import(output, overwrite)
-    kept = _kept_imports(output, former, splits, options)
+    kept = _kept_imports(output, list(chosen), options, overwrite)
     kept_splits = [split for record in kept for split in record["splits"]]
     label_space = _label_space(annotations, options, output / "classes.json" if kept else None)
-    split_of = {}
-    for split in splits:
-        split_of[split] = _not_kept(split, chosen[split], output, kept_splits, invalid)
+    jobs = _new_images(chosen, output, kept_splits, invalid)
     carried_over = [f"{kind}/{split}" for split in kept_splits for kind in ("images", "labels")]
     carried_over += ["classes.json"] if kept else []
 
@@ -197,32 +190,32 @@ def write_import(
             else:
                 _link(output / name, folder / name)
         writer = _Writer(folder, output, label_space, options)
-        pixels, left_out = _write_splits(writer, split_of, invalid)
+        pixels, left_out = _write_images(writer, jobs, invalid)
+        if empty := set(chosen) - set(pixels):
+            raise DataError(f"{min(empty)}: no image has a pixel with a class{_also(invalid)}")
         if not kept:
             classes = {**label_space.to_dict(), "void": label_space.void}
             write_text(folder / "classes.json", json.dumps(classes, indent=1))
         skipped = tuple(sorted(invalid.problems))
-        this = {"source": source, "splits": splits} | ({"skipped": skipped} if skipped else {})
+        this = {"source": source, "splits": [*chosen], **({"skipped": skipped} if skipped else {})}
         record = {"unlabelled": options.unlabelled, "imports": [*kept, this]}
         write_text(folder / "import.json", json.dumps(record, indent=1))
 
     count = label_space.num_classes
-    total = sum(pixels[split].sum(0) for split in splits)
-    images = {split: len(pixels[split]) for split in splits}
+    total = np.sum([np.sum(counts, 0) for counts in pixels.values()], 0)
+    images = {split: len(pixels[split]) for split in chosen}
     ignored = int(total[count:].sum())
     return ImportReport(output, label_space, images, total[:count], ignored, left_out, skipped)
 
 
-def _write_splits(
-    writer: "_Writer",
-    split_of: Mapping[str, Sequence[Annotated]],
-    invalid: Invalid,
-) -> tuple[dict[str, np.ndarray], int]:
-    """Write all images.
+def _write_images(
+    writer: "_Writer", jobs: Sequence[tuple[str, Annotated]], invalid: Invalid
+) -> tuple[dict[str, list[np.ndarray]], int]:
+    """Write images of splits with their labels.
 
     Returns:
-        For each split the pixels of each label value, int64 [images, 256], and the number of
-        images that were left out because no pixel has a class.
+        For each split a histogram of the label values for each image, and the number of images
+        that were left out because no pixel has a class.
     """
 
     def write(job: tuple[str, Annotated]) -> np.ndarray | str | None:
@@ -231,25 +224,21 @@ def _write_splits(
         except DataError as error:
             return str(error)
 
-    jobs = [(split, image) for split, part in split_of.items() for image in part]
-    counts: dict[str, list[np.ndarray]] = {split: [] for split in split_of}
+    counts: dict[str, list[np.ndarray]] = {}
     problems = []
     results = progress_bar(in_parallel(write, jobs), "importing", len(jobs))
     for (split, _), result in zip(jobs, results, strict=True):
         if isinstance(result, str):
             problems.append(result)
         elif result is not None:
-            counts[split].append(result)
+            counts.setdefault(split, []).append(result)
     if problems and not invalid.skip:
         raise DataError(
             f"{len(problems)} of {len(jobs)} images are unfit; nothing was written:"
             f"{list_problems(problems)}"
         )
     invalid.problems.extend(problems)
-    if empty := [split for split, found in counts.items() if not found]:
-        raise DataError(f"{empty[0]}: in none of its images has a pixel a class{_also(invalid)}")
-    left_out = len(jobs) - len(problems) - sum(map(len, counts.values()))
-    return {split: np.array(found) for split, found in counts.items()}, left_out
+    return counts, len(jobs) - len(problems) - sum(map(len, counts.values()))
 
 
 def _also(invalid: Invalid) -> str:
@@ -261,25 +250,14 @@ def _writable(annotations: Annotations) -> list[Annotated]:
     seen: dict[str, Annotated] = {}
     for image in annotations.images:
         with annotations.invalid.skipped():
-            file_name = f"{image.name}{image.suffix}"
-            if image.suffix.lower() not in IMAGE_SUFFIXES:
-                raise DataError(
-                    f"{image.source}: the image must be one of {', '.join(IMAGE_SUFFIXES)}. "
-                    f"Received: {file_name}"
-                )
-            if is_derived_file(PurePath(file_name)):
-                raise DataError(f"{image.source}: {file_name} is hidden, so it is no data")
-            try:
-                file_name.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(
-                    f"{image.source}: expected a name in UTF-8. Received: {printable(file_name)}"
-                ) from error
+            name, source = image.file_name, image.source
+            suffixes = ", ".join(IMAGE_SUFFIXES)
+            expect(image.suffix.lower() in IMAGE_SUFFIXES, source, f"one of {suffixes}", name)
+            expect(not is_derived_file(PurePath(name)), source, "an image that is not hidden", name)
+            expect(name == name.encode(errors="ignore").decode(), source, "a name in UTF-8", name)
             if image.name in seen:
-                raise DataError(
-                    f"{image.source}: a second image {file_name}, beside that of "
-                    f"{seen[image.name].source}"
-                )
+                other = seen[image.name].source
+                raise DataError(f"{source}: a second image {name}, beside that of {other}")
             seen[image.name] = image
     return list(seen.values())
 
@@ -296,41 +274,32 @@ def _choose_splits(
         if len(images) < 2:
             raise DataError("--val-share needs two or more images")
         # A hash, so that the choice does not depend on the order.
-        hashed = sorted(images, key=lambda p: hashlib.sha256(p.name.encode()).digest())
+        hashed = sorted(images, key=lambda image: hashlib.sha256(image.name.encode()).digest())
         count = min(max(1, round(options.val_share * len(hashed))), len(hashed) - 1)
         chosen = {"train": hashed[count:], "val": hashed[:count]}
     elif all(image.split is not None for image in images):
-        for image in images:
-            chosen.setdefault(str(image.split), []).append(image)
+        chosen = {split: [i for i in images if i.split == split] for split in SPLITS}
     else:
-        raise DataError("the source has no splits of its own: give --split train, val or test, or "
-                        "--val-share 0.2")  # fmt: skip
-    return {split: sorted(part, key=lambda p: p.name) for split, part in chosen.items()}
-
-
-def _former_import(output: Path, overwrite: bool) -> dict[str, Any]:
-    """Return the record of a former import in a folder; an empty one if there is none."""
-    none: dict[str, Any] = {"imports": []}
-    found = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    if not found and not output.is_file():
-        return none
-    found = (found or {output.name}) - {RECORD_FILE}
-    former = None
-    if IMPORT.from_before(output):
-        former = json.loads((output / "import.json").read_text(encoding="utf-8"))
-    if not overwrite and (former is None or found - OURS):
-        others = ", ".join(sorted(found - OURS) or sorted(found))
-        raise DataError(
-            f"{output}: expected a new or empty folder, or one from an import. Received: one with "
-            f"{others}; give another name, or --overwrite"
-        )
-    return former or none
+        raise DataError("the source has no splits: give --split train, val or test, or --val-share")
+    named = {split: sorted(part, key=lambda image: image.name) for split, part in chosen.items()}
+    return {split: part for split, part in named.items() if part}
 
 
 def _kept_imports(
-    output: Path, former: Mapping[str, Any], splits: Sequence[str], options: ImportOptions
+    output: Path, splits: Sequence[str], options: ImportOptions, overwrite: bool
 ) -> list[dict[str, Any]]:
-    """Return the former imports with other splits."""
+    """Return the records of former imports of other splits into a folder."""
+    found = {path.name for path in output.iterdir()} if output.is_dir() else set()
+    found = {output.name} if output.is_file() else found - {RECORD_FILE}
+    former = {"imports": []}
+    if IMPORT.from_before(output):
+        former = json.loads((output / "import.json").read_text(encoding="utf-8"))
+        found -= OURS
+    if found and not overwrite:
+        raise DataError(
+            f"{output}: expected a new or empty folder, or one from an import. Received: one with "
+            f"{', '.join(sorted(found))}; give another name, or --overwrite"
+        )
     kept = [record for record in former["imports"] if not set(record["splits"]) <= set(splits)]
     for record in kept:
         if set(record["splits"]) & set(splits):
@@ -356,11 +325,8 @@ def _label_space(
     try:
         if classes_file is not None:
             there = label_space_from_file(classes_file)
-            if not set(names) <= set(there.classes):
-                raise ValueError(
-                    f"{classes_file}: both imports must have the same classes: "
-                    f"{', '.join(there.classes)}. Received: {', '.join(names)}"
-                )
+            what = f"the same classes in both imports: {', '.join(there.classes)}"
+            expect(set(names) <= set(there.classes), str(classes_file), what, ", ".join(names))
             return there
         colors = {BACKGROUND: (0, 0, 0), **annotations.colors}
         others = iter(default_palette(len(names)))
@@ -370,32 +336,25 @@ def _label_space(
         raise DataError(str(error)) from error
 
 
-def _not_kept(
-    split: str,
-    images: Sequence[Annotated],
+def _new_images(
+    chosen: Mapping[str, Sequence[Annotated]],
     output: Path,
     kept_splits: Sequence[str],
     invalid: Invalid,
-) -> list[Annotated]:
-    """Return images; refuse those that are in a kept split."""
+) -> list[tuple[str, Annotated]]:
+    """Return (split, image) for all images; refuse those that are in a kept split."""
     found = []
-    for image in images:
+    for split, image in ((split, image) for split, part in chosen.items() for image in part):
         with invalid.skipped():
             for other in kept_splits:
-                there = output / "images" / other / f"{image.name}{image.suffix}"
-                if there.is_file() and _same_content(image.image, there):
+                there = output / "images" / other / image.file_name
+                if there.is_file() and there.read_bytes() == image.content:
                     raise DataError(
                         f"{image.source}: the image is already there as {there}: what is "
                         f"in {other} must not be in {split}"
                     )
-            found.append(image)
+            found.append((split, image))
     return found
-
-
-def _same_content(image: Path | bytes, path: Path) -> bool:
-    if isinstance(image, bytes):
-        return path.read_bytes() == image
-    return filecmp.cmp(image, path, shallow=False)
 
 
 class _Writer:
@@ -417,14 +376,11 @@ class _Writer:
         label = self._label(image)
         if (label == IGNORE).all():
             return None
-        image_file = self.folder / "images" / split / f"{image.name}{image.suffix}"
+        image_file = self.folder / "images" / split / image.file_name
         label_file = self.folder / "labels" / split / f"{image.name}.png"
         for path in (image_file, label_file):
             path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(image.image, bytes):
-            image_file.write_bytes(image.image)
-        else:
-            shutil.copyfile(image.image, image_file)
+        image_file.write_bytes(image.content)
         Image.fromarray(label).save(label_file)
         try:
             _, label = load_sample(Sample(image_file, label_file), self.label_space)
@@ -437,41 +393,28 @@ class _Writer:
 
     def _label(self, image: Annotated) -> np.ndarray:
         """Draw the annotations on the upright image."""
-        size, upright_size, orientation = _sizes(image)
-        how, other = self.options.annotated_on, "stored"
-        if how == "upright":
-            size = upright_size
-        else:
-            other = "upright"
-        if image.size is not None and image.size != size:
-            height, width = image.size
-            hint = f", {how}; EXIF turns it by 90 degrees, so try --annotated-on {other}"
+        content = image.image if isinstance(image.image, bytes) else None
+        path = image.file_name if isinstance(image.image, bytes) else image.image
+        try:
+            with opened(path, content=content) as pixels:
+                size, orientation = upright_size(pixels), orientation_of(pixels)
+        except DataError as error:
+            raise DataError(f"{image.source}: {error}") from error
+        is_stored, swaps = self.options.annotated_on == "stored", orientation >= SWAPPED
+        size = size[::-1] if is_stored and swaps else size
+        other = "upright" if is_stored else "stored"
+        if image.size not in (None, size):
+            hint = f"; EXIF turns it by 90 degrees, so try --annotated-on {other}" if swaps else ""
             raise DataError(
-                f"{image.source}: the annotations are for {width} x {height} pixels, the image "
-                f"{image.name}{image.suffix} has {size[1]} x {size[0]}"
-                + (hint if orientation >= LEAST_TURNED else "")
+                f"{image.source}: expected annotations of the height and width of "
+                f"{image.file_name}, {size}. Received: {image.size}{hint}"
             )
         label = image.draw(size, self.ids, self.unlabelled)
-        if how == "upright":
+        if not is_stored:
             return label
         turned = Image.fromarray(label)
         turned.getexif()[ExifTags.Base.Orientation] = orientation
         return np.asarray(upright(turned))
-
-
-def _sizes(image: Annotated) -> tuple[tuple[int, int], tuple[int, int], int]:
-    """Return (height, width) as stored and upright, and the EXIF orientation."""
-    content = image.image if isinstance(image.image, bytes) else None
-    path = f"{image.name}{image.suffix}" if isinstance(image.image, bytes) else image.image
-    try:
-        with opened(path, content=content) as pixels:
-            size = (pixels.height, pixels.width)
-            is_tiff, orientation = pixels.format == "TIFF", orientation_of(pixels)
-    except DataError as error:
-        raise DataError(f"{image.source}: {error}") from error
-    swapped = size[::-1] if orientation >= LEAST_TURNED else size
-    # Pillow has swapped the sides of a TIFF already.
-    return (swapped, size, orientation) if is_tiff else (size, swapped, orientation)
 
 
 def _link(source: str | Path, target: str | Path) -> None:

@@ -248,7 +248,7 @@ def inspect_data(
     numbers = {"inspection.json": json.dumps(report.to_dict(), indent=1)}
     write_files(output, INSPECTION, numbers)  # checked above
     with atomic_result(output, INSPECTION, "contact_sheet.png") as temporary:
-        sound = {split.name: split.sound for split in report.splits}
+        sound = {s.name: [facts.sample for facts in s.facts] for s in report.splits}
         draw_contact_sheet(sound, data.label_space).save(temporary)
     return report
 

@@ -87,7 +87,7 @@ def test_links_and_special_files_in_an_archive_are_refused(tmp_path, kind):
         member.external_attr = (kind | 0o644) << 16
         archive.writestr(member, "/etc/hostname")
     with (
-        pytest.raises(DataError, match="'link', a link or a special file"),
+        pytest.raises(DataError, match="no links or special files. Received: 'link'"),
         unpacked(tmp_path / "a.zip"),
     ):
         pass
@@ -127,7 +127,7 @@ def test_numbers_and_names():
     assert [whole_number(x) for x in unfit] == [None] * 6
     assert declared_size({"h": 48.0, "w": 64}, "h", "w", "a") == (48, 64)
     assert declared_size({}, "h", "w", "a") is None
-    with pytest.raises(DataError, match="a: h and w must be whole numbers. Received: .48, None"):
+    with pytest.raises(DataError, match="a: expected whole h and w. Received: .48, None"):
         declared_size({"h": 48}, "h", "w", "a")
     assert class_name(form("NFD", " é "), "a") == form("NFC", "é")
     for name in ("", " ", None, ["a"], 1.5):

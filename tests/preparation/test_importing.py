@@ -60,11 +60,18 @@ def label_of(root, name, split="train"):
 
 @pytest.fixture
 def coco(tmp_path):
-    """Three images with a table, a cup on it, and a crowd; returns the file and its content."""
+    """Three images, a table, a cup on it, a crowd: (write the file, its content, images)."""
     for number in range(3):
         save_image(tmp_path / "images" / "city" / f"{number}.png", seed=number)
     crowd = np.zeros(SIZE, np.uint8)
     crowd[30:40, 50:60] = 1
+    rows = (
+        (10, 3, 0, [square(10, 6, 14, 9), square(20, 6, 22, 9)]),
+        (10, 7, 0, [square(4, 4, 40, 20)]),
+        (10, 3, 1, {"size": list(SIZE), "counts": run_lengths(crowd)}),
+        (11, 7, 0, [square(0, 0, 64, 48)]),
+    )
+    keys = ("id", "image_id", "category_id", "iscrowd", "segmentation")
     content = {
         "images": [
             {"id": 10 + i, "file_name": f"city/{i}.png", "height": 48, "width": 64}
@@ -72,24 +79,9 @@ def coco(tmp_path):
         ],
         "categories": [{"id": 7, "name": "table"}, {"id": 3, "name": "cup"}],
         "annotations": [
-            {
-                "id": 1, "image_id": 10, "category_id": 3, "iscrowd": 0,
-                "segmentation": [square(10, 6, 14, 9), square(20, 6, 22, 9)],
-            },
-            {
-                "id": 2, "image_id": 10, "category_id": 7, "iscrowd": 0,
-                "segmentation": [square(4, 4, 40, 20)],
-            },
-            {
-                "id": 3, "image_id": 10, "category_id": 3, "iscrowd": 1,
-                "segmentation": {"size": list(SIZE), "counts": run_lengths(crowd)},
-            },
-            {
-                "id": 4, "image_id": 11, "category_id": 7,
-                "segmentation": [square(0, 0, 64, 48)],
-            },
+            dict(zip(keys, (i, *row), strict=True)) for i, row in enumerate(rows, start=1)
         ],
-    }  # fmt: skip
+    }
 
     def write():
         path = tmp_path / "instances.json"
@@ -99,11 +91,14 @@ def coco(tmp_path):
     return write, content, tmp_path / "images"
 
 
-def run(coco, output, **options):
+def run(coco, output, invalid=None, **options):
     write, _, images = coco
-    return write_import(
-        read_coco(write(), images), output, ImportOptions(**{"split": "train", **options})
-    )
+    options = ImportOptions(**{"split": "train", **options})
+    return write_import(read_coco(write(), images, invalid), output, options)
+
+
+def fails(message):
+    return pytest.raises(DataError, match=message)
 
 
 def test_coco_becomes_a_folder_that_passes_the_check(coco, tmp_path):
@@ -123,20 +118,18 @@ def test_coco_becomes_a_folder_that_passes_the_check(coco, tmp_path):
     assert data.label_space.palette[0] == (0, 0, 0)
     summary = check_samples(data.samples("train"), data.label_space)
     np.testing.assert_array_equal(summary.pixels, report.pixels)
-    assert summary.ignored.sum() == report.ignored == 100
+    assert summary.all_counts[:, -1].sum() == report.ignored == 100
     assert report.images == {"train": 3}
 
 
 def test_small_objects_lie_over_large_ones_and_over_a_crowd(coco, tmp_path):
-    coco[1]["annotations"].reverse()
-    run(coco, tmp_path / "reversed")
-    assert label_of(tmp_path / "reversed", "city/0")[7, 12] == 2
-    coco[1]["annotations"].reverse()
     crowd = np.zeros(SIZE, np.uint8)
     crowd[15:25, 30:34] = 1
     coco[1]["annotations"][2]["segmentation"]["counts"] = run_lengths(crowd)
+    coco[1]["annotations"].reverse()
     run(coco, tmp_path / "out")
     label = label_of(tmp_path / "out", "city/0")
+    assert label[7, 12] == 2
     assert (label[15:20, 30:34] == 1).all()
     assert (label[20:25, 30:34] == 255).all()
 
@@ -152,7 +145,7 @@ def test_unlabelled_and_void_classes(coco, tmp_path):
     assert report.label_space.classes == ("background", "cup")
     label = label_of(tmp_path / "void", "city/0")
     assert [label[5, 5], label[7, 12], label[0, 0]] == [255, 1, 0]
-    with pytest.raises(DataError, match="--void must name classes: table, cup. Received: chair"):
+    with fails("--void: expected names of classes: table, cup. Received: .'chair'"):
         run(coco, tmp_path / "out2", void=("chair",))
 
 
@@ -171,26 +164,22 @@ def test_compressed_and_plain_rle_are_the_same(coco, tmp_path):
 
 
 def test_polygons_become_the_pixels_whose_centres_they_hold(coco, tmp_path):
-    """Convex polygons against half planes; pycocotools may round within a pixel of the edge."""
-    rng = np.random.default_rng(2)
+    """A convex polygon against half planes; pycocotools may round within a pixel of the edge."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
-    for _ in range(3):
-        angles = np.sort(rng.uniform(0, 2 * np.pi, 7))
-        corners = np.stack([32 + 25 * np.cos(angles), 24 + 20 * np.sin(angles)], 1)
-        distance = np.full(SIZE, np.inf)
-        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, 0), strict=True):
-            length = np.hypot(x1 - x0, y1 - y0)
-            side = ((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)) / length
-            distance = np.minimum(distance, side)
-        polygon = corners.ravel().tolist()
-        coco[1]["annotations"][3]["segmentation"] = [polygon]
-        run(coco, tmp_path / "out")
-        label = label_of(tmp_path / "out", "city/1")
-        assert (distance > 1).sum() > 200
-        assert label[distance > 1].all()
-        assert not label[distance < -1].any()
-        reference = mask.decode(mask.frPyObjects([polygon], *SIZE))[..., 0]
-        np.testing.assert_array_equal(label, reference)
+    angles = np.sort(np.random.default_rng(2).uniform(0, 2 * np.pi, 7))
+    corners = np.stack([32 + 25 * np.cos(angles), 24 + 20 * np.sin(angles)], 1)
+    distance = np.full(SIZE, np.inf)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, 0), strict=True):
+        side = ((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)) / np.hypot(x1 - x0, y1 - y0)
+        distance = np.minimum(distance, side)
+    coco[1]["annotations"][3]["segmentation"] = [corners.ravel().tolist()]
+    run(coco, tmp_path / "out")
+    label = label_of(tmp_path / "out", "city/1")
+    assert (distance > 1).sum() > 200
+    assert label[distance > 1].all()
+    assert not label[distance < -1].any()
+    reference = mask.decode(mask.frPyObjects([corners.ravel().tolist()], *SIZE))[..., 0]
+    np.testing.assert_array_equal(label, reference)
 
 
 POLYGON = [square(4, 4, 40, 20)]
@@ -198,19 +187,17 @@ SEGMENTATIONS = {
     "expected a segmentation.*only a box": [],
     "expected at least 3 points. Received: 2": [[1, 1, 3, 3]],
     "expected a polygon as": [[1, 1, 3, 3, 1]],
-    r"the point \(640, 0\) is far outside the image of 64 x 48": [square(0, 0, 640, 480)],
-    r"the point \(nan, 1\)": [[1, 1, 3, 3, float("nan"), 1]],
+    r"near the image of 64 x 48 pixels. Received: \[\[640.0, 0.0\]\]": [square(0, 0, 640, 480)],
+    r"Received: \[\[nan, 1": [[1, 1, 3, 3, float("nan"), 1]],
     "expected an outline of at most 10000000 pixels": [[0, 0, 64, 48] * 80_000],
     "expected points as pairs of numbers": [[1, 1, 3, 3, 10**400, 1]],
-    r"runs .* 48 \* 64 .* Received: 1002": {"size": [48, 64], "counts": [1000, 2]},
+    r"add up to 48 \* 64 pixels. Received: \[1000, 2\]": {"size": [48, 64], "counts": [1000, 2]},
     # 48 * 64 in 64 bits
-    "the runs of an RLE must add up to 48 . 64 pixels": {
+    "that add up to 48 . 64 pixels": {
         "size": [48, 64], "counts": [2**63 - 1, 2**63 - 1, 2 + 48 * 64]
     },
-    "the runs .* Received: a negative run": {"size": [48, 64], "counts": [-1, 3073]},
-    "broken RLE .expected whole numbers. Received: 1.5": {
-        "size": [48, 64], "counts": [1.5, 3070.5]
-    },
+    "whole numbers from 0 on": {"size": [48, 64], "counts": [-1, 3073]},
+    r"whole numbers .* Received: \[1.5": {"size": [48, 64], "counts": [1.5, 3070.5]},
     r"broken RLE \(character 0x7e": {"size": [48, 64], "counts": "~~"},
     r"broken RLE \(character 0x6f": {"size": [48, 64], "counts": "o" * 10**6},
     "broken RLE .the last number is cut short": {"size": [48, 64], "counts": "o"},
@@ -223,18 +210,18 @@ SEGMENTATIONS = {
     ("table", "values", "message"),
     [
         ("images", {"file_name": "gone.png"}, "id 11: the image 'gone.png' is not"),
-        ("images", {"file_name": "../a.png"}, "id 11: file_name must be a path below"),
-        ("images", {"file_name": None}, "id 11: file_name must be a path below"),
-        ("images", {"file_name": "city/.1.png"}, r"id 11: city/\.1\.png is hidden"),
+        ("images", {"file_name": "../a.png"}, "id 11: file_name: expected a path below"),
+        ("images", {"file_name": None}, "id 11: file_name: expected a path below"),
+        ("images", {"file_name": "city/.1.png"}, r"id 11: .* not hidden. Received: 'city/\.1\.png"),
         ("images", {"file_name": "city/0.png"}, "a second image city/0.png, beside"),
-        ("images", {"height": 50}, "id 11: .* for 64 x 50 pixels, .* has 64 x 48$"),
-        ("images", {"height": "x"}, "id 11: height and width must be whole numbers"),
-        ("images", {"id": 10}, r"images\[1\], id 10: another one"),
-        ("categories", {"name": "table"}, "ids 7 and 3 have the same name, 'table'"),
-        ("annotations", {"category_id": 5}, r"\[3\], id 4: no category has the id 5"),
-        ("annotations", {"category_id": []}, r"no category has the id \[\]; there are 7"),
-        ("annotations", {"image_id": 5}, r"annotations\[3\], id 4: no image has the id 5"),
-        ("annotations", {"iscrowd": "0"}, "id 4: iscrowd must be 0 or 1. Received: '0'"),
+        ("images", {"height": 50}, r"id 11: .*\(48, 64\). Received: \(50, 64\)$"),
+        ("images", {"height": "x"}, "id 11: expected whole height and width. Received: .'x', 64"),
+        ("images", {"id": 10}, r"images\[1\], id 10: expected an id that no row"),
+        ("categories", {"name": "table"}, "the categories 7 and 3 are both 'table'"),
+        ("annotations", {"category_id": 5}, r"\[3\], id 4: .* a category, one of 7, 3. Rec.*: 5"),
+        ("annotations", {"category_id": []}, r"the id of a category, .* Received: \[\]"),
+        ("annotations", {"image_id": 5}, r"annotations\[3\], id 4: .* id of an image, .*: 5$"),
+        ("annotations", {"iscrowd": "0"}, "id 4: expected iscrowd 0 or 1. Received: '0'"),
         *(
             ("annotations", {"segmentation": shape}, f"id 4: .*{message}")
             for message, shape in SEGMENTATIONS.items()
@@ -244,7 +231,7 @@ SEGMENTATIONS = {
 def test_coco_problems_are_named_and_nothing_is_written(coco, tmp_path, table, values, message):
     coco[1][table][3 if table == "annotations" else 1].update(values)
     shutil.copy(coco[2] / "city/1.png", coco[2] / "city/.1.png")
-    with pytest.raises(DataError, match=message) as error:
+    with fails(message) as error:
         run(coco, tmp_path / "out")
     assert "instances.json" in str(error.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "instances.json"]
@@ -252,35 +239,26 @@ def test_coco_problems_are_named_and_nothing_is_written(coco, tmp_path, table, v
 
 def test_missing_tables_and_keys_are_named(coco, tmp_path):
     del coco[1]["images"][0]["id"]
-    with pytest.raises(DataError, match=r"images\[0\] has no id"):
+    with fails(r"images\[0\] has no id"):
         run(coco, tmp_path / "out")
     del coco[1]["categories"]
-    with pytest.raises(DataError, match="expected a list 'categories'"):
+    with fails("expected a list 'categories'"):
         run(coco, tmp_path / "out")
 
 
-def test_coco_of_whole_floats(coco, tmp_path):
+def test_whole_floats_are_numbers_and_ids_of_annotations_do_not_matter(coco, tmp_path):
     run(coco, tmp_path / "out")
+    annotations = coco[1]["annotations"]
     for row in coco[1]["images"]:
         row.update(id=float(row["id"]), height=48.0, width=64.0)
-    for row in coco[1]["annotations"]:
+    for row in annotations:
         row["category_id"] = float(row["category_id"])
-    crowd = coco[1]["annotations"][2]["segmentation"]
+    crowd = annotations[2]["segmentation"]
     crowd.update(size=[48.0, 64.0], counts=[float(run) for run in crowd["counts"]])
+    annotations[0]["id"] = annotations[1]["id"]
+    del annotations[2]["id"]
     run(coco, tmp_path / "floats")
     assert files(tmp_path / "floats") == files(tmp_path / "out")
-
-
-def test_ids_of_annotations_may_repeat_or_be_missing(coco, tmp_path):
-    run(coco, tmp_path / "out")
-    for row in coco[1]["annotations"][:2]:
-        row["id"] = 4
-    del coco[1]["annotations"][2]["id"]
-    run(coco, tmp_path / "again")
-    assert files(tmp_path / "again") == files(tmp_path / "out")
-    coco[1]["annotations"][2]["iscrowd"] = 2
-    with pytest.raises(DataError, match=r"annotations\[2\]: iscrowd must be"):
-        run(coco, tmp_path / "out")
 
 
 def test_a_root_category_is_no_class_unless_it_is_used(coco, tmp_path):
@@ -310,9 +288,9 @@ def test_images_of_coco_are_found_by_names_of_other_systems(coco, tmp_path, name
 def test_a_folder_of_images_one_level_off_is_named(coco, tmp_path):
     for row in coco[1]["images"]:
         row["file_name"] = row["file_name"].removeprefix("city/")
-    with pytest.raises(DataError, match=r"there is .*city/0\.png, so try --images .*city$"):
+    with fails(r"there is .*city/0\.png, so try --images .*city$"):
         run(coco, tmp_path / "out")
-    with pytest.raises(DataError, match="gone: no such folder"):
+    with fails("gone: no such folder"):
         read_coco(coco[0](), tmp_path / "gone")
 
 
@@ -321,20 +299,13 @@ def test_several_coco_files_are_one_import(coco, tmp_path):
     run(coco, tmp_path / "out")
     parts = []
     for number, image in enumerate(content["images"]):
-        part = {
-            "images": [image],
-            "categories": content["categories"],
-            "annotations": [a for a in content["annotations"] if a["image_id"] == image["id"]],
-        }
+        of_image = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        part = {**content, "images": [image], "annotations": of_image}
         parts.append(tmp_path / f"{number}.json")
         parts[-1].write_text(json.dumps(part))
     arguments = ["import", "coco", "--annotations", *map(str, parts), "--images", str(images)]
     assert main([*arguments, "--split", "train", "--output", str(tmp_path / "parts")]) == 0
-    for number in range(3):
-        name = f"city/{number}"
-        np.testing.assert_array_equal(
-            label_of(tmp_path / "parts", name), label_of(tmp_path / "out", name)
-        )
+    assert files(tmp_path / "parts/labels") == files(tmp_path / "out/labels")
 
 
 # Skipping what is invalid
@@ -368,61 +339,52 @@ def test_invalid_annotations_are_skipped_when_asked(coco, tmp_path, capsys):
 
 
 def test_nothing_but_invalid_images_is_an_error(coco, tmp_path):
-    invalid = Invalid(skip=True)
     for path in (coco[2] / "city").iterdir():
         path.write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"(?s)pixel a class; skipped as invalid:.*id 10"):
-        write_import(
-            read_coco(coco[0](), coco[2], invalid), tmp_path / "out", ImportOptions(split="train")
-        )
+    with fails(r"(?s)pixel with a class; skipped as invalid:.*id 10"):
+        run(coco, tmp_path / "out", Invalid(skip=True))
     assert not (tmp_path / "out").exists()
     shutil.rmtree(coco[2] / "city")
-    with pytest.raises(DataError, match=r"(?s)no images to import; skipped as invalid:.*id 10"):
-        write_import(read_coco(coco[0](), coco[2], Invalid(skip=True)), tmp_path / "out")
+    with fails(r"(?s)no images to import; skipped as invalid:.*id 10"):
+        run(coco, tmp_path / "out", Invalid(skip=True))
 
 
 def test_an_image_that_is_skipped_late_leaves_nothing(coco, tmp_path):
     save_image(coco[2] / "city/2.png", (24, 64))
     coco[1]["images"][2]["height"] = 24
-    annotations = read_coco(coco[0](), coco[2], Invalid(skip=True))
-    report = write_import(annotations, tmp_path / "out", ImportOptions(split="train"))
+    report = run(coco, tmp_path / "out", Invalid(skip=True))
     assert "network needs at least 32" in report.skipped[0]
     assert str(tmp_path / "out/images") in report.skipped[0]
-    data = open_data(tmp_path / "out")
-    assert len(data.samples("train")) == report.images["train"] == 2
+    assert len(open_data(tmp_path / "out").samples("train")) == report.images["train"] == 2
 
 
 def test_more_classes_than_a_label_holds_are_refused(coco, tmp_path):
     coco[1]["categories"] += [{"id": 100 + i, "name": f"c{i}"} for i in range(253)]
-    with pytest.raises(DataError, match="1 to 255 names. Received: 256"):
+    with fails("1 to 255 names. Received: 256"):
         run(coco, tmp_path / "out")
     coco[1]["categories"].pop()
     assert run(coco, tmp_path / "out").label_space.num_classes == 255
 
 
-def test_importing_twice_gives_the_same(coco, tmp_path):
-    run(coco, tmp_path / "out", split=None, val_share=0.3)
+def test_importing_twice_gives_the_same_and_keeps_other_files(coco, tmp_path):
+    share = {"split": None, "val_share": 0.3}
+    run(coco, tmp_path / "out", **share)
     first = files(tmp_path / "out")
-    (tmp_path / "out/images/train/mine.png").write_bytes(b"x")
+    mine = tmp_path / "out/images/train/mine.png"
+    mine.write_bytes(b"x")
     with pytest.raises(ValueError, match=r"Received: images/train/mine\.png;"):
-        run(coco, tmp_path / "out", split=None, val_share=0.3)
-    assert (tmp_path / "out/images/train/mine.png").read_bytes() == b"x"
-    (tmp_path / "out/images/train/mine.png").unlink()
-    run(coco, tmp_path / "out", split=None, val_share=0.3)
+        run(coco, tmp_path / "out", **share)
+    assert mine.read_bytes() == b"x"
+    mine.unlink()
+    coco[1]["images"].reverse()  # the share is chosen by name
+    run(coco, tmp_path / "out", **share)
     assert files(tmp_path / "out") == first
     data = open_data(tmp_path / "out")
     assert [len(data.samples(split)) for split in ("train", "val")] == [2, 1]
-
-
-def test_a_share_is_chosen_by_name(coco, tmp_path):
-    run(coco, tmp_path / "a", split=None, val_share=0.3)
-    coco[1]["images"].reverse()
-    run(coco, tmp_path / "b", split=None, val_share=0.3)
-    assert set(files(tmp_path / "a")) == set(files(tmp_path / "b"))
-    with pytest.raises(DataError, match="no splits of its own: give --split"):
+    with fails("no splits: give --split"):
         run(coco, tmp_path / "c", split=None)
-    with pytest.raises(DataError, match="train and val were imported together"):
-        run(coco, tmp_path / "a", split="val")
+    with fails("train and val were imported together"):
+        run(coco, tmp_path / "out", split="val")
 
 
 def second(coco, names):
@@ -442,10 +404,8 @@ def test_a_second_split_keeps_the_first_and_its_classes(coco, tmp_path):
     second(coco, ["cup", "table"])
     report = run(coco, tmp_path / "out", split="val")
     now = files(tmp_path / "out")
-    assert {k: v for k, v in now.items() if k in first and k != "import.json"} == {
-        k: v for k, v in first.items() if k != "import.json"
-    }
     assert set(now) - set(first) == {"images/val/other.png", "labels/val/other.png"}
+    assert {k for k in first if now[k] != first[k]} == {"import.json"}
     assert label_of(tmp_path / "out", "other", "val")[10, 10] == 2
     assert report.images == {"val": 1}
     run(coco, tmp_path / "out", split="val")
@@ -455,13 +415,13 @@ def test_a_second_split_keeps_the_first_and_its_classes(coco, tmp_path):
 def test_a_second_split_must_fit(coco, tmp_path):
     run(coco, tmp_path / "out")
     before = files(tmp_path / "out")
-    with pytest.raises(DataError, match=r"city/0\.png: what is in train must not be in val"):
+    with fails(r"city/0\.png: what is in train must not be in val"):
         run(coco, tmp_path / "out", split="val")
     second(coco, ["cup", "lamp"])
-    with pytest.raises(DataError, match="same classes: background, table, cup. Received: .*lamp"):
+    with fails("same classes in both imports: background, table, cup. Received: .*lamp"):
         run(coco, tmp_path / "out", split="val")
     second(coco, ["cup"])
-    with pytest.raises(DataError, match="train images were imported with --unlabelled backgr"):
+    with fails("train images were imported with --unlabelled backgr"):
         run(coco, tmp_path / "out", split="val", unlabelled="void")
     assert files(tmp_path / "out") == before
     run(coco, tmp_path / "out", split="train")  # all is replaced, so any classes do
@@ -483,80 +443,61 @@ def test_what_was_done_to_an_import_by_hand_is_kept(coco, tmp_path):
 
 
 def test_other_folders_are_not_touched(coco, tmp_path, folder):
-    with pytest.raises(DataError, match="data: expected a new or empty folder.*classes.json"):
+    with fails("data: expected a new or empty folder.*classes.json"):
         run(coco, folder)
     run(coco, tmp_path / "out")
     (tmp_path / "out/notes.txt").write_text("mine")
-    with pytest.raises(DataError, match="from an import. Received: one with notes.txt"):
+    with fails("from an import. Received: one with notes.txt"):
         run(coco, tmp_path / "out")
     (tmp_path / "empty").mkdir()
     run(coco, tmp_path / "empty")
     (tmp_path / "empty" / "import.json").write_text('{"imported": "by another program"}')
-    with pytest.raises(DataError, match="expected a new or empty folder.*--overwrite"):
+    with fails("expected a new or empty folder.*--overwrite"):
         run(coco, tmp_path / "empty")
-    with pytest.raises(DataError, match="instances.json: expected a new or empty folder"):
+    with fails("instances.json: expected a new or empty folder"):
         run(coco, coco[0]())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "training"}, "--split must be one of train, val, test"),
-        ({"split": None, "val_share": 1.0}, "--val-share must be between 0 and 1"),
+        ({"split": "training"}, "--split: expected one of train, val, test. Rec.*'training'"),
+        ({"split": None, "val_share": 1.0}, "--val-share: expected a number between 0 and 1"),
         ({"val_share": 0.5}, "not both"),
-        ({"unlabelled": "other"}, "--unlabelled must be one of background, void"),
+        ({"unlabelled": "other"}, "--unlabelled: expected one of background, void"),
         ({"void": ("background",)}, "--void background is --unlabelled void"),
-        ({"annotated_on": "screen"}, "--annotated-on must be"),
+        ({"annotated_on": "screen"}, "--annotated-on: expected one of"),
     ],
 )
-def test_options_are_checked(coco, tmp_path, options, message):
-    with pytest.raises(DataError, match=message):
-        run(coco, tmp_path / "out", **options)
+def test_options_are_checked(options, message):
+    with fails(message):
+        ImportOptions(**{"split": "train", **options})
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 5, 6, 7, 8])
-def test_labels_follow_the_orientation_of_exif(coco, tmp_path, orientation):
-    """Annotated as shown or as stored: the label lies on the image as it is read."""
-    path = save_image(coco[2] / "city/1.png", orientation=orientation)
-    upright = load_image(path)
-    with Image.open(path) as opened:
-        stored = np.asarray(opened)
-    bright = {"stored": stored[..., 0] > 150, "upright": upright[..., 0] > 150}
+@pytest.mark.parametrize(
+    ("orientation", "suffix"),
+    [(1, "png"), (3, "png"), (5, "png"), (6, "png"), (8, "png"), (6, "tif")],
+)
+def test_labels_follow_the_orientation_of_exif(coco, tmp_path, orientation, suffix):
+    """Annotated as shown or as stored: the label lies on the image as it is read.
+
+    Pillow gives the size of a TIFF as it is shown, of other files as it is stored.
+    """
+    path = save_image(coco[2] / f"city/1.{suffix}", orientation=orientation)
+    images = {"stored": random_images(1, *SIZE)[0], "upright": load_image(path)}
+    bright = {how: image[..., 0] > 150 for how, image in images.items()}
     assert bright["stored"].any()
+    row, shape = coco[1]["images"][1], coco[1]["annotations"][3]
+    row["file_name"] = f"city/1.{suffix}"
     for how, region in bright.items():
-        height, width = region.shape
-        coco[1]["images"][1].update(height=height, width=width)
-        coco[1]["annotations"][3]["segmentation"] = {
-            "size": [height, width], "counts": run_lengths(region),
-        }  # fmt: skip
-        if how == "stored":
-            stored_size = [height, width]
+        row.update(height=region.shape[0], width=region.shape[1])
+        shape["segmentation"] = {"size": list(region.shape), "counts": run_lengths(region)}
         run(coco, tmp_path / how, annotated_on=how)
         np.testing.assert_array_equal(label_of(tmp_path / how, "city/1"), bright["upright"])
-        data = open_data(tmp_path / how)
-        check_samples(data.samples("train"), data.label_space)
     if orientation >= 5:
-        coco[1]["images"][1].update(height=stored_size[0], width=stored_size[1])
-        with pytest.raises(DataError, match="so try --annotated-on stored"):
+        row.update(height=SIZE[0], width=SIZE[1])
+        with fails("so try --annotated-on stored"):
             run(coco, tmp_path / "out")
-
-
-@pytest.mark.parametrize("how", ["stored", "upright"])
-def test_tiffs_are_turned_as_other_images(coco, tmp_path, how):
-    """Pillow gives the size of a TIFF as it is shown, of other files as it is stored."""
-    path = save_image(coco[2] / "city/1.tif", orientation=6)
-    shape = {"stored": SIZE, "upright": SIZE[::-1]}[how]
-    region = np.zeros(shape, np.uint8)
-    region[:10, :20] = 1
-    coco[1]["images"][1].update(file_name="city/1.tif", height=shape[0], width=shape[1])
-    coco[1]["annotations"][3]["segmentation"] = {
-        "size": list(shape), "counts": run_lengths(region),
-    }  # fmt: skip
-    run(coco, tmp_path / "out", annotated_on=how)
-    expected = np.rot90(region, -1) if how == "stored" else region
-    label = label_of(tmp_path / "out", "city/1")
-    assert label.shape == load_image(path).shape[:2]
-    np.testing.assert_array_equal(label, expected)
 
 
 # CVAT
@@ -591,23 +532,24 @@ def cvat_label():
     return expected
 
 
+def run_cvat(cvat, output, split="train", unlabelled="background"):
+    return write_import(read_cvat(cvat), output, ImportOptions(split, unlabelled=unlabelled))
+
+
 def test_cvat(cvat, tmp_path):
-    report = write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="val"))
+    report = run_cvat(cvat, tmp_path / "out", "val")
     np.testing.assert_array_equal(label_of(tmp_path / "out", "a/frame 1.000", "val"), cvat_label())
     assert not label_of(tmp_path / "out", "blank", "val").any()
     assert report.label_space.classes == ("background", "table", "cup")
     assert report.label_space.palette == ((0, 0, 0), (128, 0, 0), (0, 128, 64))
     assert files(tmp_path / "out/images/val") == files(cvat / "JPEGImages")
-    data = open_data(tmp_path / "out", layout="folder")
-    check_samples(data.samples("val"), data.label_space)
 
 
 def test_cvat_with_void_and_a_palette_file(cvat, tmp_path):
     indices = Image.fromarray(cvat_label())
     indices.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 64])
     indices.save(cvat / "SegmentationClass/a/frame 1.000.png")
-    options = ImportOptions(split="train", unlabelled="void")
-    report = write_import(read_cvat(cvat), tmp_path / "out", options)
+    report = run_cvat(cvat, tmp_path / "out", unlabelled="void")
     expected = np.array([255, 0, 1], np.uint8)[cvat_label()]
     np.testing.assert_array_equal(label_of(tmp_path / "out", "a/frame 1.000"), expected)
     assert report.left_out == 1
@@ -620,7 +562,7 @@ def test_cvat_background_of_another_colour(cvat, tmp_path):
     colors[0] = 0
     Image.fromarray(colors).save(path)
     (cvat / "labelmap.txt").write_text(LABELMAP.replace("0,0,0:", "0,128,0:"))
-    write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="train"))
+    run_cvat(cvat, tmp_path / "out")
     np.testing.assert_array_equal(label_of(tmp_path / "out", "a/frame 1.000"), cvat_label())
 
 
@@ -632,7 +574,7 @@ def test_cvat_subsets_are_splits(cvat, tmp_path):
     report = write_import(read_cvat(cvat), tmp_path / "out")
     assert report.images == {"train": 1, "val": 1}
     (lists / "other.txt").write_text("blank\n")
-    with pytest.raises(DataError, match=r"other\.txt: 'blank' is also in Validation\.txt"):
+    with fails(r"other\.txt: 'blank' is also in Validation\.txt"):
         read_cvat(cvat)
 
 
@@ -655,13 +597,12 @@ def test_cvat_reads_no_derived_files(cvat, tmp_path):
     ):  # fmt: skip
         (cvat / name).parent.mkdir(exist_ok=True)
         (cvat / name).write_bytes(b"\x00\xff")
-    report = write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="val"))
-    assert report.images == {"val": 2}
+    assert run_cvat(cvat, tmp_path / "out", "val").images == {"val": 2}
     (cvat / "ImageSets/Segmentation/default.txt").write_text(
         "blank\n.ipynb_checkpoints/blank-checkpoint\n"
     )
-    with pytest.raises(DataError, match=r"blank-checkpoint\.jpg is hidden, so it is no data"):
-        write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="val"))
+    with fails(r"not hidden. Received: .*blank-checkpoint\.jpg"):
+        run_cvat(cvat, tmp_path / "out", "val")
 
 
 def test_invalid_images_of_cvat_are_skipped_when_asked(cvat, tmp_path):
@@ -676,55 +617,42 @@ def test_invalid_images_of_cvat_are_skipped_when_asked(cvat, tmp_path):
 
 def test_cvat_without_images(cvat, tmp_path):
     (cvat / "JPEGImages").rename(tmp_path / "mine")
-    with pytest.raises(DataError, match="JPEGImages: no such folder; .* --images"):
+    with fails("no folder JPEGImages; .* --images"):
         read_cvat(cvat)
     assert len(read_cvat(cvat, tmp_path / "mine").images) == 2
 
 
+MASK = "SegmentationClass/a/frame 1.000.png"
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("name", "content", "message"),
     [
-        ("table::\n", r"labelmap\.txt, line 1: expected label:red,green,blue"),
-        (f"{LABELMAP}chair:128,0,0::\n", r"line 5: 'chair' or \(128, 0, 0\) is there twice"),
-        (f"{LABELMAP}chair:300,0,0::\n", r"labelmap\.txt: .colors. must be \[r, g, b\] of 0"),
-        ("background:0,0,0::\n", "no labels besides the background"),
-        ("background:0,0,0::\ntable:128,0,0::", r"1\.000\.png: unknown label colours \[\(0, 128"),
-        (None, r"labelmap\.txt: no such file"),
+        ("labelmap.txt", "table::\n", r"labelmap\.txt, line 1: expected label:red,green,blue"),
+        ("labelmap.txt", f"{LABELMAP}lid:128,0,0::\n", r"line 5: 'lid' or \(128, 0, 0\) is there"),
+        ("labelmap.txt", f"{LABELMAP}lid:300,0,0::\n", r"labelmap\.txt: .colors. must be \[r, g"),
+        ("labelmap.txt", "background:0,0,0::\n", "no labels besides the background"),
+        ("labelmap.txt", "table:128,0,0::", r"1\.000\.png: unknown label colours \[\(0, 128"),
+        ("labelmap.txt", None, r"labelmap\.txt: no such file"),
+        ("SegmentationClass", None, "Class: no such folder"),
+        ("ImageSets", None, "no list ImageSets/Segmentation"),
+        ("JPEGImages/blank.jpg", None, r"default\.txt: expected one image .*blank\.\*.*: none"),
+        ("JPEGImages/blank.png", SIZE, "Rec.*: blank.jpg, blank.png"),
+        ("JPEGImages/a/frame 1.000.png", (48, 60), r"its image, \(48, 60\). Rec.*: \(48, 64\)"),
+        (MASK, "x", r"frame 1\.000\.png: not readable as a mask"),
     ],
 )
-def test_problems_of_a_labelmap_are_named(cvat, tmp_path, text, message):
-    (cvat / "labelmap.txt").unlink()
-    if text is not None:
-        (cvat / "labelmap.txt").write_text(text)
-    with pytest.raises(DataError, match=message):
-        write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="train"))
+def test_cvat_problems_are_named(cvat, tmp_path, name, content, message):
+    path = cvat / name
+    if content is None:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    elif isinstance(content, str):
+        path.write_text(content)
+    else:
+        save_image(path, content)
+    with fails(message):
+        run_cvat(cvat, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda root: shutil.rmtree(root / "SegmentationClass"), "Class: no such folder"),
-        (lambda root: shutil.rmtree(root / "ImageSets"), "no list ImageSets/Segmentation"),
-        (
-            lambda root: (root / "JPEGImages/blank.jpg").unlink(),
-            r"default\.txt: expected one image .*blank\.\*. Received: none",
-        ),
-        (lambda root: save_image(root / "JPEGImages/blank.png"), "Rec.*: blank.jpg, blank.png"),
-        (
-            lambda root: save_image(root / "JPEGImages/a/frame 1.000.png", (48, 60)),
-            r"the mask is 64 x 48 pixels, its image 60 x 48",
-        ),
-        (
-            lambda root: (root / "SegmentationClass/a/frame 1.000.png").write_bytes(b"x"),
-            r"frame 1\.000\.png: not readable as a mask",
-        ),
-    ],
-)
-def test_cvat_problems_are_named(cvat, tmp_path, spoil, message):
-    spoil(cvat)
-    with pytest.raises(DataError, match=message):
-        write_import(read_cvat(cvat), tmp_path / "out", ImportOptions(split="train"))
 
 
 # LabelMe
@@ -791,7 +719,7 @@ def test_labelme_circles_and_lines(tmp_path):
         ("wire", "line", [[5, 40], [60, 40]], {}),
         ("dot", "point", [[56, 8]], {}),
     )
-    with pytest.raises(DataError, match=r"one\.json: shape 1, 'wire': a line has no area; give"):
+    with fails(r"one\.json: shape 1, 'wire': a line has no area; give"):
         import_labelme(folder, tmp_path / "out")
     import_labelme(folder, tmp_path / "out", line_width=4)
     label = label_of(tmp_path / "out", "one")
@@ -813,7 +741,7 @@ def test_labelme_classes_can_be_given(tmp_path):
     assert report.label_space.classes == ("tree", "car")
     assert label_of(tmp_path / "out", "yard.7")[5, 5] == 1
     assert "Warning: no pixel has the classes: tree" in report.text()
-    with pytest.raises(DataError, match=r"shape 0: the label must be one of tree. Rec.*'car'"):
+    with fails(r"shape 0: expected a label of tree. Rec.*'car'"):
         read_labelme(folder, ["tree"])
 
 
@@ -826,7 +754,7 @@ def test_labelme_takes_the_image_within_where_there_is_no_file(tmp_path):
     import_labelme(folder, tmp_path / "out")
     assert (tmp_path / "out/images/train/one.png").read_bytes() == stored
     folder = write_labelme(tmp_path, imagePath="gone.jpg")
-    with pytest.raises(DataError, match=r"one\.json: the image 'gone\.jpg' is not there, nor"):
+    with fails(r"one\.json: the image 'gone\.jpg' is not there, nor"):
         read_labelme(folder)
 
 
@@ -836,26 +764,26 @@ def test_labelme_takes_the_image_within_where_there_is_no_file(tmp_path):
         (("a", "polygon", [[1, 1], [5, 5]], {}), {}, "shape 0, 'a': expected at least 3 points"),
         (("a", "rectangle", [[1, 1]], {}), {}, "expected 2 points. Received: 1"),
         (("a", "rectangle", [[1, 1]] * 3, {}), {}, "expected 2 points. Received: 3"),
-        (("a", ["rectangle"], [[1, 1]], {}), {}, "shape_type must be one of"),
+        (("a", ["rectangle"], [[1, 1]], {}), {}, "expected a shape_type of"),
         ((" ", "rectangle", [[1, 1]], {}), {}, "shape 0: label: expected a name"),
-        (("a", "cuboid", [[1, 1]], {}), {}, "shape_type must be one of .* Received: 'cuboid'"),
+        (("a", "cuboid", [[1, 1]], {}), {}, "a shape_type of .* Received: 'cuboid'"),
         (("a", "polygon", [[1], [5, 5], [1, 2]], {}), {}, "expected points as pairs of numbers"),
-        (("a", "polygon", [[1, 1], [999, 5], [1, 5]], {}), {}, r"\(999, 5\) is far outside"),
+        (("a", "polygon", [[1, 1], [999, 5], [1, 5]], {}), {}, r"near the image .*\[\[999.0, 5.0"),
         (("a", "mask", [[1, 1], [5, 5]], {"mask": "?"}), {}, "'a': mask is no base64"),
         (("a", "mask", [[1, 1], [5, 5]], {"mask": "AAAA"}), {}, "'a': not readable as a mask"),
         (
             ("a", "mask", [[1, 1], [5, 5]],
              {"mask": base64.b64encode(png(np.ones((2, 2), np.uint8))).decode()}),
-            {}, "the mask is 2 x 2 pixels, its points span 5 x 5",
+            {}, r"a mask of height and width \(5, 5\).* Received: \(2, 2\)",
         ),
         ((None, "polygon", [], {}), {}, "shape 0 has no label"),
-        (("a", "rectangle", [[1, 1], [5, 5]], {}), {"imageHeight": 40}, "for 64 x 40 pixels"),
+        (("a", "rectangle", [[1, 1], [5, 5]], {}), {"imageHeight": 40}, r"Received: \(40, 64\)"),
         (("a", "rectangle", [[1, 1], [5, 5]], {}), {"shapes": None}, "expected a list 'shapes'"),
     ],
 )  # fmt: skip
 def test_labelme_problems_are_named(tmp_path, shape, content, message):
     folder = write_labelme(tmp_path, shape, **content)
-    with pytest.raises(DataError, match=message) as error:
+    with fails(message) as error:
         import_labelme(folder, tmp_path / "out")
     assert "one.json" in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -887,7 +815,7 @@ def apart(tmp_path, image_path, folder="elsewhere", name="one.png"):
 def test_labelme_files_apart_from_their_images(tmp_path, path, name):
     folder, image = apart(tmp_path, path, name=name)
     images = tmp_path / "a/elsewhere"
-    with pytest.raises(DataError, match=r"there is .*, so try --images|give the folder of"):
+    with fails(r"there is .*, so try --images|give the folder of"):
         read_labelme(folder)
     report = import_labelme(folder, tmp_path / "out", images=images)
     assert report.images == {"train": 1}
@@ -914,8 +842,7 @@ def test_labelme_reads_no_derived_files(tmp_path):
 
 @pytest.mark.parametrize("kind", ["rectangle", "rotation", "oriented_rectangle"])
 def test_rectangles_of_four_points(tmp_path, kind):
-    corners = [[3, 5], [20, 5], [20, 30], [3, 30]]
-    folder = write_labelme(tmp_path, ("car", kind, corners, {}))
+    folder = write_labelme(tmp_path, ("car", kind, [[3, 5], [20, 5], [20, 30], [3, 30]], {}))
     import_labelme(folder, tmp_path / "out")
     expected = np.zeros(SIZE, np.uint8)
     expected[5:31, 3:21] = 1
@@ -945,16 +872,16 @@ def test_invalid_shapes_and_files_of_labelme_are_skipped_when_asked(tmp_path):
 def test_a_file_that_is_not_utf_8_is_named(tmp_path):
     folder = write_labelme(tmp_path, SQUARE)
     (folder / "one.json").rename(folder / os.fsdecode(b"\xff.json"))
-    with pytest.raises(DataError, match=r"expected a name in UTF-8. Received: \\xff\.png"):
+    with fails(r"expected a name in UTF-8. Received: .*udcff\.png"):
         import_labelme(folder, tmp_path / "out", split=None, val_share=0.5)
 
 
 def test_a_folder_without_labelme_files(tmp_path):
-    with pytest.raises(DataError, match="gone: no such folder"):
+    with fails("gone: no such folder"):
         read_labelme(tmp_path / "gone")
-    with pytest.raises(DataError, match="--line-width must be at least 1. Received: 0"):
+    with fails("--line-width: expected 1 or more. Received: 0"):
         read_labelme(tmp_path, line_width=0)
-    with pytest.raises(DataError, match=r"no \.json files"):
+    with fails(r"no \.json files"):
         read_labelme(tmp_path)
 
 
@@ -977,7 +904,10 @@ def test_the_command_says_what_it_wrote_and_what_is_next(coco, tmp_path, capsys)
     content["annotations"][0]["category_id"] = 99
     write()
     assert main([*arguments, "--split", "train"]) == 2
-    assert "annotations[0], id 1: no category has the id 99" in capsys.readouterr().err
+    assert (
+        "annotations[0], id 1: expected the id of a category, one of 7, 3. Received: 99"
+        in capsys.readouterr().err
+    )
 
 
 def test_coco_without_pycocotools_says_what_to_install(coco, monkeypatch):

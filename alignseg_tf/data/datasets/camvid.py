@@ -4,8 +4,8 @@ import dataclasses
 import re
 from pathlib import Path
 
-from alignseg_tf.data.datasets.layout import Layout, _images, _with_labels
-from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.data.datasets.layout import Layout, list_images, pair_with_labels
+from alignseg_tf.data.label_space import LabelSpace, hex_palette
 from alignseg_tf.data.listing import DataError, Sample
 
 _CAMVID_FOLDERS = {"701_StillsRaw_full": "LabeledApproved_full", "CamVid_RGB": "CamVid_Label"}
@@ -14,10 +14,9 @@ CAMVID_CLASSES = (
     "sky", "building", "pole", "road", "pavement", "tree",
     "sign_symbol", "fence", "car", "pedestrian", "bicyclist",
 )  # fmt: skip
-CAMVID_PALETTE = (
-    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222),
-    (128, 128, 0), (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-)  # fmt: skip
+CAMVID_PALETTE = hex_palette(
+    "808080 800000 c0c080 804080 3c28de 808000 c08080 404080 400080 404000 0080c0"
+)
 # Colours of the 32 classes of CamVid's original labels, grouped by the 11 classes.
 CAMVID_ORIGINAL = {
     "sky": {"Sky": (128, 128, 128)},
@@ -91,17 +90,17 @@ def _find_camvid_color(root: Path, split: str) -> list[Sample]:
     if folders is None:
         raise DataError(f"{root}: expected {CAMVID_COLOR_LAYOUT.known_by}")
     images, labels = folders
-    files = _images(images, "*.png")
+    files = list_images(images, "*.png")
     if images.name != split:
         files = [image for image in files if _camvid_split(image) == split]
         if not files:
             raise DataError(f"{images}: no images of the split {split!r}")
-    return _with_labels(files, lambda image: labels / f"{image.stem}_L.png")
+    return pair_with_labels(files, lambda image: labels / f"{image.stem}_L.png")
 
 
 def _find_segnet_camvid(root: Path, split: str) -> list[Sample]:
-    images = _images(root / split, "*.png")
-    return _with_labels(images, lambda image: root / f"{split}annot" / image.name)
+    images = list_images(root / split, "*.png")
+    return pair_with_labels(images, lambda image: root / f"{split}annot" / image.name)
 
 
 CAMVID_COLOR_LAYOUT = Layout(

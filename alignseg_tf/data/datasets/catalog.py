@@ -21,12 +21,7 @@ from alignseg_tf.data.datasets.cityscapes import (
 from alignseg_tf.data.datasets.layout import Layout
 from alignseg_tf.data.datasets.oxford_iiit_pet import OXFORD_IIIT_PET
 from alignseg_tf.data.datasets.pascal_context import PASCAL_CONTEXT, PASCAL_CONTEXT_LAYOUT
-from alignseg_tf.data.datasets.pascal_voc import (
-    _PASCAL_YEARS,
-    PASCAL_VOC,
-    PASCAL_VOC_LAYOUT,
-    _pascal_root,
-)
+from alignseg_tf.data.datasets.pascal_voc import PASCAL_VOC, PASCAL_VOC_LAYOUT
 from alignseg_tf.data.datasets.street_scenes import STREET_SCENES
 from alignseg_tf.data.label_space import ABOUT, LabelSpace, label_space_of_labelmap
 from alignseg_tf.data.listing import DataError, read_csv, read_folder
@@ -82,12 +77,11 @@ def read_label_space(layout: Layout, path: Path) -> tuple[LabelSpace, Path | Non
             though the layout needs one.
     """
     folders = [path if path.is_dir() else path.parent]
-    if layout.name in _PASCAL_YEARS:
-        folders.append(_pascal_root(path, _PASCAL_YEARS[layout.name]))
+    folders += [layout.inner(folders[0])]
     files = [folder / name for folder in dict.fromkeys(folders) for name in CLASSES_FILES]
     files = [file for file in files if file.exists()]
-    usual = layout.label_space(path) if layout.label_space is not None else None
-    if not files and usual is not None:
+    usual = layout.label_space and layout.label_space(path)
+    if not files and usual:
         return usual, None
     files = files or [folders[0] / CLASSES_FILES[0]]  # reading reports that it is missing
     try:
@@ -101,9 +95,7 @@ def read_label_space(layout: Layout, path: Path) -> tuple[LabelSpace, Path | Non
                 f"{file}: contradicts {files[0]}: it has the classes {', '.join(other.classes)}, "
                 f"not {', '.join(stated.classes)}; remove one, or give --label-space"
             )
-    for what in ("ids", "void", "colors"):
-        if usual is None or stated.classes != usual.classes:
-            break
+    for what in ("ids", "void", "colors") if usual and stated.classes == usual.classes else ():
         own, expected = getattr(stated, what), getattr(usual, what)
         if own != expected:
             raise DataError(
@@ -147,14 +139,7 @@ def _nearby(path: Path) -> str:
 
 
 def label_space_from_dict(content: Mapping[str, Any], source: str) -> LabelSpace:
-    """Build from the content of a `classes.json`; errors name `source`.
-
-    The key `label_space` names one of `LABEL_SPACES`; without it the keys are those of
-    `LabelSpace.from_dict`.
-
-    Raises:
-        ValueError: a key is missing, unknown, or has an unexpected value.
-    """
+    """Build as `LabelSpace.from_dict`; the key `label_space` names one of `LABEL_SPACES`."""
     if not isinstance(content, Mapping) or "label_space" not in content:
         return LabelSpace.from_dict(content, source)
     name = content["label_space"]

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from alignseg_tf.data.datasets.layout import Layout, _images, _no_test_labels, _with_labels
-from alignseg_tf.data.label_space import LabelSpace
+from alignseg_tf.data.datasets.layout import Layout, list_images, no_test_labels, pair_with_labels
+from alignseg_tf.data.label_space import LabelSpace, hex_palette
 from alignseg_tf.data.listing import DataError, Sample
 
 CITYSCAPES_CLASSES = (
@@ -11,12 +11,10 @@ CITYSCAPES_CLASSES = (
     "vegetation", "terrain", "sky", "person", "rider", "car", "truck", "bus", "train",
     "motorcycle", "bicycle",
 )  # fmt: skip
-CITYSCAPES_PALETTE = (
-    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153),
-    (153, 153, 153), (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152),
-    (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100),
-    (0, 80, 100), (0, 0, 230), (119, 11, 32),
-)  # fmt: skip
+CITYSCAPES_PALETTE = hex_palette(
+    "804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98 4682b4 dc143c ff0000 "
+    "00008e 000046 003c64 005064 0000e6 770b20"
+)
 # The labelIds of the 19 evaluated classes; files hold 0..33, the others are ignored.
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 CITYSCAPES = LabelSpace(
@@ -40,10 +38,10 @@ def _cityscapes_encoding(root: Path) -> str:
 def _find_cityscapes(root: Path, split: str) -> list[Sample]:
     # gtFine/test has label files, but no pixel in them has a class.
     if split == "test":
-        raise _no_test_labels(root, "Cityscapes")
+        raise no_test_labels(root, "Cityscapes")
     labels, ending = root / "gtFine" / split, f"_gtFine_{_cityscapes_encoding(root)}.png"
-    return _with_labels(
-        _images(root / "leftImg8bit" / split, "*/*_leftImg8bit.png"),
+    return pair_with_labels(
+        list_images(root / "leftImg8bit" / split, "*/*_leftImg8bit.png"),
         lambda image: labels / image.parent.name / image.name.replace("_leftImg8bit.png", ending),
     )
 

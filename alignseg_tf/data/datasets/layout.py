@@ -39,6 +39,7 @@ class Layout:
         label_space: root -> label space, unless a file states it; None if a file must. Raises
             DataError.
         images: (root, split) -> the folder of the images, if all images of a folder are read.
+        inner: path -> the folder of the data, which may lie deeper than the path.
     """
 
     name: str
@@ -47,9 +48,10 @@ class Layout:
     find: Callable[[Path, str], list[Sample]]
     label_space: Callable[[Path], LabelSpace] | None
     images: Callable[[Path, str], Path] | None = None
+    inner: Callable[[Path], Path] = lambda path: path
 
 
-def _images(folder: Path, pattern: str) -> list[Path]:
+def list_images(folder: Path, pattern: str) -> list[Path]:
     """List the matches of a pattern in a folder, sorted; DataError if there are none."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -61,25 +63,26 @@ def _images(folder: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _with_labels(images: list[Path], label_of: Callable[[Path], Path]) -> list[Sample]:
+def pair_with_labels(images: list[Path], label_of: Callable[[Path], Path]) -> list[Sample]:
     """Pair images with their labels; ListingError if a file is missing."""
     samples, problems = [], []
     for image in images:
         sample = Sample(find_spelled(image), find_spelled(label_of(image)))
-        if kind := special_kind(sample.image) or special_kind(sample.label):
-            problems.append(f"{sample.image}, {sample.label}: expected files. Received: {kind}")
-        elif not sample.image.is_file():
-            problems.append(f"{sample.image}: no such image")
-        elif not sample.label.is_file():
-            problems.append(f"{sample.label}: no such label")
-        else:
+        files = (("image", sample.image), ("label", sample.label))
+        missing = [(what, path) for what, path in files if not path.is_file()]
+        for what, path in missing[:1]:
+            kind = special_kind(path)
+            received = f"expected a file. Received: {kind}" if kind else f"no such {what}"
+            problems.append(f"{path}: {received}")
+        if not missing:
             samples.append(sample)
     if problems:
         raise ListingError(str(images[0].parent), problems, samples)
     return samples
 
 
-def _no_test_labels(root: Path, name: str) -> DataError:
+def no_test_labels(root: Path, name: str) -> DataError:
+    """Return the error of a split whose labels are not public."""
     return DataError(
         f"{root}: the labels of {name}'s test images are not public; their classes can only be "
         "predicted. Received: split 'test'"

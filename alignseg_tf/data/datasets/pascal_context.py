@@ -1,9 +1,10 @@
 """Pascal Context: 59 classes."""
 
+from functools import partial
 from pathlib import Path
 
-from alignseg_tf.data.datasets.layout import Layout, _with_labels
-from alignseg_tf.data.datasets.pascal_voc import _check_apart, _pascal_root, _read_names
+from alignseg_tf.data.datasets.layout import Layout, pair_with_labels
+from alignseg_tf.data.datasets.pascal_voc import check_apart, pascal_root, read_names
 from alignseg_tf.data.label_space import LabelSpace, voc_palette
 from alignseg_tf.data.listing import Sample
 
@@ -22,18 +23,17 @@ PASCAL_CONTEXT = LabelSpace(
 )
 
 
-def _is_pascal_context(path: Path) -> bool:
-    return (_pascal_root(path, "VOC2010") / "SegmentationClassContext").is_dir()
+_context_root = partial(pascal_root, year="VOC2010")
 
 
 def _find_pascal_context(path: Path, split: str) -> list[Sample]:
-    root = _pascal_root(path, "VOC2010")
+    root = _context_root(path)
     lists = root / "ImageSets" / "SegmentationContext"
     names = lists / f"{split}.txt"
     if split == "train":
-        _check_apart(names, lists / "val.txt")
-    images = [root / "JPEGImages" / f"{name}.jpg" for name in _read_names(names)]
-    return _with_labels(
+        check_apart(names, lists / "val.txt")
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in read_names(names)]
+    return pair_with_labels(
         images, lambda image: root / "SegmentationClassContext" / f"{image.stem}.png"
     )
 
@@ -42,7 +42,8 @@ PASCAL_CONTEXT_LAYOUT = Layout(
     name="pascal_context",
     known_by="[VOCdevkit/][VOC2010/] JPEGImages, SegmentationClassContext, "
     "ImageSets/SegmentationContext",
-    matches=_is_pascal_context,
+    matches=lambda path: (_context_root(path) / "SegmentationClassContext").is_dir(),
     find=_find_pascal_context,
     label_space=lambda path: PASCAL_CONTEXT,
+    inner=_context_root,
 )

@@ -1,12 +1,12 @@
 """Pascal VOC 2012: 21 classes."""
 
+from functools import partial
 from pathlib import Path
 
-from alignseg_tf.data.datasets.layout import Layout, _no_test_labels, _with_labels
+from alignseg_tf.data.datasets.layout import Layout, no_test_labels, pair_with_labels
 from alignseg_tf.data.label_space import LabelSpace, voc_palette
 from alignseg_tf.data.listing import DataError, Sample
 
-_PASCAL_YEARS = {"pascal_voc": "VOC2012", "pascal_context": "VOC2010"}
 PASCAL_VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
     "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
@@ -15,14 +15,17 @@ PASCAL_VOC_CLASSES = (
 PASCAL_VOC = LabelSpace(PASCAL_VOC_CLASSES, voc_palette(21))
 
 
-def _pascal_root(path: Path, year: str) -> Path:
+def pascal_root(path: Path, year: str) -> Path:
     """Return the folder of a year, given itself, `VOCdevkit`, or its parent."""
     inside = (path / year, path / "VOCdevkit" / year)
     return next((folder for folder in inside if (folder / "JPEGImages").is_dir()), path)
 
 
+_voc_root = partial(pascal_root, year="VOC2012")
+
+
 def _is_pascal_voc(path: Path) -> bool:
-    root = _pascal_root(path, "VOC2012")
+    root = _voc_root(path)
     return (
         (root / "ImageSets" / "Segmentation").is_dir()
         and any((root / f"SegmentationClass{end}").is_dir() for end in ("", "Aug"))
@@ -30,7 +33,7 @@ def _is_pascal_voc(path: Path) -> bool:
     )
 
 
-def _read_names(path: Path) -> list[str]:
+def read_names(path: Path) -> list[str]:
     """Read a list of names, or of paths of which the first names the image."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; it lists the names of the images")
@@ -41,12 +44,12 @@ def _read_names(path: Path) -> list[str]:
     return names
 
 
-def _check_apart(training: Path, validation: Path) -> None:
+def check_apart(training: Path, validation: Path) -> None:
     """Refuse training images that are also validation images."""
     if not validation.is_file():
         return
-    held_out = set(_read_names(validation))
-    both = [name for name in _read_names(training) if name in held_out]
+    held_out = set(read_names(validation))
+    both = [name for name in read_names(training) if name in held_out]
     if both:
         raise DataError(
             f"{training}: lists {len(both)} images that {validation.name} lists too, for "
@@ -56,8 +59,8 @@ def _check_apart(training: Path, validation: Path) -> None:
 
 def _find_pascal_voc(path: Path, split: str) -> list[Sample]:
     if split == "test":
-        raise _no_test_labels(path, "PASCAL VOC")
-    root = _pascal_root(path, "VOC2012")
+        raise no_test_labels(path, "PASCAL VOC")
+    root = _voc_root(path)
     lists, labels = root / "ImageSets" / "Segmentation", root / "SegmentationClass"
     more_labels = root / "SegmentationClassAug"
     names = lists / f"{split}.txt"
@@ -69,7 +72,7 @@ def _find_pascal_voc(path: Path, split: str) -> list[Sample]:
                 f"{names}: no such file; {more_labels.name} is there, so expected the list of "
                 "10582 names that belongs to it (some call it train_aug.txt)"
             )
-        _check_apart(names, lists / "val.txt")
+        check_apart(names, lists / "val.txt")
 
     def label_of(image: Path) -> Path:
         """Return VOC's own label if there is one: it is finer and ignores the borders."""
@@ -77,8 +80,8 @@ def _find_pascal_voc(path: Path, split: str) -> list[Sample]:
         more = more_labels / own.name
         return more if not own.is_file() and more.is_file() else own
 
-    images = [root / "JPEGImages" / f"{name}.jpg" for name in _read_names(names)]
-    return _with_labels(images, label_of)
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in read_names(names)]
+    return pair_with_labels(images, label_of)
 
 
 PASCAL_VOC_LAYOUT = Layout(
@@ -88,4 +91,5 @@ PASCAL_VOC_LAYOUT = Layout(
     matches=_is_pascal_voc,
     find=_find_pascal_voc,
     label_space=lambda path: PASCAL_VOC,
+    inner=_voc_root,
 )

@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 
 from alignseg_tf.data.datasets.street_scenes import CLASSES, PALETTE, VOID
-from alignseg_tf.system.files import atomic_path, has_keys, write_text
-from alignseg_tf.system.fingerprints import listed, named_fingerprints
+from alignseg_tf.data.datasets.written_once import FolderWrittenOnce
+from alignseg_tf.system.files import atomic_path, write_text
+from alignseg_tf.system.fingerprints import file_fingerprint
 from alignseg_tf.system.progress import progress_bar
 
 SKY, BUILDING, TREE, ROAD, SIDEWALK, POLE, SIGN, CAR, PEDESTRIAN = range(len(CLASSES))
@@ -467,42 +468,33 @@ def write_folder(
     """Write scenes as a folder of PNG files, or keep a complete one.
 
     The folder holds `images/{train,val}/scene_00000.png`, `labels/{train,val}/scene_00000.png`
-    (class ids) and `classes.json`. `street_scenes.json` records the arguments and the fingerprints
-    of the files. A complete folder with the same arguments is kept, one with other arguments is
-    drawn again, one with changed files is refused.
+    (class ids), `classes.json`, and `street_scenes.json` with the arguments and fingerprints. A
+    complete folder with the same arguments is kept, one with other arguments is drawn again.
+
+    Raises:
+        DataError: files were changed since they were drawn, or other files are there.
+        ValueError: an argument is out of range.
     """
     if not (0 <= train <= VAL_START and val >= 0):
         raise ValueError(f"expected train 0 to {VAL_START} and val >= 0. Received: {train}, {val}")
     root = Path(root)
-    record = {"edition": EDITION, "train": train, "val": val, "seed": seed, "size": list(size)}
+    source = {"edition": EDITION, "train": train, "val": val, "seed": seed, "size": list(size)}
     scenes = {f"train/scene_{k:05d}.png": k for k in range(train)}
     scenes |= {f"val/scene_{k:05d}.png": VAL_START + k for k in range(val)}
-    kinds = ("images", "labels")
+    kinds, classes = ("images", "labels"), root / "classes.json"
     files = {root / kind / name for kind in kinds for name in scenes}
     there = {path for kind in kinds for path in root.glob(f"{kind}/*/scene_{'[0-9]' * 5}.png")}
-    recorded, classes = root / "street_scenes.json", root / "classes.json"
-    if has_keys(recorded, "edition", "complete"):
-        former = json.loads(recorded.read_text())
-        drawn = former.pop("files", {})
-        now = named_fingerprints([root / name for name in drawn if (root / name).exists()], root)
-        if changed := [name for name in now if now[name] != drawn[name]]:
-            raise ValueError(
-                f"{root}: {len(changed)} files were changed since they were drawn: "
-                f"{listed(changed)}. Remove them to draw them again, or move the folder to keep it"
-            )
-        if former == {**record, "complete": True} and there == files and classes.exists():
-            return root
-    elif any((root / name).exists() for name in (*kinds, classes, recorded)):
-        raise ValueError(f"expected a new folder or one of write_folder. Received: {root}")
-    write_text(recorded, json.dumps({**record, "complete": False}))
-    for path in there - files:
-        path.unlink()
-    for name, index in progress_bar(scenes.items(), "drawing", unit="scene"):
-        for kind, pixels in zip(kinds, draw_scene(index, seed, size), strict=True):
-            with atomic_path(root / kind / name) as temporary:
-                Image.fromarray(pixels).save(temporary)
-    names = {"classes": CLASSES, "palette": PALETTE, "void": VOID}
-    write_text(classes, json.dumps(names, indent=1))
-    whole = named_fingerprints(files, root)
-    write_text(recorded, json.dumps({**record, "complete": True, "files": whole}))
+    folder = FolderWrittenOnce(root, "street_scenes.json", source, file_fingerprint)
+    if folder.is_complete() and there == files and classes.exists():
+        return root
+    with folder.writing() as written:
+        for path in there - files:
+            path.unlink()
+        for name, index in progress_bar(scenes.items(), "drawing", unit="scene"):
+            for kind, pixels in zip(kinds, draw_scene(index, seed, size), strict=True):
+                with atomic_path(root / kind / name) as temporary:
+                    Image.fromarray(pixels).save(temporary)
+                written.append(f"{kind}/{name}")
+        names = {"classes": CLASSES, "palette": PALETTE, "void": VOID}
+        write_text(classes, json.dumps(names, indent=1))
     return root

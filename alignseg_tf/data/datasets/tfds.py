@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import numpy as np
 from PIL import Image
 
 from alignseg_tf.data.datasets.catalog import LABEL_SPACES
+from alignseg_tf.data.datasets.written_once import FolderWrittenOnce
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import DataError
-from alignseg_tf.system.files import remove_leftovers, write_bytes, write_text
-from alignseg_tf.system.fingerprints import FileFingerprints, changed_names
+from alignseg_tf.system.files import write_bytes, write_text
+from alignseg_tf.system.fingerprints import FileFingerprints
 from alignseg_tf.system.progress import progress_bar
 
 # Key of LABEL_SPACES by name and label feature of known data sets.
@@ -57,7 +58,7 @@ def write_folder(
     options: TfdsOptions | None = None,
     label_space: LabelSpace | None = None,
 ) -> tuple[Path, LabelSpace]:
-    """Write a prepared TFDS data set as a folder, or keep a complete one.
+    """Write a prepared TFDS data set as a folder, or keep a complete one; return its classes too.
 
     The folder holds `images/{train,val}/000000.*`, `labels/{train,val}/000000.*`, numbered in the
     order of TFDS without shuffling, and `classes.json`. `tfds.json` records the source and whether
@@ -67,11 +68,7 @@ def write_folder(
         name: `NAME`, `NAME/CONFIG` or `NAME/CONFIG:VERSION`, as TFDS takes it.
         cache: the parent of the folder, which is `NAME-CONFIG-VERSION-HASH`.
         options: features and splits.
-        label_space: the meaning of the label values; None for known data sets, or if TFDS names
-            the classes.
-
-    Returns:
-        The folder and the label space.
+        label_space: None for known data sets, or if TFDS names the classes.
 
     Raises:
         DataError: TFDS is missing, has no such data set, the data set is not prepared, or its
@@ -102,24 +99,21 @@ def write_folder(
     }
     digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:8]
     root = Path(cache) / f"{builder.info.full_name.replace('/', '-')}-{digest}"
-    counts = {part: count for part, (_, count) in splits.items()}
-    if not _is_complete(root, record, counts):
-        if root.is_dir() and any(root.iterdir()) and not (root / "tfds.json").is_file():
-            raise DataError(f"{root}: expected a new folder, or one with tfds.json; remove it")
-        root.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(root, below=True)
-        write_text(root / "tfds.json", json.dumps({**record, "complete": False}, indent=1))
+    fingerprints = FileFingerprints(root.with_name(f".{root.name}.fingerprints.json"))
+    folder = FolderWrittenOnce(root, "tfds.json", record, fingerprints)
+    if not folder.is_complete():
         records = _records(name, builder, record["splits"], (image_key, label_key), tfds)
-        for pair in progress_bar(records, f"unpacking {name}", sum(counts.values())):
-            for path, content, where in pair:
-                _write_once(root / path, content, where)
-        complete = {**record, "complete": True, "files": _fingerprints(root, counts)}
-        write_text(root / "tfds.json", json.dumps(complete, indent=1))
+        count = sum(count for _, count in splits.values())
+        with folder.writing() as written:
+            for pair in progress_bar(records, f"unpacking {name}", count):
+                for path, content, where in pair:
+                    _write_or_compare(root / path, content, where)
+                    written.append(path)
     _write_classes(root / "classes.json", label_space)
     return root, label_space
 
 
-def _write_once(path: Path, content: bytes, where: str) -> None:
+def _write_or_compare(path: Path, content: bytes, where: str) -> None:
     """Write a file, or check the one that an interrupted call wrote."""
     if not path.exists():
         write_bytes(path, content)
@@ -140,19 +134,16 @@ def _prepared_builder(name: str, tfds: Any) -> Any:
     except Exception as error:  # TFDS raises many kinds, with long lists of all its data sets
         raise DataError(f"tfds:{name}: TFDS has no such data set ({_first_line(error)})") from error
     if not builder.is_prepared():
-        manual = (builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split("\n")
-        raise DataError(
+        text = (
             f"tfds:{name}: not prepared: {builder.data_path} is not there. With a network "
             'connection run\n    python -c "import tensorflow_datasets as tfds; '
             f"tfds.builder('{name}').download_and_prepare()\"\nor copy the folder from a machine "
             "where it is prepared. The environment variable TFDS_DATA_DIR says where TFDS looks."
-            + (
-                "\nIt must be downloaded by hand, into downloads/manual there:\n    "
-                + "\n    ".join(line.strip() for line in manual if line.strip())
-                if any(manual)
-                else ""
-            )
         )
+        if manual := (builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "").split():
+            text += "\nIt must be downloaded by hand, into downloads/manual there:\n    "
+            text += " ".join(manual)
+        raise DataError(text)
     return builder
 
 
@@ -236,47 +227,6 @@ def _label_space_of(name: str, builder: Any, label_key: str) -> LabelSpace:
         f"tfds:{name}: TFDS does not name the classes of {label_key!r}; give --label-space, one of "
         f"{', '.join(LABEL_SPACES)}, or a file classes.json"
     )
-
-
-def _is_complete(root: Path, record: Mapping[str, Any], counts: Mapping[str, int]) -> bool:
-    try:
-        recorded = json.loads((root / "tfds.json").read_text())
-    except (OSError, ValueError):
-        return False
-    files = recorded.pop("files", None)  # missing in folders of older versions
-    whole = recorded == {**record, "complete": True} and all(
-        {path.stem for path in (root / kind / part).glob("*")} == {f"{i:06d}" for i in range(count)}
-        for part, count in counts.items()
-        for kind in ("images", "labels")
-    )
-    if not whole or files is None:
-        return False
-    if changed := changed_names(files, _fingerprints(root, counts)):
-        raise DataError(
-            f"{root}: files are no longer as TFDS has them: {changed}. Remove them to write them "
-            "again, or move the folder to keep it"
-        )
-    return True
-
-
-def _fingerprints(root: Path, parts: Iterable[str]) -> dict[str, str]:
-    """Return the fingerprints of all images and labels by name.
-
-    They are cached beside the folder, so that only changed files are read again.
-    """
-    paths = sorted(
-        path
-        for part in parts
-        for kind in ("images", "labels")
-        for path in (root / kind / part).glob("*")
-    )
-    of = FileFingerprints(root.with_name(f".{root.name}.fingerprints.json"))
-    before = dict(of.known)
-    fingerprints = of.of(paths)
-    if of.known != before:
-        of.save()
-    names = [path.relative_to(root).as_posix() for path in paths]
-    return dict(zip(names, fingerprints, strict=True))
 
 
 def _records(
