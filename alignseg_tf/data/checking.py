@@ -1,7 +1,6 @@
-"""What the samples of a data set hold, and what makes them unfit for training.
+"""What the samples of a data set hold; `inspect` and training report the same.
 
-`inspect` and training read every file by the same functions, so both report the same: a problem
-keeps a data set from being trained on, a note is worth a look.
+A problem keeps a data set from being trained on, a note is worth a look.
 """
 
 import hashlib
@@ -25,27 +24,13 @@ NAMED = 3
 FAINT = 32
 
 
-def check_sample(sample: Sample, label_space: LabelSpace) -> tuple[np.ndarray, np.ndarray]:
-    """Decode an image and its label as `load_sample`, and verify the checksums of PNG files.
-
-    Decoding verifies them only in part, and may return other pixels than were written.
-
-    Raises:
-        DataError: as `load_sample`, or bytes of a file have changed.
-    """
-    for path, what in ((sample.image, "an image"), (sample.label, "a label")):
-        with opened(path, what) as image:
-            image.verify()
-    return load_sample(sample, label_space)
-
-
 @dataclass(frozen=True)
 class ImageFacts:
-    """Facts about an image and its label.
+    """Facts about an image and its label; only `problem` if the sample is unfit.
 
     Attributes:
         sample: the files.
-        problem: why the sample is unfit; empty if it is not. The other attributes are empty then.
+        problem: why the sample is unfit; empty if it is not.
         size: (width, height).
         image_kind: format and mode of the image, such as "JPEG RGB".
         label_kind: format and mode of the label.
@@ -67,15 +52,17 @@ class ImageFacts:
 
 
 def examine(sample: Sample, label_space: LabelSpace) -> ImageFacts:
-    """Decode an image and its label, and collect facts about them."""
+    """Decode an image and its label, verify the checksums of PNG files, and collect facts."""
     try:
         with opened(sample.image) as pixels:
             mode, has_alpha = pixels.mode, pixels.has_transparency_data
             turned = orientation_of(pixels) != 1
             image_kind = f"{pixels.format} {mode}"
+            pixels.verify()  # decoding verifies checksums only in part
         with opened(sample.label, "a label") as label_file:
             label_kind = f"{label_file.format} {label_file.mode}"
-        image, label = check_sample(sample, label_space)
+            label_file.verify()
+        image, label = load_sample(sample, label_space)
     except DataError as error:
         return ImageFacts(sample, str(error))
     is_faint = mode in DEEP_MODES and image.max() < FAINT
@@ -164,10 +151,7 @@ class SplitReport:
         self.noted.setdefault(what, []).append(path)
 
     def learning_problem(self) -> str | None:
-        """Return why the split cannot be learned from or scored; None if it can.
-
-        A network trained on one class predicts it everywhere, with a loss of 0.
-        """
+        """Return why the split cannot be learned from or scored; None if it can."""
         present = sorted(set(self.label_space.classes) - set(self.absent))
         if not self.facts or len(present) > 1 or (present and self.name != "train"):
             return None
@@ -185,12 +169,7 @@ class SplitReport:
 
 @dataclass
 class Findings:
-    """What is in the splits of a data set.
-
-    Attributes:
-        label_space: the classes.
-        splits: a report of each split.
-    """
+    """The classes of a data set and a report of each split."""
 
     label_space: LabelSpace
     splits: list[SplitReport] = field(default_factory=list)
@@ -198,14 +177,11 @@ class Findings:
     def read(self, name: str, samples: Sequence[Sample]) -> Iterator[ImageFacts]:
         """Decode the samples of a split once, yield the facts of each, and add a report.
 
-        Args:
-            name: name of the split; `train` needs something to learn.
-            samples: the samples.
+        The split `train` must have two classes, others one.
         """
         split = SplitReport(name, self.label_space, len(samples))
         self.splits.append(split)
-        look = partial(examine, label_space=self.label_space)
-        found = in_parallel(look, samples)
+        found = in_parallel(partial(examine, label_space=self.label_space), samples)
         for facts in progress_bar(found, f"reading {name}".strip(), len(samples)):
             split.add(facts)
             yield facts
@@ -251,13 +227,13 @@ def check_samples(
     findings: Findings | None = None,
     name: str = "",
 ) -> SplitReport:
-    """Decode every file once, so that training does not fail after hours.
+    """Decode every file once, so that training does not fail after hours; see `Findings.read`.
 
     Args:
         samples: the samples.
         label_space: the values that labels may hold.
         findings: gets the report, for its notes.
-        name: name of the split; `train` needs something to learn.
+        name: name of the split.
 
     Raises:
         DataError: files are unfit; the message names the first ones.

@@ -16,6 +16,7 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -209,13 +210,10 @@ def find_spelled(path: Path) -> Path:
 
 
 def read_csv(path: str | Path, split: str | None = None) -> list[Sample]:
-    """List the samples of a CSV file with the columns `image` and `label`.
+    """List the samples of a CSV file, or of the rows with a value in the column `split`.
 
-    Spaces around names and values are ignored, except where a file name has them.
-
-    Args:
-        path: the file; its paths are relative to its folder.
-        split: keep the rows with this value in the column `split`; None keeps all rows.
+    Paths are relative to the file's folder. Spaces around names and values are ignored, except
+    where a file name has them.
 
     Raises:
         ListingError: rows are incomplete, or name missing files.
@@ -271,13 +269,7 @@ def _row_problem(folder: Path, *paths: Path) -> str | None:
 
 
 def is_derived_file(path: PurePath) -> bool:
-    """Return whether a part of a path is hidden, `__MACOSX`, `Thumbs.db` or `desktop.ini`.
-
-    Systems and tools make such files, for example `._a.png` and `.ipynb_checkpoints`.
-
-    Args:
-        path: a path relative to the folder or archive that is read.
-    """
+    """Return whether a part of a relative path is hidden, or a name that systems and tools use."""
     return any(
         part.casefold() in DERIVED_NAMES or (part.startswith(".") and part not in (".", ".."))
         for part in path.parts
@@ -289,14 +281,12 @@ def special_kind(path: str | Path) -> str | None:
 
     Opening a pipe may block forever, and reading a device may not end.
     """
-    try:
-        mode = Path(path).stat().st_mode
-    except (OSError, ValueError):
-        return None
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return None
-    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
+    kinds = {
+        stat.S_IFREG: None, stat.S_IFDIR: None, stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"
+    }  # fmt: skip
+    with suppress(OSError, ValueError):
+        return kinds.get(stat.S_IFMT(Path(path).stat().st_mode), "a device")
+    return None
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -309,16 +299,12 @@ def find_named_images(
     leave_out: Path | None = None,
     skipped: Skipped | None = None,
 ) -> list[tuple[Path, Path]]:
-    """List images, each with its path below the given folder.
+    """List images in the order of `paths`, each once, with its path below the given folder.
 
     Args:
-        paths: files, folders (searched at all depths), and patterns such as `street/*.jpg` or
-            `**/left.png`.
+        paths: files, folders (searched at all depths), and patterns such as `**/left.png`.
         leave_out: a folder whose files are omitted.
         skipped: gets other files of folders, and special files, for `describe_skipped`.
-
-    Returns:
-        (path, path below the folder or name of a file), in the order of `paths`, each once.
 
     Raises:
         DataError: a path is missing, a folder has no image, or nothing matches a pattern.

@@ -27,18 +27,10 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 
 class SampleCache:
-    """Keep decoded samples in memory within a budget; datasets and threads can share one.
+    """Keep decoded samples in memory up to `max_bytes`; datasets and threads can share one.
 
     Nothing is evicted: the first samples stay, so a cache that is too small for an epoch still
     saves its share of the decoding.
-
-    Args:
-        max_bytes: the budget; 0 keeps nothing.
-
-    Example:
-        >>> cache = SampleCache(64 << 20)
-        >>> cache.free_bytes
-        67108864
     """
 
     def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES):
@@ -86,8 +78,7 @@ class RareClassSampling:
         temperature: the paper's is 0.01; a larger one draws classes more evenly.
 
     Reference:
-        Hoyer, Dai, Van Gool: "DAFormer: Improving Network Architectures and Training Strategies
-        for Domain-Adaptive Semantic Segmentation", CVPR 2022, section 3.3.
+        Hoyer et al.: "DAFormer", CVPR 2022, section 3.3.
 
     Example:
         >>> sampling = RareClassSampling(np.array([[90, 0], [81, 9]]), temperature=1.0)
@@ -144,26 +135,23 @@ class RareClassSampling:
 class TrainingBatches:
     """Shuffled and augmented batches of every epoch of a training run.
 
-    A batch depends only on the fields, the epoch and the step. An interrupted run therefore
-    continues with the batches it would have seen, and each of several machines makes its part.
-
-    An epoch has each sample once, except those that fill no batch. With `rare_classes`, samples
-    are drawn with replacement, and the crop of each shall hold the class it was drawn for.
+    A batch depends only on the fields, the epoch and the step: an interrupted run continues with
+    the batches it would have seen, and each of several machines makes its part. An epoch has each
+    sample once, except those that fill no batch.
 
     Attributes:
         samples: the images and labels.
         label_space: the meaning of the label values.
         batch_size: samples in a batch, over all machines.
         seed: seed of order and augmentation.
-        rare_classes: how to draw samples; None for each sample once an epoch.
+        rare_classes: draw samples with replacement, and crops that hold the class drawn.
         shard: (index, count) of this machine, which gets part `index` of `count` equal,
             contiguous parts of each batch.
         cache: cache of decoded files.
 
     Raises:
         DataError: fewer samples than a batch needs.
-        ValueError: `count` does not divide the batch, or `rare_classes` has the counts of other
-            samples.
+        ValueError: `count` does not divide the batch, or `rare_classes` is of other samples.
     """
 
     samples: Sequence[Sample]
@@ -226,11 +214,7 @@ class TrainingBatches:
         return [self.samples[int(draw(number)[0])] for number in numbers]
 
     def _drawing(self) -> Callable[[Any], tuple[Any, Any, Any]]:
-        """Return a function of a sample's number, counted over all epochs on this machine.
-
-        It returns the index of the sample, the seed of its augmentation, int64 [2], and the class
-        that its crop shall hold, or None.
-        """
+        """Return a function: number of a sample over all epochs -> index, seed, wanted class."""
         total, batch_size, (part, parts) = len(self.samples), self.batch_size, self.shard
         local, per_epoch = batch_size // parts, self.steps * batch_size
         seed = tf.constant(self.seed, tf.int64)
@@ -285,12 +269,9 @@ def _in_graph(read: Callable[[int], Arrays]) -> Callable[[Any], tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class View:
-    """An image, or a tile of one, to run through the network.
+    """A sample, or the rows and columns of a tile of it, to run through the network.
 
-    Attributes:
-        index: index of the sample.
-        tile: rows and columns of the tile; None for the whole image.
-        counted: rows and columns of the image whose labels count in this tile; None for all.
+    Labels count only in the rows and columns `counted` of the image.
     """
 
     index: int
@@ -303,9 +284,7 @@ class View:
             counted = np.full_like(label, IGNORE)
             counted[self.counted] = label[self.counted]
             label = counted
-        if self.tile is None:
-            return image, label
-        return image[self.tile], label[self.tile]
+        return (image, label) if self.tile is None else (image[self.tile], label[self.tile])
 
 
 def evaluation_dataset(

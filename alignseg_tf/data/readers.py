@@ -111,7 +111,8 @@ def orientation_of(image: Image.Image) -> int:
     in_memory = image.format is None and not exif  # tags may have been set
     if image.format == "TIFF" or in_memory:
         tags = image.getexif() if in_memory else getattr(image, "tag_v2", {})
-        return tags.get(274) if tags.get(274) in _TURNS else 1
+        value = tags.get(274, 1)
+        return value if value in _TURNS else 1
     if not exif and (text := info.get("Raw profile type exif")):
         with suppress(ValueError):
             exif = bytes.fromhex("".join(text.split("\n")[3:]))

@@ -48,21 +48,11 @@ class DataSource:
     classes_file: Path | None = None
 
     def samples(self, split: str) -> list[Sample]:
-        """List the samples of a split: train, val, or test.
-
-        Raises:
-            DataError: there is no such split, or a file is missing.
-        """
+        """List the samples of train, val or test; DataError if a file or the split is missing."""
         return self.layout.find(self.root, split)
 
     def skipped(self, split: str, samples: Sequence[Sample]) -> Skipped:
-        """Return the files in the folder of the images that are no samples, by kind.
-
-        Layouts that list their images skip nothing.
-
-        Raises:
-            DataError: the folder is not readable.
-        """
+        """Return the files in the folder of the images that are no samples, by kind."""
         skipped: Skipped = {}
         folder = self.layout.images and self.layout.images(self.root, split)
         if folder and folder.is_dir():
@@ -77,10 +67,7 @@ class DataSource:
 
 
 def cache_folder() -> Path:
-    """Return the folder of data sets that are made once.
-
-    `ALIGNSEG_TF_CACHE`, else `alignseg_tf` under `XDG_CACHE_HOME` or `~/.cache`.
-    """
+    """Return `ALIGNSEG_TF_CACHE`, else `alignseg_tf` under `XDG_CACHE_HOME` or `~/.cache`."""
     if own := os.environ.get("ALIGNSEG_TF_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignseg_tf"
@@ -97,8 +84,8 @@ def open_data(
     Args:
         data: a path, `tfds:NAME` or `street_scenes`.
         layout: one of `LAYOUTS`, or None to detect it.
-        label_space: one of `LABEL_SPACES` or a file like `classes.json`; None to use a file of the
-            data set, else its layout or TFDS.
+        label_space: one of `LABEL_SPACES`, or a file; None for a file of the data set, else for
+            what its layout or TFDS says.
         tfds_options: features and splits of `tfds:NAME`.
 
     Raises:
@@ -118,16 +105,11 @@ def open_data(
         )
     if str(data) == "street_scenes":
         data = street_painter.write_folder(cache_folder() / "street_scenes")
-    path = Path(data)
-    if layout is None:
-        found = find_layout(path)
-    elif layout in LAYOUTS:
-        found = LAYOUTS[layout]
-    else:
+    if layout not in (None, *LAYOUTS):
         raise DataError(f"the layout must be one of {', '.join(LAYOUTS)}. Received: {layout!r}")
-    if given is not None:
-        return DataSource(path, found, given)
-    return DataSource(path, found, *read_label_space(found, path))
+    path = Path(data)
+    found = LAYOUTS[layout] if layout else find_layout(path)
+    return DataSource(path, found, *((given,) if given else read_label_space(found, path)))
 
 
 def _named_label_space(name: str | Path) -> LabelSpace:

@@ -156,8 +156,8 @@ def write_import(
 ) -> ImportReport:
     """Write annotated images as a folder, which appears when it is complete.
 
-    The folder of an earlier import may be given: the same splits are replaced, others and their
-    classes are kept. Every image and label is read back once.
+    In the folder of an earlier import, the same splits are replaced, others and their classes are
+    kept. Every image and label is read back once.
 
     Args:
         annotations: the annotations.
@@ -291,7 +291,7 @@ def _kept_imports(
     """Return the records of former imports of other splits into a folder."""
     found = {path.name for path in output.iterdir()} if output.is_dir() else set()
     found = {output.name} if output.is_file() else found - {RECORD_FILE}
-    former = {"imports": []}
+    former: dict[str, Any] = {"imports": []}
     if IMPORT.from_before(output):
         former = json.loads((output / "import.json").read_text(encoding="utf-8"))
         found -= OURS

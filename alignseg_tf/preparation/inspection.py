@@ -46,13 +46,7 @@ RARE = 0.1
 
 @dataclass
 class Inspection(Findings):
-    """The findings of `inspect_data`.
-
-    Attributes:
-        data: path of the data set.
-        layout: name of its layout.
-        classes_file: the file that states the classes, if there is one.
-    """
+    """Findings with the path of the data set, its layout, and the file that states the classes."""
 
     data: str = ""
     layout: str = ""
@@ -75,17 +69,18 @@ class Inspection(Findings):
         rarest = present[np.argmin(share[present])] if len(present) else 0
         is_rare = share[rarest] < RARE / self.label_space.num_classes
         name = self.label_space.classes[rarest]
+        why_crop = (
+            f"height and width: the largest multiples of 32 in the median image, {width:.0f} x "
+            f"{height:.0f}, up to {LARGEST_CROP}"
+        )
+        why_weights = (
+            f"{name}, the rarest class, has {100 * share[rarest]:.2g} % of the pixels, "
+            f"{'less' if is_rare else 'more'} than a tenth of an equal share"
+        )
+        weights = "sqrt_inverse" if is_rare else "none"
         return [
-            (
-                f"--crop-size {crop[0]} {crop[1]}",
-                f"height and width: the largest multiples of 32 in the median image, {width:.0f} x "
-                f"{height:.0f}, up to {LARGEST_CROP}",
-            ),
-            (
-                f"--class-weights {'sqrt_inverse' if is_rare else 'none'}",
-                f"{name}, the rarest class, has {100 * share[rarest]:.2g} % of the pixels, "
-                f"{'less' if is_rare else 'more'} than a tenth of an equal share",
-            ),
+            (f"--crop-size {crop[0]} {crop[1]}", why_crop),
+            (f"--class-weights {weights}", why_weights),
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,13 +203,9 @@ def inspect_data(
     splits: Sequence[str] = ("train", "val"),
     overwrite: bool = False,
 ) -> Inspection:
-    """Decode every file of a data set once, and write what it holds.
+    """Decode every file of a data set once, and write what it holds to a folder.
 
-    Args:
-        data: the data set.
-        output: folder for `images.csv`, `inspection.json` and `contact_sheet.png`.
-        splits: the splits to read.
-        overwrite: replace files of these names even if no inspection wrote them.
+    `overwrite` replaces files of the same names even if no inspection wrote them.
 
     Raises:
         ForeignFileError: there is such a file.
