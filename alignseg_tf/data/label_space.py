@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from alignseg_tf.data.listing import DataError, expect, naming
+
 IGNORE = 255
 MAX_CLASSES = 255
 # Keys of a `classes.json` that describe the data for people; the program ignores them.
@@ -67,7 +69,7 @@ class LabelSpace:
         void_colors: colours of pixels without a class.
 
     Raises:
-        ValueError: names, colours or values are missing, repeated or out of range.
+        DataError: names, colours or values are missing, repeated or out of range.
     """
 
     classes: tuple[str, ...]
@@ -112,10 +114,10 @@ class LabelSpace:
             (all(0 <= value <= 255 for value in values), "file values must be 0..255", received),
         ):
             if not fits:
-                raise ValueError(f"{expected}. Received: {shown}")
+                raise DataError(f"{expected}. Received: {shown}")
         for name in self.classes:
             if problem := _name_problem(name):
-                raise ValueError(f"the class name {name!a} {problem}")
+                raise DataError(f"the class name {name!a} {problem}")
 
     @property
     def num_classes(self) -> int:
@@ -126,7 +128,7 @@ class LabelSpace:
         """Convert file values, uint8 [H, W], or [H, W, 3] with `colors`, to ids, uint8 [H, W].
 
         Raises:
-            ValueError: values are neither a class nor void; the message lists them.
+            DataError: values are neither a class nor void; the message lists them.
         """
         if self.colors:
             return self._encode_colors(values)
@@ -135,7 +137,7 @@ class LabelSpace:
         if not self.ignore_unlisted:
             found = np.flatnonzero(np.bincount(values.ravel(), minlength=256))
             if unknown := sorted(set(found.tolist()) - {*self.ids, self.void}):
-                raise ValueError(
+                raise DataError(
                     f"unknown label values {unknown}: the {self.num_classes} classes have "
                     f"{_ranges(self.ids)}, void is {self.void}"
                 )
@@ -145,18 +147,18 @@ class LabelSpace:
         """Convert ids to file values, the inverse of `encode`; the first colour of each class.
 
         Raises:
-            ValueError: there are other ids, or `IGNORE` without `void_colors`.
+            DataError: there are other ids, or `IGNORE` without `void_colors`.
         """
         count = self.num_classes
         found = set(np.unique(class_map).tolist())
         if unknown := sorted(found - {*range(count), IGNORE}):
-            raise ValueError(
+            raise DataError(
                 f"`class_map` must hold 0..{count - 1} and {IGNORE}. Received: {unknown}"
             )
         values: list[Any] = [*self.ids, self.void]
         if self.colors:
             if IGNORE in found and not self.void_colors:
-                raise ValueError(f"`class_map` holds {IGNORE}, but there are no `void_colors`")
+                raise DataError(f"`class_map` holds {IGNORE}, but there are no `void_colors`")
             values = [colors[0] for colors in (*self.colors, self.void_colors or ((0, 0, 0),))]
         return np.array(values, np.uint8)[np.minimum(class_map, count)]
 
@@ -172,7 +174,7 @@ class LabelSpace:
         if unknown.any() and not self.ignore_unlisted:
             colors = list(map(tuple, np.unique(values[unknown], axis=0).tolist()))
             more = f" and {len(colors) - 5} more" if len(colors) > 5 else ""
-            raise ValueError(
+            raise DataError(
                 f"unknown label colours {colors[:5]}{more}, in {int(unknown.sum())} pixels: the "
                 f"{self.num_classes} classes have {len(known)} colours, void ones included"
             )
@@ -190,22 +192,20 @@ class LabelSpace:
         colour or a list of colours per class) and `void_colors`. Keys of `ABOUT` are ignored.
 
         Raises:
-            ValueError: a key is missing, unknown, or has an unexpected value.
+            DataError: a key is missing, unknown, or has an unexpected value.
         """
         names = content.get("classes") if isinstance(content, Mapping) else None
         if not _is_list(names) or not names or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"{source}: expected an object with a list of names under 'classes'")
+            raise DataError(f"{source}: expected an object with a list of names under 'classes'")
         known = [field.name for field in dataclasses.fields(cls)]
         if unknown := sorted(set(content) - {*known, *ABOUT}):
-            raise ValueError(
+            raise DataError(
                 f"{source}: unknown keys {', '.join(map(ascii, unknown))}; expected 'classes', any "
                 f"of {known[1:]}, or 'label_space' alone; about the data, any of {list(ABOUT)}"
             )
-        try:
+        with naming(source):
             values = {key: _read(content[key], key) for key in content if key in known[1:]}
             return cls(tuple(names), **values)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
 
 
 def _name_problem(name: str) -> str | None:
@@ -223,38 +223,29 @@ _VOC_VOID: Color = (224, 224, 192)
 
 def label_space_of_labelmap(text: str, path: Path) -> LabelSpace:
     """Return the label space of a CVAT `labelmap.txt`; errors name `path`."""
-    colors = read_labelmap(text, str(path))
+    colors = read_labelmap(text, path)
     void = () if _VOC_VOID in colors.values() else (_VOC_VOID,)
-    try:
+    with naming(path):
         return LabelSpace(
             tuple(colors), colors=tuple((c,) for c in colors.values()), void_colors=void
         )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
-def read_labelmap(text: str, source: str) -> dict[str, Color]:
-    """Read the lines `label:red,green,blue:parts:actions` of CVAT; errors name `source`.
-
-    Raises:
-        ValueError: a line has another form, or a label or colour is repeated.
-    """
+def read_labelmap(text: str, path: Path) -> dict[str, Color]:
+    """Read the lines `label:red,green,blue:parts:actions` of CVAT; errors name `path`."""
     colors: dict[str, Color] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
+        where = f"{path}, line {number}"
         name, _, rest = line.strip().partition(":")
-        try:
-            red, green, blue = (int(value) for value in rest.split(":")[0].split(","))
-        except ValueError as error:
-            raise ValueError(
-                f"{source}, line {number}: expected label:red,green,blue:parts:actions. "
-                f"Received: {line!r}"
-            ) from error
-        color = (red, green, blue)
-        if name in colors or color in colors.values():
-            raise ValueError(f"{source}, line {number}: {name!r} or {color} is there twice")
-        colors[name] = color
+        values = rest.split(":")[0].split(",")
+        fits = len(values) == 3 and all(value.strip().isdecimal() for value in values)
+        expect(fits, where, "label:red,green,blue:parts:actions", line)
+        red, green, blue = map(int, values)
+        is_new = name not in colors and (red, green, blue) not in colors.values()
+        expect(is_new, where, "another name and colour than before", line)
+        colors[name] = (red, green, blue)
     return colors
 
 
@@ -280,7 +271,7 @@ def _read(value: Any, key: str) -> Any:
     """Return a value of `classes.json` with tuples for lists."""
     if key == "ignore_unlisted":
         if not isinstance(value, bool):
-            raise ValueError(f"'{key}' must be true or false. Received: {value!r}")
+            raise DataError(f"'{key}' must be true or false. Received: {value!r}")
         return value
     depth, form = _FORMS[key]
     if key == "colors" and _is_list(value):
@@ -292,7 +283,7 @@ def _read(value: Any, key: str) -> Any:
             return tuple(read(item, depth - 1) for item in part)
         is_number = isinstance(part, int | float) and not isinstance(part, bool)
         if depth or not is_number or part % 1 != 0:  # 2.0 is a whole number
-            raise ValueError(f"'{key}' must be {form}. Received: {part!r}")
+            raise DataError(f"'{key}' must be {form}. Received: {part!r}")
         return int(part)
 
     return read(value, depth)

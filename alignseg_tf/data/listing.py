@@ -16,9 +16,10 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 from alignseg_tf.system.printable import printable
 
@@ -37,6 +38,21 @@ DERIVED, SPECIAL, LOOP = "hidden", "not a file", "a link to a folder around it"
 
 class DataError(ValueError):
     """The data are wrong; the message names the file."""
+
+
+def expect(fits: bool, where: str, what: str, received: Any) -> None:
+    """Raise DataError, which shows 80 characters of the received value, unless it fits."""
+    if not fits:
+        raise DataError(f"{where}: expected {what}. Received: {received!r:.80}")
+
+
+@contextmanager
+def naming(source: str | Path) -> Iterator[None]:
+    """Raise a ValueError of the body as a DataError whose message starts with the source."""
+    try:
+        yield
+    except ValueError as error:
+        raise DataError(f"{source}: {error}") from error
 
 
 class ListingError(DataError):

@@ -11,7 +11,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from alignseg_tf.data.image_headers import check_header, describe_tiff, exif_orientation
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.data.listing import DataError, Sample, special_kind
+from alignseg_tf.data.listing import DataError, Sample, expect, naming, special_kind
 
 # Formats that Pillow may detect. Others run programs (EPS) or are decoded in Python (QOI, FITS).
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
@@ -36,8 +36,8 @@ def opened(
             pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million), or fails `check_header`.
     """
     try:
-        if content is None and (kind := special_kind(path)):
-            raise DataError(f"{path}: expected a file. Received: {kind}")
+        kind = special_kind(path) if content is None else None
+        expect(kind is None, str(path), "a file", kind)
         check_header(Path(path) if content is None else content)
         # Given a path, Pillow 13 maps a TIFF into memory and garbles one that EXIF turns.
         with (
@@ -48,8 +48,8 @@ def opened(
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
             # An MPO photograph carries a preview. Counting all images of a TIFF may take hours.
-            if getattr(image, "is_animated", False) and image.format != "MPO":
-                raise DataError(f"{path}: expected one image. Received: several in this file")
+            one = not getattr(image, "is_animated", False) or image.format == "MPO"
+            expect(one, str(path), "one image", "several in this file")
             yield image
     except DataError:
         raise
@@ -196,10 +196,8 @@ def load_label(path: str | Path, label_space: LabelSpace) -> np.ndarray:
             )
         values = ~values if inverted else values  # of bytes, 255 - values
         values = values if scale == 1 else values // np.uint8(scale)
-    try:
+    with naming(path):
         return label_space.encode(_whole_bytes(values))
-    except ValueError as error:
-        raise DataError(f"{path}: {error}") from error
 
 
 def _stretching(image: Image.Image) -> tuple[int, bool]:

@@ -120,7 +120,4 @@ def _named_label_space(name: str | Path) -> LabelSpace:
             f"--label-space must be one of {', '.join(LABEL_SPACES)}, or a file like "
             f"classes.json. Received: {str(name)!r}"
         )
-    try:
-        return label_space_from_file(name)
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    return label_space_from_file(name)

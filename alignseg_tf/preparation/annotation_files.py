@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from alignseg_tf.data.listing import DataError, is_derived_file, special_kind
+from alignseg_tf.data.listing import DataError, expect, is_derived_file, special_kind
 
 Size = tuple[int, int]  # height, width
 
@@ -44,12 +44,6 @@ class Invalid:
             if not self.skip:
                 raise
             self.problems.append(str(error))
-
-
-def expect(fits: bool, where: str, what: str, received: Any) -> None:
-    """Raise DataError, which shows 80 characters of the received value, unless it fits."""
-    if not fits:
-        raise DataError(f"{where}: expected {what}. Received: {received!r:.80}")
 
 
 def existing_folder(path: str | Path) -> Path:

@@ -16,7 +16,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from alignseg_tf.data.label_space import IGNORE, Color, LabelSpace, read_labelmap
-from alignseg_tf.data.listing import IMAGE_SUFFIXES, DataError, is_derived_file, list_files
+from alignseg_tf.data.listing import (
+    IMAGE_SUFFIXES,
+    DataError,
+    expect,
+    is_derived_file,
+    list_files,
+    naming,
+)
 from alignseg_tf.data.readers import opened
 from alignseg_tf.preparation.annotation_files import (
     FileFinder,
@@ -27,7 +34,6 @@ from alignseg_tf.preparation.annotation_files import (
     declared_size,
     decode_base64,
     existing_folder,
-    expect,
     image_name,
     path_below,
     read_json,
@@ -375,28 +381,22 @@ def _draw_cvat(
     expect(values.shape[:2] == size, str(mask), what, values.shape[:2])
     table = np.full(256, unlabelled, np.uint8)
     table[: space.num_classes] = [ids[name] for name in space.classes]
-    try:
+    with naming(mask):
         return table[space.encode(values)]
-    except ValueError as error:
-        raise DataError(f"{mask}: {error}") from error
 
 
 def _read_labelmap(path: Path) -> tuple[dict[str, Color], LabelSpace]:
     """Return the colours of a `labelmap.txt`, and its label space without the background."""
-    try:
-        lines = read_labelmap(read_text(path), str(path))
-        colors = {class_name(name, str(path)): color for name, color in lines.items()}
-        classes = {name: color for name, color in colors.items() if name != "background"}
-        if not classes:
-            raise DataError(f"{path}: no labels besides the background")
-        blank = {(0, 0, 0), colors.get("background", (0, 0, 0))} - set(classes.values())
+    lines = read_labelmap(read_text(path), path)
+    colors = {class_name(name, str(path)): color for name, color in lines.items()}
+    classes = {name: color for name, color in colors.items() if name != "background"}
+    expect(bool(classes), str(path), "labels besides the background", [*lines])
+    blank = {(0, 0, 0), colors.get("background", (0, 0, 0))} - set(classes.values())
+    of_classes = tuple((color,) for color in classes.values())
+    with naming(path):
         return colors, LabelSpace(
-            classes=tuple(classes),
-            colors=tuple((color,) for color in classes.values()),
-            void_colors=tuple(sorted(blank)),
+            tuple(classes), colors=of_classes, void_colors=tuple(sorted(blank))
         )
-    except ValueError as error:
-        raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 # LabelMe's labels of ignored pixels and of the background.

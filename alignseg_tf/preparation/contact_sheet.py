@@ -11,7 +11,7 @@ from alignseg_tf.data.listing import Sample
 from alignseg_tf.data.readers import load_sample
 from alignseg_tf.system.fonts import draw_text, text_length
 
-# The sheet has so many rows of pairs, an image and its label, over all splits.
+# Number of rows over all splits, and of pairs of image and label in a row.
 ROWS, PAIRS = 5, 4
 # Pixels.
 THUMBNAIL, GAP, MARGIN = 208, 16, 24
@@ -23,11 +23,7 @@ INK, FAINT_INK, PAPER, EMPTY = "#222222", "#777777", "white", "#eeeeee"
 def draw_contact_sheet(
     splits: Mapping[str, Sequence[Sample]], label_space: LabelSpace
 ) -> Image.Image:
-    """Draw images that lie evenly over each split, with their labels painted over beside them.
-
-    Args:
-        splits: readable samples by the name of the split.
-        label_space: what the labels mean; its classes are named below.
+    """Draw evenly chosen images of each split beside their labels, and the classes below.
 
     Returns:
         An RGB image, 1,768 pixels wide.
@@ -40,7 +36,7 @@ def draw_contact_sheet(
     filled = {name: samples for name, samples in splits.items() if samples}
     parts: list[Image.Image] = []
     for number, (name, all_samples) in enumerate(filled.items()):
-        rows = len(range(number, ROWS, len(filled)))  # dealt out in turn
+        rows = len(range(number, ROWS, len(filled)))  # dealt out alternately
         samples = _evenly(all_samples, PAIRS * max(1, rows))
         parts.append(_heading(f"{name}: {len(samples)} of {len(all_samples)} images", width))
         for start in range(0, len(samples), PAIRS):
@@ -52,7 +48,13 @@ def draw_contact_sheet(
             parts.append(_row(pairs, width, pair_width))
     parts.append(_heading("classes; without a colour: void", width))
     parts.append(Image.fromarray(visualization.legend(label_space, width)))
-    return _stack(parts, width)
+    height = sum(part.height for part in parts)
+    sheet = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
+    top = MARGIN
+    for part in parts:
+        sheet.paste(part, (MARGIN, top))
+        top += part.height
+    return sheet
 
 
 def _evenly(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -93,13 +95,3 @@ def _heading(text: str, width: int) -> Image.Image:
     heading = Image.new("RGB", (width, HEADING), PAPER)
     draw_text(ImageDraw.Draw(heading), (0, HEADING // 2), text, HEADING_SIZE, INK)
     return heading
-
-
-def _stack(parts: Sequence[Image.Image], width: int) -> Image.Image:
-    height = sum(part.height for part in parts)
-    sheet = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
-    top = MARGIN
-    for part in parts:
-        sheet.paste(part, (MARGIN, top))
-        top += part.height
-    return sheet

@@ -23,8 +23,10 @@ from alignseg_tf.data.listing import (
     LISTED,
     DataError,
     Sample,
+    expect,
     is_derived_file,
     list_problems,
+    naming,
 )
 from alignseg_tf.data.readers import (
     SWAPPED,
@@ -34,7 +36,7 @@ from alignseg_tf.data.readers import (
     upright,
     upright_size,
 )
-from alignseg_tf.preparation.annotation_files import Invalid, composed, expect
+from alignseg_tf.preparation.annotation_files import Invalid, composed
 from alignseg_tf.preparation.annotations import Annotated, Annotations
 from alignseg_tf.system.files import (
     RECORD_FILE,
@@ -118,19 +120,18 @@ class ImportReport:
     def text(self) -> str:
         """Return a summary and the next commands."""
         split = " and ".join(f"{count} {name}" for name, count in self.images.items())
-        total = int(self.pixels.sum()) + self.ignored
+        counts = [*self.pixels.tolist(), self.ignored]
         names = [*map(printable, self.label_space.classes), "(void)"]
-        rows = list(zip(names, [*self.pixels.tolist(), self.ignored], strict=True))
-        width = max(len(name) for name, _ in rows)
+        ids = [*range(len(self.pixels)), IGNORE]
+        width = max(map(len, names))
         lines = [f"{self.root}: {split} images", ""]
-        lines += [
-            f"{number if number < len(self.pixels) else IGNORE:>5}  {name:<{width}}"
-            f"  {100 * count / total:6.2f} % of the pixels"
-            for number, (name, count) in enumerate(rows)
-        ]
+        for number, name, count in zip(ids, names, counts, strict=True):
+            share = 100 * count / sum(counts)
+            lines.append(f"{number:>5}  {name:<{width}}  {share:6.2f} % of the pixels")
         if self.left_out:
             lines += ["", f"Left out: {self.left_out} images in which no pixel has a class"]
-        if absent := [name for name, count in rows[:-1] if not count]:
+        absent = [name for name, count in zip(names[:-1], counts, strict=False) if not count]
+        if absent:
             lines += ["", f"Warning: no pixel has the classes: {', '.join(absent)}"]
         if BACKGROUND in absent:
             lines.append("Every pixel is annotated: --unlabelled void omits background")
@@ -138,13 +139,9 @@ class ImportReport:
             shown = list_problems([printable(problem) for problem in self.skipped])
             more = f"; all are in {self.root / 'import.json'}" * (len(self.skipped) > LISTED)
             lines += ["", f"Skipped as invalid: {len(self.skipped)}{more}{shown}"]
-        lines += [
-            "",
-            "Next:",
-            f"  python -m alignseg_tf inspect {self.root} --output inspection",
-            f"  python -m training.train --data {self.root} --output runs/{self.root.name}",
-        ]
-        return "\n".join(lines)
+        inspect = f"  python -m alignseg_tf inspect {self.root} --output inspection"
+        train = f"  python -m training.train --data {self.root} --output runs/{self.root.name}"
+        return "\n".join([*lines, "", "Next:", inspect, train])
 
 
 def write_import(
@@ -322,18 +319,15 @@ def _label_space(
     names = [name for name in annotations.classes if name not in options.void]
     if options.unlabelled == BACKGROUND:
         names = [BACKGROUND, *(name for name in names if name != BACKGROUND)]
-    try:
-        if classes_file is not None:
-            there = label_space_from_file(classes_file)
-            what = f"the same classes in both imports: {', '.join(there.classes)}"
-            expect(set(names) <= set(there.classes), str(classes_file), what, ", ".join(names))
-            return there
-        colors = {BACKGROUND: (0, 0, 0), **annotations.colors}
-        others = iter(default_palette(len(names)))
-        palette = tuple(colors[name] if name in colors else next(others) for name in names)
-        return LabelSpace(tuple(names), palette)
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    if classes_file is not None:
+        there = label_space_from_file(classes_file)
+        what = f"the same classes in both imports: {', '.join(there.classes)}"
+        expect(set(names) <= set(there.classes), str(classes_file), what, ", ".join(names))
+        return there
+    colors = {BACKGROUND: (0, 0, 0), **annotations.colors}
+    others = iter(default_palette(len(names)))
+    palette = tuple(colors[name] if name in colors else next(others) for name in names)
+    return LabelSpace(tuple(names), palette)
 
 
 def _new_images(
@@ -395,11 +389,8 @@ class _Writer:
         """Draw the annotations on the upright image."""
         content = image.image if isinstance(image.image, bytes) else None
         path = image.file_name if isinstance(image.image, bytes) else image.image
-        try:
-            with opened(path, content=content) as pixels:
-                size, orientation = upright_size(pixels), orientation_of(pixels)
-        except DataError as error:
-            raise DataError(f"{image.source}: {error}") from error
+        with naming(image.source), opened(path, content=content) as pixels:
+            size, orientation = upright_size(pixels), orientation_of(pixels)
         is_stored, swaps = self.options.annotated_on == "stored", orientation >= SWAPPED
         size = size[::-1] if is_stored and swaps else size
         other = "upright" if is_stored else "stored"

@@ -165,8 +165,11 @@ def test_camvid_agrees_with_its_files():
         ({"classes": ["a"], "ids": 1}, "'ids' must be a list of whole numbers. Received: 1"),
         ({"classes": ["a"], "ignore_unlisted": 1}, "'ignore_unlisted' must be true or false"),
         ({"classes": ["a"], "colours": [], "Void": 1}, "unknown keys 'Void', 'colours'; expected"),
-        ({"label_space": "camvid", "void": 0}, "'label_space' says all, .* Received: 'void'"),
-        ({"label_space": ["camvid"]}, r"'label_space' must be one of .* Received: \['camvid'\]"),
+        (
+            {"label_space": "camvid", "void": 0},
+            r"no other key with 'label_space'. Received: \['void'\]",
+        ),
+        ({"label_space": ["camvid"]}, r"expected a 'label_space' of .* Received: \['camvid'\]"),
         ({"classes": ["a", " "]}, "the class name ' ' is blank"),
         ({"classes": ["a\x1b[31m"]}, r"the class name 'a\\x1b\[31m' has the character U\+001B"),
         ({"classes": ["a\n"]}, r"has the character U\+000A, which cannot be shown"),
@@ -215,7 +218,7 @@ def test_a_labelmap_is_read(tmp_path):
     assert space.void_colors == ((224, 224, 192),)
     for text, message in (
         ("cat:1,2::\n", r"labelmap\.txt, line 1: expected label:red,green,blue"),
-        ("cat:1,2,3::\ndog:1,2,3::\n", r"labelmap\.txt, line 2: 'dog' or \(1, 2, 3\) is there"),
+        ("cat:1,2,3::\ndog:1,2,3::\n", r"labelmap\.txt, line 2: expected another name and colour"),
         ("cat:1,2,300::\n", r"labelmap\.txt: `colors` must be"),
         ("", r"labelmap\.txt: `classes` must have"),
     ):
@@ -226,7 +229,7 @@ def test_a_labelmap_is_read(tmp_path):
 
 def test_classes_that_are_no_file_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / "classes.json")
-    with pytest.raises(ValueError, match=r"classes\.json: expected a file\. Received: .* a pipe"):
+    with pytest.raises(ValueError, match=r"classes\.json: expected a file\. Received: 'a pipe'"):
         label_space_from_file(tmp_path / "classes.json")
 
 
@@ -235,7 +238,7 @@ def test_a_built_in_label_space_by_name(tmp_path):
     path.write_text('{"label_space": "cityscapes"}')
     assert label_space_from_file(path) is CITYSCAPES
     path.write_text('{"label_space": "mars"}')
-    with pytest.raises(ValueError, match=r"one of \['street_scenes', .* Received: 'mars'"):
+    with pytest.raises(ValueError, match=r"of \['street_scenes', .* Received: 'mars'"):
         label_space_from_file(path)
 
 

@@ -251,7 +251,7 @@ def test_all_readers_say_what_is_wrong_with_a_file(read, tmp_path, monkeypatch):
     fails(r"the file starts with b'<html>'")
     path.unlink()
     os.mkfifo(path)
-    fails(r"x\.png: expected a file\. Received: a pipe")
+    fails(r"x\.png: expected a file\. Received: 'a pipe'")
     path.unlink()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3999)
     for size in ((40, 100), (80, 100)):  # above it, and above the double, where Pillow raises
@@ -266,7 +266,7 @@ def test_all_readers_say_what_is_wrong_with_a_file(read, tmp_path, monkeypatch):
         patch.setattr(Path, "open", lambda *args: (_ for _ in ()).throw(PermissionError()))
         fails("no permission to read")
     path = Path("/dev/null")
-    fails(r"expected a file\. Received: a device")
+    fails(r"expected a file\. Received: 'a device'")
 
 
 def test_the_smallest_side_is_that_of_the_model():

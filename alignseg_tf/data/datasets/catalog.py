@@ -24,7 +24,7 @@ from alignseg_tf.data.datasets.pascal_context import PASCAL_CONTEXT, PASCAL_CONT
 from alignseg_tf.data.datasets.pascal_voc import PASCAL_VOC, PASCAL_VOC_LAYOUT
 from alignseg_tf.data.datasets.street_scenes import STREET_SCENES
 from alignseg_tf.data.label_space import ABOUT, LabelSpace, label_space_of_labelmap
-from alignseg_tf.data.listing import DataError, read_csv, read_folder
+from alignseg_tf.data.listing import DataError, expect, read_csv, read_folder, special_kind
 
 CLASSES_FILES = ("classes.json", "labelmap.txt")
 LAYOUTS = {
@@ -84,10 +84,7 @@ def read_label_space(layout: Layout, path: Path) -> tuple[LabelSpace, Path | Non
     if not files and usual:
         return usual, None
     files = files or [folders[0] / CLASSES_FILES[0]]  # reading reports that it is missing
-    try:
-        stated, *others = map(label_space_from_file, files)
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    stated, *others = map(label_space_from_file, files)
     for file, other in zip(files[1:], others, strict=True):
         # The background need not be a class.
         if {*stated.classes, "background"} != {*other.classes, "background"}:
@@ -143,15 +140,10 @@ def label_space_from_dict(content: Mapping[str, Any], source: str) -> LabelSpace
     if not isinstance(content, Mapping) or "label_space" not in content:
         return LabelSpace.from_dict(content, source)
     name = content["label_space"]
-    if not isinstance(name, str) or name not in LABEL_SPACES:
-        raise ValueError(
-            f"{source}: 'label_space' must be one of {list(LABEL_SPACES)}. Received: {name!r}"
-        )
-    if others := sorted(set(content) - {"label_space", *ABOUT}):
-        raise ValueError(
-            f"{source}: 'label_space' says all, so expected no other key. "
-            f"Received: {', '.join(map(ascii, others))}"
-        )
+    is_known = isinstance(name, str) and name in LABEL_SPACES
+    expect(is_known, source, f"a 'label_space' of {list(LABEL_SPACES)}", name)
+    others = sorted(set(content) - {"label_space", *ABOUT})
+    expect(not others, source, "no other key with 'label_space'", others)
     return LABEL_SPACES[name]
 
 
@@ -159,22 +151,19 @@ def label_space_from_file(path: str | Path) -> LabelSpace:
     """Read a `classes.json`, or a `labelmap.txt` of CVAT.
 
     Raises:
-        ValueError: the file is missing or invalid.
+        DataError: the file is missing or invalid.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: expected a file. Received: a folder, a pipe or a device")
+    is_special = path.exists() and not path.is_file()
+    expect(not is_special, str(path), "a file", special_kind(path) or "a folder")
+    form = "text" if path.suffix == ".txt" else "JSON"
     try:
         text = path.read_text(encoding="utf-8-sig")
+        content = text if form == "text" else json.loads(text)
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; it lists the names of the classes") from error
-    except (OSError, ValueError) as error:
-        form = "text" if path.suffix == ".txt" else "JSON"
-        raise ValueError(f"{path}: not readable as {form} ({error})") from error
-    if path.suffix == ".txt":
+        raise DataError(f"{path}: no such file; it lists the names of the classes") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as {form} ({error})") from error
+    if form == "text":
         return label_space_of_labelmap(text, path)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
     return label_space_from_dict(content, str(path))

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from PIL import Image
 from alignseg_tf.data.datasets.catalog import LABEL_SPACES
 from alignseg_tf.data.datasets.written_once import FolderWrittenOnce
 from alignseg_tf.data.label_space import LabelSpace
-from alignseg_tf.data.listing import DataError
+from alignseg_tf.data.listing import DataError, expect, naming
 from alignseg_tf.system.files import write_bytes, write_text
 from alignseg_tf.system.fingerprints import FileFingerprints
 from alignseg_tf.system.progress import progress_bar
@@ -71,15 +72,10 @@ def write_folder(
         label_space: None for known data sets, or if TFDS names the classes.
 
     Raises:
-        DataError: TFDS is missing, has no such data set, the data set is not prepared, or its
-            features, splits or classes are ambiguous.
+        DataError: there is no such data set, it is not prepared, or its features, splits or
+            classes are ambiguous.
     """
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise DataError(
-            f"tfds:{name} needs TensorFlow Datasets: pip install tensorflow-datasets ({error})"
-        ) from error
+    import tensorflow_datasets as tfds  # takes seconds
 
     options = options or TfdsOptions()
     builder = _prepared_builder(name, tfds)
@@ -149,28 +145,29 @@ def _prepared_builder(name: str, tfds: Any) -> Any:
 
 def _feature_keys(name: str, features: Any, options: TfdsOptions, tfds: Any) -> tuple[str, str]:
     """Return the keys of the images and of the labels."""
-    if not isinstance(features, tfds.features.FeaturesDict):
-        raise DataError(f"tfds:{name}: expected a dictionary of features. Received: {features}")
+    is_dict = isinstance(features, tfds.features.FeaturesDict)
+    expect(is_dict, f"tfds:{name}", "a dictionary of features", features)
     listed = "".join(
         f"\n  {key}: {type(feature).__name__} {feature.shape}" for key, feature in features.items()
     )
-    image_keys = {k: f for k, f in features.items() if isinstance(f, tfds.features.Image)}
-    images = [k for k, f in image_keys.items() if f.shape[-1] == 3]
+    of_images = {k: f for k, f in features.items() if isinstance(f, tfds.features.Image)}
+    images = [key for key, feature in of_images.items() if feature.shape[-1] == 3]
     labels = [
-        k for k, f in image_keys.items()
-        if isinstance(f, tfds.features.LabeledImage)
-        or (f.shape[-1] == 1 and any(word in k.lower() for word in LABEL_WORDS))
-    ]  # fmt: skip
+        key
+        for key, feature in of_images.items()
+        if isinstance(feature, tfds.features.LabeledImage)
+        or (feature.shape[-1] == 1 and any(word in key.lower() for word in LABEL_WORDS))
+    ]
 
     def choose(given: str | None, option: str, found: list[str], preferred: set[str]) -> str:
-        if given is not None:
-            if given not in features or len(features[given].shape) not in (2, 3):
-                raise DataError(
-                    f"tfds:{name}: {option} must be one of the features that are image_keys. "
-                    f"Received: {given!r}; its features are:{listed}"
-                )
-            return given
-        best = sorted(preferred & set(found)) or found
+        if given is not None and (
+            given not in features or len(features[given].shape) not in (2, 3)
+        ):
+            raise DataError(
+                f"tfds:{name}: {option} must be one of the features that are images. "
+                f"Received: {given!r}; its features are:{listed}"
+            )
+        best = [given] if given else sorted(preferred & set(found)) or found
         if len(best) != 1:
             raise DataError(
                 f"tfds:{name}: {'several features' if best else 'no feature'} may be meant; say "
@@ -178,9 +175,11 @@ def _feature_keys(name: str, features: Any, options: TfdsOptions, tfds: Any) -> 
             )
         return best[0]
 
-    image_key = choose(options.image_key, "--image-key", images, {"image"})
     preferred = {"segmentation_mask", "segmentation_label"}
-    return image_key, choose(options.label_key, "--label-key", labels, preferred)
+    return (
+        choose(options.image_key, "--image-key", images, {"image"}),
+        choose(options.label_key, "--label-key", labels, preferred),
+    )
 
 
 def _split_expressions(
@@ -204,8 +203,7 @@ def _split_expressions(
                 f"Received: {expression!r} ({_first_line(error)}); its splits are: "
                 f"{', '.join(splits)}"
             ) from error
-        if not count:
-            raise DataError(f"tfds:{name}: --{part}-split {expression!r} has no images")
+        expect(count > 0, f"tfds:{name}", f"images in --{part}-split", expression)
         found[part] = (expression, count)
     return found
 
@@ -213,20 +211,17 @@ def _split_expressions(
 def _label_space_of(name: str, builder: Any, label_key: str) -> LabelSpace:
     if known := KNOWN_LABELS.get((builder.name, label_key)):
         return LABEL_SPACES[known]
-    try:
+    classes: tuple[str, ...] = ()
+    with suppress(AttributeError, ValueError):  # no labelled image, or its names are not known
         classes = tuple(builder.info.features[label_key].names)
-    except (AttributeError, ValueError):  # no labelled image, or its names are not known
-        classes = ()
     # Where TFDS knows only the number of classes, it calls them 0, 1, ...
-    if classes and classes != tuple(map(str, range(len(classes)))):
-        try:
-            return LabelSpace(classes)
-        except ValueError as error:
-            raise DataError(f"tfds:{name}: {error}") from error
-    raise DataError(
-        f"tfds:{name}: TFDS does not name the classes of {label_key!r}; give --label-space, one of "
-        f"{', '.join(LABEL_SPACES)}, or a file classes.json"
-    )
+    if not classes or classes == tuple(map(str, range(len(classes)))):
+        raise DataError(
+            f"tfds:{name}: TFDS does not name the classes of {label_key!r}; give --label-space, "
+            f"one of {', '.join(LABEL_SPACES)}, or a file classes.json"
+        )
+    with naming(f"tfds:{name}"):
+        return LabelSpace(classes)
 
 
 def _records(
@@ -276,8 +271,7 @@ def _as_file(
         raise DataError(f"{where}: expected PNG, JPEG or BMP. Received: {stored[:8]!r}...")
     if not is_label:
         return stored, suffix
-    if suffix == ".jpg":
-        raise DataError(f"{where}: the label is stored as JPEG, which does not keep its values")
+    expect(suffix != ".jpg", where, "a lossless label", "JPEG")
     with Image.open(io.BytesIO(stored)) as image:
         mode = image.mode
     if feature.shape[-1] == 1 and mode not in ONE_CHANNEL:
@@ -289,8 +283,7 @@ def _as_file(
 def _png(values: np.ndarray, where: str) -> bytes:
     if values.ndim == 3 and values.shape[-1] == 1:
         values = values[..., 0]
-    if values.dtype != np.uint8:
-        raise DataError(f"{where}: expected uint8. Received: {values.dtype}")
+    expect(values.dtype == np.uint8, where, "uint8", values.dtype)
     content = io.BytesIO()
     Image.fromarray(values).save(content, "PNG")
     return content.getvalue()
