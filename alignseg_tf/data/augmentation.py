@@ -77,7 +77,7 @@ class Augmentation:
             (
                 "scale",
                 is_tenths or self.scale_distribution != "tenths",
-                "tenths apart, for a distribution in tenths",
+                "a range of ends that are tenths apart",
             ),
             ("max_class_share", 0 < self.max_class_share <= 1, "in (0, 1]"),
             ("color", 0 <= self.color < 1, "in [0, 1)"),

@@ -23,6 +23,11 @@ from alignseg_tf.data.sources import open_data
 from alignseg_tf.preparation import contact_sheet, inspection
 
 Change = Callable[[np.ndarray], np.ndarray]
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n"
+
+
+def unchanged(values: np.ndarray) -> np.ndarray:
+    return values
 
 
 def first(root: Path, kind: str, split: str = "train") -> Path:
@@ -44,27 +49,37 @@ def change(path: Path, values: Change, suffix: str = ".png") -> Path:
 
 
 def change_first(kind: str, values: Change, suffix: str = ".png") -> Callable[[Path], None]:
+    return lambda root: change(first(root, kind), values, suffix) and None
+
+
+def change_all(pattern: str, values: Change, classes: str = "", suffix: str = ".png"):
     def damage(root: Path) -> None:
-        change(first(root, kind), values, suffix)
+        for path in sorted(root.glob(pattern)):
+            change(path, values, suffix)
+        if classes:
+            (root / "classes.json").write_text(classes)
 
     return damage
 
 
-def change_all(pattern: str, values: Change, classes: str = "") -> Callable[[Path], None]:
+def rewrite_first(kind: str, content: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     def damage(root: Path) -> None:
-        for path in sorted(root.glob(pattern)):
-            change(path, values)
-        if classes:
-            write_classes(classes)(root)
+        path = first(root, kind)
+        path.write_bytes(content(path.read_bytes()))
+
+    return damage
+
+
+def rename_all(folder: str, name: Callable[[Path], Path]) -> Callable[[Path], None]:
+    def damage(root: Path) -> None:
+        for path in sorted((root / folder).iterdir()):
+            path.rename(name(path))
 
     return damage
 
 
 def write_classes(text: str) -> Callable[[Path], None]:
-    def damage(root: Path) -> None:
-        (root / "classes.json").write_text(text)
-
-    return damage
+    return lambda root: (root / "classes.json").write_text(text) and None
 
 
 def write_csv(root: Path, columns=("image", "label", "split"), encoding="utf-8") -> Path:
@@ -108,23 +123,8 @@ def latin_csv(root):
     return write_csv(root, encoding="latin-1")
 
 
-def heic_images(root):
-    for path in (root / "images/val").iterdir():
-        path.rename(path.with_suffix(".heic"))
-
-
-def longer_label_names(root):
-    for path in (root / "labels/train").iterdir():
-        path.rename(path.with_stem(f"{path.stem}_mask"))
-
-
-def jpeg_labels(root):
-    for path in (root / "labels/train").iterdir():
-        change(path, lambda values: values, ".jpg")
-
-
 def jpeg_label_in_csv(root):
-    change(first(root, "labels"), lambda values: values, ".jpg")
+    change(first(root, "labels"), unchanged, ".jpg")
     return write_csv(root)
 
 
@@ -148,24 +148,9 @@ def bytes_in_names(root):
         path.rename(path.with_stem(os.fsdecode(b"\xe4")))
 
 
-def halve(kind: str) -> Callable[[Path], None]:
-    def damage(root: Path) -> None:
-        path = first(root, kind)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-    return damage
-
-
-def flip_a_bit(root):
-    path = first(root, "labels")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def lfs_pointer(root):
-    text = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n"
-    first(root, "images").write_text(text)
+def flip_a_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
 def broken_link(root):
@@ -247,10 +232,12 @@ DAMAGES: dict[str, Callable[[Path], Path | None]] = {
     "A split has the wrong name": lambda root: (
         (root / "images/val").rename(root / "images/validation") and None
     ),
-    "Images have an unknown format": heic_images,
+    "Images have an unknown format": rename_all("images/val", lambda p: p.with_suffix(".heic")),
     "A label is missing": lambda root: first(root, "labels").unlink(),
-    "Label names have an extra suffix": longer_label_names,
-    "Labels are JPEG files": jpeg_labels,
+    "Label names have an extra suffix": rename_all(
+        "labels/train", lambda path: path.with_stem(f"{path.stem}_mask")
+    ),
+    "Labels are JPEG files": change_all("labels/train/*", unchanged, suffix=".jpg"),
     "A CSV list names a JPEG label": jpeg_label_in_csv,
     "Two images share a name": copy_of("images", ".bmp"),
     "Two labels share a name": copy_of("labels", ".tif"),
@@ -259,11 +246,11 @@ DAMAGES: dict[str, Callable[[Path], Path | None]] = {
     "A CSV line is incomplete": csv_line(lambda line: f"{line.split(',')[0]},,train"),
     "A CSV list has no rows of a split": csv_without_val,
     "A file name is not UTF-8": bytes_in_names,
-    "A file is empty": lambda root: first(root, "images").write_bytes(b"") and None,
-    "An image is truncated": halve("images"),
-    "A label is truncated": halve("labels"),
-    "A file is corrupt": flip_a_bit,
-    "A file is not an image": lfs_pointer,
+    "A file is empty": rewrite_first("images", lambda content: b""),
+    "An image is truncated": rewrite_first("images", lambda content: content[: len(content) // 2]),
+    "A label is truncated": rewrite_first("labels", lambda content: content[: len(content) // 2]),
+    "A file is corrupt": rewrite_first("labels", flip_a_bit),
+    "A file is not an image": rewrite_first("images", lambda content: LFS_POINTER),
     "A link is broken": broken_link,
     "A file has no read permission": no_permission,
     "An image is too large": lambda root: (
@@ -448,12 +435,9 @@ def test_several_problems_are_all_reported(folder, tmp_path, capsys):
         assert text in printed
     assert printed.count("unknown label values") == inspection.NAMED
     with (tmp_path / "out/images.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert sum("unknown label values" in row["problem"] for row in rows) == 4
-    assert sum(not row["problem"] for row in rows) == 2
-
-
-def test_data_without_a_sound_image_are_reported_too(folder, tmp_path, capsys):
+        problems = [row["problem"] for row in csv.DictReader(file)]
+    assert sum("unknown label values" in problem for problem in problems) == 4
+    assert problems.count("") == 2
     for path in (folder / "images").rglob("*.png"):
         path.write_bytes(b"")
     assert main(["inspect", str(folder), "--output", str(tmp_path / "out")]) == 1

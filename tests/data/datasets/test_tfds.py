@@ -113,7 +113,14 @@ def stored(root):
     }
 
 
-def test_the_stored_bytes_come_through(tmp_path):
+def assert_labels(data, split):
+    """The labels are those of the test split."""
+    labels = sorted(np.asarray(Image.open(s.label)).tobytes() for s in data.samples(split))
+    expected = [np.asarray(Image.open(io.BytesIO(sample(i)[1]))).tobytes() for i in (5, 6, 7)]
+    assert labels == sorted(expected)
+
+
+def test_the_stored_bytes_come_through_and_are_kept(tmp_path, monkeypatch):
     data = open_data("tfds:drawn_boxes")
     for split, indices in (("train", range(5)), ("val", range(5, 8))):
         pairs = [(s.image.read_bytes(), s.label.read_bytes()) for s in data.samples(split)]
@@ -123,17 +130,13 @@ def test_the_stored_bytes_come_through(tmp_path):
     assert data.label_space == LabelSpace(CLASSES)
     assert data.root.is_relative_to(tmp_path / "cache" / "tfds")
     assert data.root.name.startswith("drawn_boxes-1.2.0-")
+    before = {path: path.stat().st_mtime_ns for path in data.root.rglob("*")}
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_dataset", None)
+    assert open_data("tfds:drawn_boxes:1.2.0").root == data.root
+    assert {path: path.stat().st_mtime_ns for path in data.root.rglob("*")} == before
     again = open_data(data.root)
     assert again.label_space == data.label_space
     assert check_samples(again.samples("train"), again.label_space).all_counts[:, -1].sum() == 0
-
-
-def test_a_complete_folder_is_kept(monkeypatch):
-    data = open_data("tfds:drawn_boxes:1.2.0")
-    before = {path: path.stat().st_mtime_ns for path in data.root.rglob("*")}
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_dataset", None)
-    assert open_data("tfds:drawn_boxes").root == data.root
-    assert {path: path.stat().st_mtime_ns for path in data.root.rglob("*")} == before
 
 
 def test_a_folder_whose_files_were_changed_is_refused(tmp_path):
@@ -172,18 +175,14 @@ def test_a_killed_call_is_taken_up(tmp_path):
     assert stored(write_folder("drawn_boxes", tmp_path / "a")[0]) == stored(whole)
 
 
-def test_splits_and_keys_can_be_given():
+def test_splits_and_keys_can_be_given(tmp_path):
     options = TfdsOptions(train_split="test", val_split="train[:40%]", label_key="ids")
     space = LabelSpace(("x", "y"))
-    root, found = write_folder("drawn_boxes", open_data("tfds:drawn_boxes").root.parent, options,
-                               space)  # fmt: skip
+    root, found = write_folder("drawn_boxes", tmp_path, options, space)
     assert found == space == label_space_from_file(root / "classes.json")
     assert [len(list((root / "images" / split).iterdir())) for split in ("train", "val")] == [3, 2]
     data = open_data(root)
-    # A tensor has no stored image: it becomes a PNG of the same values.
-    labels = sorted(np.asarray(Image.open(s.label)).tobytes() for s in data.samples("train"))
-    expected = [np.asarray(Image.open(io.BytesIO(sample(i)[1]))).tobytes() for i in (5, 6, 7)]
-    assert labels == sorted(expected)
+    assert_labels(data, "train")  # a tensor has no stored image: it becomes a PNG
 
 
 def test_other_options_make_another_folder():
@@ -200,9 +199,7 @@ def test_labels_in_colour_become_what_tfds_makes_of_them(tmp_path):
         open_data("tfds:unnamed_boxes")
     (tmp_path / "classes.json").write_text(json.dumps({"classes": CLASSES}))
     data = open_data("tfds:unnamed_boxes", label_space=tmp_path / "classes.json")
-    labels = sorted(np.asarray(Image.open(s.label)).tobytes() for s in data.samples("val"))
-    expected = [np.asarray(Image.open(io.BytesIO(sample(i)[1]))).tobytes() for i in (5, 6, 7)]
-    assert labels == sorted(expected)
+    assert_labels(data, "val")
 
 
 def test_lossy_labels_are_refused():
