@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from alignseg_tf.data.label_space import IGNORE
+from alignseg_tf.data.listing import expect
 
 Tensor = Any
 
@@ -63,27 +64,19 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         low, high = self.scale
-        distributions, placements = ", ".join(SCALE_DISTRIBUTIONS), ", ".join(PLACEMENTS)
-        is_tenths = abs((high - low) * 10 % 1 - 0.5) >= 0.499
-        for name, fits, expected in (
-            ("crop_size", min(self.crop_size) >= 32, "at least 32 x 32"),
-            ("scale", 0 < low <= high, "0 < low <= high"),
-            (
-                "scale_distribution",
-                self.scale_distribution in SCALE_DISTRIBUTIONS,
-                f"one of {distributions}",
-            ),
-            ("placement", self.placement in PLACEMENTS, f"one of {placements}"),
-            (
-                "scale",
-                is_tenths or self.scale_distribution != "tenths",
-                "a range of ends that are tenths apart",
-            ),
-            ("max_class_share", 0 < self.max_class_share <= 1, "in (0, 1]"),
-            ("color", 0 <= self.color < 1, "in [0, 1)"),
+        expect(min(self.crop_size) >= 32, "`crop_size`", "at least 32 x 32", self.crop_size)
+        expect(0 < low <= high, "`scale`", "0 < low <= high", self.scale)
+        distribution, placement = self.scale_distribution, self.placement
+        for name, value, choices in (
+            ("`scale_distribution`", distribution, SCALE_DISTRIBUTIONS),
+            ("`placement`", placement, PLACEMENTS),
         ):
-            if not fits:
-                raise ValueError(f"`{name}` must be {expected}. Received: {getattr(self, name)!r}")
+            expect(value in choices, name, f"one of {', '.join(choices)}", value)
+        fits = distribution != "tenths" or abs((high - low) * 10 % 1 - 0.5) >= 0.499
+        expect(fits, "`scale` in tenths", "ends that are tenths apart", self.scale)
+        share = self.max_class_share
+        expect(0 < share <= 1, "`max_class_share`", "a number in (0, 1]", share)
+        expect(0 <= self.color < 1, "`color`", "a number in [0, 1)", self.color)
 
     def __call__(
         self, image: Tensor, label: Tensor, seed: Tensor, wanted: Tensor | None = None

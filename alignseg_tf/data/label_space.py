@@ -87,37 +87,24 @@ class LabelSpace:
         object.__setattr__(self, "ids", self.ids or tuple(range(count)))
         colors = [*(color for group in self.colors for color in group), *self.void_colors]
         twice = sorted({color for color in colors if colors.count(color) > 1})
-        values = (*self.ids, self.void)
-        received = f"ids={self.ids}, void={self.void}"
-        numbers = [len(group) for group in self.colors]
-        for fits, expected, shown in (
-            (1 <= count <= MAX_CLASSES, f"`classes` must have 1 to {MAX_CLASSES} names", count),
-            (len(set(self.classes)) == count, "`classes` must differ", self.classes),
-            (
-                not numbers or (len(numbers) == count and all(numbers)),
-                f"`colors` must have one or more colours for each of the {count} classes",
-                f"{numbers} colours",
-            ),
-            (not twice, "`colors` and `void_colors` must differ", f"twice: {twice}"),
-            (
-                len(self.palette) == count,
-                f"`palette` must have one [r, g, b] for each of the {count} classes",
-                f"{len(self.palette)} colours",
-            ),
-            (_are_colors(colors), "`colors` must be [r, g, b] of 0..255", colors),
-            (_are_colors(self.palette), "`palette` must be [r, g, b] of 0..255", self.palette),
-            (
-                len(self.ids) == count and len(set(values)) == count + 1,
-                f"the file values of {count} classes and of void must all differ",
-                received,
-            ),
-            (all(0 <= value <= 255 for value in values), "file values must be 0..255", received),
-        ):
-            if not fits:
-                raise DataError(f"{expected}. Received: {shown}")
+        values, numbers = (*self.ids, self.void), [len(group) for group in self.colors]
+        expect(1 <= count <= MAX_CLASSES, "`classes`", f"1 to {MAX_CLASSES} names", count)
+        expect(len(set(self.classes)) == count, "`classes`", "names that differ", self.classes)
         for name in self.classes:
             if problem := _name_problem(name):
                 raise DataError(f"the class name {name!a} {problem}")
+        each = f"for each of the {count} classes"
+        fits = not numbers or (len(numbers) == count and all(numbers))
+        expect(fits, "`colors`", f"one or more colours {each}", numbers)
+        expect(not twice, "`colors` and `void_colors`", "colours that differ", twice)
+        expect(len(self.palette) == count, "`palette`", f"one colour {each}", len(self.palette))
+        for what, given in (("`colors`", colors), ("`palette`", self.palette)):
+            fits = all(len(c) == 3 and all(0 <= x <= 255 for x in c) for c in given)
+            expect(fits, what, "[r, g, b] of 0..255", given)
+        fits = len(self.ids) == count and len(set(values)) == count + 1
+        expect(fits, "`ids` and `void`", f"{count + 1} values that differ", values)
+        fits = all(0 <= value <= 255 for value in values)
+        expect(fits, "`ids` and `void`", "values of 0..255", values)
 
     @property
     def num_classes(self) -> int:
@@ -151,14 +138,12 @@ class LabelSpace:
         """
         count = self.num_classes
         found = set(np.unique(class_map).tolist())
-        if unknown := sorted(found - {*range(count), IGNORE}):
-            raise DataError(
-                f"`class_map` must hold 0..{count - 1} and {IGNORE}. Received: {unknown}"
-            )
+        has_void = not self.colors or bool(self.void_colors)
+        unknown = sorted(found - {*range(count), *([IGNORE] * has_void)})
+        what = f"0..{count - 1} and, if there are `void_colors`, {IGNORE}"
+        expect(not unknown, "`class_map`", what, unknown)
         values: list[Any] = [*self.ids, self.void]
         if self.colors:
-            if IGNORE in found and not self.void_colors:
-                raise DataError(f"`class_map` holds {IGNORE}, but there are no `void_colors`")
             values = [colors[0] for colors in (*self.colors, self.void_colors or ((0, 0, 0),))]
         return np.array(values, np.uint8)[np.minimum(class_map, count)]
 
@@ -249,10 +234,6 @@ def read_labelmap(text: str, path: Path) -> dict[str, Color]:
     return colors
 
 
-def _are_colors(colors: Iterable[Color]) -> bool:
-    return all(len(color) == 3 and all(0 <= x <= 255 for x in color) for color in colors)
-
-
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
@@ -270,8 +251,7 @@ _FORMS = {
 def _read(value: Any, key: str) -> Any:
     """Return a value of `classes.json` with tuples for lists."""
     if key == "ignore_unlisted":
-        if not isinstance(value, bool):
-            raise DataError(f"'{key}' must be true or false. Received: {value!r}")
+        expect(isinstance(value, bool), f"'{key}'", "true or false", value)
         return value
     depth, form = _FORMS[key]
     if key == "colors" and _is_list(value):
@@ -282,8 +262,8 @@ def _read(value: Any, key: str) -> Any:
         if depth and _is_list(part):
             return tuple(read(item, depth - 1) for item in part)
         is_number = isinstance(part, int | float) and not isinstance(part, bool)
-        if depth or not is_number or part % 1 != 0:  # 2.0 is a whole number
-            raise DataError(f"'{key}' must be {form}. Received: {part!r}")
+        fits = not depth and is_number and part % 1 == 0  # 2.0 is a whole number
+        expect(fits, f"'{key}'", form, part)
         return int(part)
 
     return read(value, depth)

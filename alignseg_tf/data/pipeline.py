@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from alignseg_tf.data.augmentation import Augmentation
 from alignseg_tf.data.label_space import IGNORE, LabelSpace
-from alignseg_tf.data.listing import DataError, Sample
+from alignseg_tf.data.listing import DataError, Sample, expect
 from alignseg_tf.data.readers import load_sample
 
 DEFAULT_CACHE_BYTES = 2 << 30
@@ -90,13 +90,9 @@ class RareClassSampling:
     temperature: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.counts.ndim != 2 or not self.counts.any():
-            raise ValueError(
-                "`counts` must be [images, classes] with pixels in it. Received: shape "
-                f"{self.counts.shape}, {self.counts.sum()} pixels"
-            )
-        if self.temperature <= 0:
-            raise ValueError(f"`temperature` must be positive. Received: {self.temperature}")
+        fits = self.counts.ndim == 2 and bool(self.counts.any())
+        expect(fits, "`counts`", "[images, classes] with pixels in it", self.counts)
+        expect(self.temperature > 0, "`temperature`", "a positive number", self.temperature)
 
     def probabilities(self) -> np.ndarray:
         """Return the probability of each class, float64 [classes]; 0 for one without pixels."""
@@ -165,17 +161,12 @@ class TrainingBatches:
     def __post_init__(self) -> None:
         steps_per_epoch(len(self.samples), self.batch_size)
         part, parts = self.shard
-        if not 0 <= part < parts or self.batch_size % parts:
-            raise ValueError(
-                "`shard` must be (index, count) with 0 <= index < count and a batch that count "
-                f"divides. Received: shard={self.shard}, batch_size={self.batch_size}"
-            )
-        rare = self.rare_classes
-        if rare is not None and len(rare.counts) != len(self.samples):
-            raise ValueError(
-                f"`rare_classes` must have the counts of the {len(self.samples)} samples. "
-                f"Received: counts of {len(rare.counts)}"
-            )
+        fits = 0 <= part < parts and self.batch_size % parts == 0
+        what = f"(index, count), 0 <= index < count, where count divides {self.batch_size}"
+        expect(fits, "`shard`", what, self.shard)
+        count = len(self.rare_classes.counts if self.rare_classes else self.samples)
+        what = f"the counts of {len(self.samples)} samples"
+        expect(count == len(self.samples), "`rare_classes`", what, count)
 
     @property
     def steps(self) -> int:

@@ -23,10 +23,10 @@ from alignseg_tf.data.datasets.tfds import TfdsOptions
 from alignseg_tf.data.label_space import LabelSpace
 from alignseg_tf.data.listing import (
     IMAGE_SUFFIXES,
-    DataError,
     Sample,
     Skipped,
     add_by_suffix,
+    expect,
     list_files,
 )
 
@@ -93,20 +93,16 @@ def open_data(
     """
     given = None if label_space is None else _named_label_space(label_space)
     if str(data).startswith("tfds:"):
-        if layout not in (None, "folder"):
-            raise DataError(f"{data} becomes a folder: it takes no --layout. Received: {layout!r}")
+        fits = layout in (None, "folder")
+        expect(fits, str(data), "no --layout, since it becomes a folder", layout)
         name = str(data).removeprefix("tfds:")
         root, found_space = tfds.write_folder(name, cache_folder() / "tfds", tfds_options, given)
         return DataSource(root, LAYOUTS["folder"], found_space)
-    if tfds_options not in (None, TfdsOptions()):
-        raise DataError(
-            "--image-key, --label-key, --train-split and --val-split belong to data tfds:NAME. "
-            f"Received: {data}"
-        )
+    options = "--image-key, --label-key, --train-split and --val-split"
+    expect(tfds_options in (None, TfdsOptions()), options, "data tfds:NAME", str(data))
     if str(data) == "street_scenes":
         data = street_painter.write_folder(cache_folder() / "street_scenes")
-    if layout not in (None, *LAYOUTS):
-        raise DataError(f"the layout must be one of {', '.join(LAYOUTS)}. Received: {layout!r}")
+    expect(layout in (None, *LAYOUTS), "--layout", f"one of {', '.join(LAYOUTS)}", layout)
     path = Path(data)
     found = LAYOUTS[layout] if layout else find_layout(path)
     return DataSource(path, found, *((given,) if given else read_label_space(found, path)))
@@ -115,9 +111,6 @@ def open_data(
 def _named_label_space(name: str | Path) -> LabelSpace:
     if str(name) in LABEL_SPACES:
         return LABEL_SPACES[str(name)]
-    if not Path(name).is_file():
-        raise DataError(
-            f"--label-space must be one of {', '.join(LABEL_SPACES)}, or a file like "
-            f"classes.json. Received: {str(name)!r}"
-        )
+    what = f"one of {', '.join(LABEL_SPACES)}, or a file like classes.json"
+    expect(Path(name).is_file(), "--label-space", what, str(name))
     return label_space_from_file(name)

@@ -101,13 +101,13 @@ def test_one_batch_can_be_made_again(folder, rare):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shard": (2, 2)}, r"0 <= index < count .* Received: shard="),
-        ({"shard": (-1, 2)}, r"0 <= index < count .* Received: shard="),
-        ({"shard": (0, 4)}, r"0 <= index < count .* Received: shard="),
+        ({"shard": (2, 2)}, "0 <= index < count, .* Received: .(2, 2|-1, 2|0, 4)"),
+        ({"shard": (-1, 2)}, "0 <= index < count, .* Received: .(2, 2|-1, 2|0, 4)"),
+        ({"shard": (0, 4)}, "0 <= index < count, .* Received: .(2, 2|-1, 2|0, 4)"),
         ({"batch_size": 7}, "a batch of 7 needs as many .* Received: 6"),
         (
             {"rare_classes": RareClassSampling(np.ones((1, 3), int))},
-            "the counts of the 6 samples. Received: counts of 1",
+            "expected the counts of 6 samples. Received: 1",
         ),
     ],
 )
@@ -159,9 +159,9 @@ def test_rare_classes_have_the_probabilities_of_the_paper():
         np.testing.assert_allclose(probabilities[:3], expected / expected.sum(), rtol=1e-6)
         assert probabilities[3] == 0
     assert RareClassSampling(counts, 1e-6).probabilities()[2] == 1
-    with pytest.raises(ValueError, match="`temperature` must be positive. Received: 0"):
+    with pytest.raises(ValueError, match="`temperature`: expected a positive number. Received: 0"):
         RareClassSampling(counts, 0.0)
-    with pytest.raises(ValueError, match=r"pixels in it. Received: shape \(2, 3\), 0 pixels"):
+    with pytest.raises(ValueError, match=r"pixels in it. Received: array\(\[\[0, 0, 0"):
         RareClassSampling(np.zeros((2, 3), int))
 
 

@@ -53,7 +53,7 @@ def test_a_label_space_can_be_given(folder, tmp_path):
     assert data.label_space.classes == ("a", "b", "c")
     (folder / "classes.json").unlink()
     assert open_data(folder, label_space="camvid").label_space == LABEL_SPACES["camvid"]
-    with pytest.raises(DataError, match="--label-space must be one of .*camvid.*'camvit'"):
+    with pytest.raises(DataError, match="--label-space: expected one of .*camvid.*'camvit'"):
         open_data(folder, label_space="camvit")
     (tmp_path / "mine.json").write_text("{}")
     with pytest.raises(DataError, match=r"mine\.json: expected an object with a list of names"):
@@ -61,9 +61,9 @@ def test_a_label_space_can_be_given(folder, tmp_path):
 
 
 def test_what_does_not_belong_together_is_refused(folder):
-    with pytest.raises(DataError, match=r"--train-split and --val-split belong to data tfds:NAME"):
+    with pytest.raises(DataError, match=r"--train-split and --val-split: expected data tfds:NAME"):
         data_from_arguments(parse("--data", str(folder), "--val-split", "test"))
-    with pytest.raises(DataError, match="becomes a folder: it takes no --layout. Received: 'csv'"):
+    with pytest.raises(DataError, match="no --layout, since it becomes a folder. Received: 'csv'"):
         data_from_arguments(parse("--data", "tfds:anything", "--layout", "csv"))
-    with pytest.raises(DataError, match="the layout must be one of csv.*'cvs'"):
+    with pytest.raises(DataError, match="--layout: expected one of csv.*'cvs'"):
         open_data(folder, layout="cvs")

@@ -624,7 +624,7 @@ MASK = "SegmentationClass/a/frame 1.000.png"
     [
         ("labelmap.txt", "table::\n", r"labelmap\.txt, line 1: expected label:red,green,blue"),
         ("labelmap.txt", f"{LABELMAP}lid:128,0,0::\n", r"line 5: expected another name and colour"),
-        ("labelmap.txt", f"{LABELMAP}lid:300,0,0::\n", r"labelmap\.txt: .colors. must be \[r, g"),
+        ("labelmap.txt", f"{LABELMAP}lid:300,0,0::\n", r"labelmap\.txt: .colors.: expected \[r, g"),
         ("labelmap.txt", "background:0,0,0::\n", "expected labels besides the background"),
         ("labelmap.txt", "table:128,0,0::", r"1\.000\.png: unknown label colours \[\(0, 128"),
         ("labelmap.txt", None, r"labelmap\.txt: no such file"),
