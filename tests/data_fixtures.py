@@ -53,16 +53,22 @@ def folder(root: Path) -> Path:
     return write_folder(root, train=3, val=1)
 
 
+def write_csv(
+    root: Path, rows: Sequence | None = None, columns: Sequence[str] = ("image", "label", "split"),
+    encoding: str = "utf-8",
+) -> Path:  # fmt: skip
+    """Write `list.csv`, by default of all images of a folder; the first is on line 2."""
+    if rows is None:
+        images, labels = (sorted((root / kind).glob("*/*")) for kind in ("images", "labels"))
+        pairs = zip(images, labels, strict=True)
+        rows = [(x.relative_to(root), y.relative_to(root), x.parent.name) for x, y in pairs]
+    with (root / "list.csv").open("w", newline="", encoding=encoding) as file:
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+    return root / "list.csv"
+
+
 def csv_list(root: Path) -> Path:
-    write_folder(root, train=3, val=1)
-    with (root / "samples.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "label", "split"])
-        for split in ("train", "val"):
-            for image in sorted((root / "images" / split).iterdir()):
-                name = image.relative_to(root / "images").as_posix()
-                writer.writerow([f"images/{name}", f"labels/{name}", split])
-    return root / "samples.csv"
+    return write_csv(folder(root))
 
 
 CITYSCAPES_VALUES = (7, 8, 11, 23, 26, 33, 0, 1, 4, 29)
@@ -72,41 +78,31 @@ def cityscapes(root: Path, encoding: str = "labelIds") -> Path:
     """LabelIds, of which 0, 1, 4 and 29 have no class; beside them what else gtFine holds."""
     train_ids = np.full(256, 255, np.uint8)
     train_ids[[7, 8, 11, 23, 26, 33]] = (0, 1, 2, 10, 13, 18)
-    for seed, (split, name) in enumerate(
-        (
-            ("train", "aachen/aachen_000000_000019"),
-            ("train", "aachen/aachen_000001_000019"),
-            ("train", "ulm/ulm_000000_000019"),
-            ("val", "munster/munster_000000_000019"),
-            ("test", "berlin/berlin_000000_000019"),
-        )
-    ):
+    names = (
+        "train/aachen/aachen_000000", "train/aachen/aachen_000001", "train/ulm/ulm_000000",
+        "val/munster/munster_000000", "test/berlin/berlin_000000",
+    )  # fmt: skip
+    for seed, name in enumerate(names):
         label = _stripes(CITYSCAPES_VALUES, seed)
-        _save(_photograph(label, seed), root / "leftImg8bit" / split / f"{name}_leftImg8bit.png")
-        if split == "test":
-            label = np.zeros_like(label)
-        beside = root / "gtFine" / split
-        values = label if encoding == "labelIds" else train_ids[label]
-        _save(values, beside / f"{name}_gtFine_{encoding}.png")
-        _save(label.astype(np.uint16) * 1000, beside / f"{name}_gtFine_instanceIds.png")
-        _save(_photograph(label).convert("RGBA"), beside / f"{name}_gtFine_color.png")
-        (beside / f"{name}_gtFine_polygons.json").write_text("{}")
+        _save(_photograph(label, seed), root / "leftImg8bit" / f"{name}_000019_leftImg8bit.png")
+        label = label * (not name.startswith("test"))
+        beside = f"{root / 'gtFine' / name}_000019_gtFine_"
+        _save(
+            label if encoding == "labelIds" else train_ids[label], Path(f"{beside}{encoding}.png")
+        )
+        _save(label.astype(np.uint16) * 1000, Path(f"{beside}instanceIds.png"))
+        _save(_photograph(label).convert("RGBA"), Path(f"{beside}color.png"))
+        Path(f"{beside}polygons.json").write_text("{}")
     return root
 
 
 def ade20k(root: Path) -> Path:
     """1..150 and 0; images of several sizes, as there are."""
-    for seed, (split, name) in enumerate(
-        (
-            ("training", "ADE_train_00000001"),
-            ("training", "ADE_train_00000002"),
-            ("training", "ADE_train_00000003"),
-            ("validation", "ADE_val_00000001"),
-        )
-    ):
+    names = [f"training/ADE_train_0000000{i}" for i in (1, 2, 3)] + ["validation/ADE_val_00000001"]
+    for seed, name in enumerate(names):
         label = _stripes((1, 2, 3, 0, 150), seed, size=(SIZE, (72, 88))[seed % 2])
-        _save(_photograph(label, seed), root / "images" / split / f"{name}.jpg")
-        _save(label, root / "annotations" / split / f"{name}.png")
+        _save(_photograph(label, seed), root / "images" / f"{name}.jpg")
+        _save(label, root / "annotations" / f"{name}.png")
     (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n")
     (root / "sceneCategories.txt").write_text("ADE_train_00000001 airport_terminal\n")
     return root

@@ -1,4 +1,3 @@
-import csv
 import os
 import shutil
 import struct
@@ -10,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 from conftest import CLASSES
+from data_fixtures import write_csv
 from PIL import Image, TiffImagePlugin
 
 from alignseg_tf.data import image_headers
@@ -85,12 +85,6 @@ def test_folder_problems_are_named(folder):
         image.unlink()
     with pytest.raises(DataError, match=r"images/val: no images"):
         read_folder(folder, "val")
-
-
-def write_csv(folder, rows, columns=("image", "label", "split")):
-    with (folder / "list.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
-    return folder / "list.csv"
 
 
 def test_csv_is_relative_to_its_folder(folder):

@@ -41,16 +41,6 @@ def test_files_are_found_in_another_form_of_their_name(tmp_path):
     assert finder.find(tmp_path, "a\0.png") is None
 
 
-def test_the_longest_end_of_a_path_is_found(tmp_path):
-    make(tmp_path, "a.png", "left/a.png")
-    finder = FileFinder()
-    for name in ("C:\\data\\left\\a.png", "/home/me/left/a.png", "../../left/a.png"):
-        assert finder.find_tail(tmp_path, name) == tmp_path / "left/a.png"
-    assert finder.find_tail(tmp_path, "D:\\right\\a.png") == tmp_path / "a.png"
-    assert finder.find_tail(tmp_path, "") is None
-    assert f"try --images {tmp_path / 'left'}" in finder.nearby(tmp_path, "C:\\a.png")
-
-
 def zipped(path, *names):
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:

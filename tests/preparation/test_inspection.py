@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, SHARED, absent, write_folder
+from data_fixtures import write_csv
 from PIL import Image
 
 from alignseg_tf.__main__ import main
@@ -80,22 +81,6 @@ def rename_all(folder: str, name: Callable[[Path], Path]) -> Callable[[Path], No
 
 def write_classes(text: str) -> Callable[[Path], None]:
     return lambda root: (root / "classes.json").write_text(text) and None
-
-
-def write_csv(root: Path, columns=("image", "label", "split"), encoding="utf-8") -> Path:
-    """List the folder; the second line of the file is the first training image."""
-    rows = [
-        (image.relative_to(root), label.relative_to(root), split)
-        for split in ("train", "val")
-        for image, label in zip(
-            sorted((root / "images" / split).iterdir()),
-            sorted((root / "labels" / split).iterdir()),
-            strict=True,
-        )
-    ]
-    with (root / "list.csv").open("w", newline="", encoding=encoding) as file:
-        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
-    return root / "list.csv"
 
 
 def csv_line(change: Callable[[str], str]) -> Callable[[Path], Path]:
@@ -227,7 +212,9 @@ DAMAGES: dict[str, Callable[[Path], Path | None]] = {
     "A colour is not a list": write_classes('{"classes": ["a"], "palette": ["#ff0000"]}'),
     "A class name cannot be shown": write_classes('{"classes": ["a\\u001b"]}'),
     "`classes.json` contradicts the layout": contradicting_layout,
-    "A CSV list has the wrong columns": lambda root: write_csv(root, ("image", "mask", "split")),
+    "A CSV list has the wrong columns": lambda root: write_csv(
+        root, columns=("image", "mask", "split")
+    ),
     "A CSV list is not UTF-8": latin_csv,
     "A split has the wrong name": lambda root: (
         (root / "images/val").rename(root / "images/validation") and None
