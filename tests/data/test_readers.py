@@ -63,28 +63,20 @@ def test_folder_pairs_images_with_labels(folder):
     assert labels_without_image(folder, "val") == [folder / "labels/val/000.png"]
 
 
-def test_folder_problems_are_named(folder):
-    with pytest.raises(DataError, match=r"images/test: no such folder; expected images/\{train"):
-        read_folder(folder, "test")
+def test_folder_problems_are_named_together(folder):
+    """`test_inspection.py` has each problem alone."""
     (folder / "labels/train/003.png").unlink()
     for kind in ("images", "labels"):  # a similar name, but that of another image
         shutil.copy(folder / kind / "train/000.png", folder / kind / "train/0031.png")
-    with pytest.raises(ListingError, match=r"train/003\.png: no label .*labels/train/003\.png$"):
-        read_folder(folder, "train")
     (folder / "labels/train/005.png").rename(folder / "labels/train/mask_005.png")
     shutil.copy(folder / "images/train/000.png", folder / "images/train/000.tif")
     with pytest.raises(ListingError, match=r"3 problems:") as error:
         read_folder(folder, "train")
-    assert [sample.image.name for sample in error.value.samples] == [
-        "000.png", "001.png", "002.png", "0031.png", "004.png"
-    ]  # fmt: skip
+    names = [sample.image.name for sample in error.value.samples]
+    assert names == ["000.png", "001.png", "002.png", "0031.png", "004.png"]
     assert "000.tif: a second image beside 000.png" in error.value.problems[0]
-    assert "there is" not in error.value.problems[1]
+    assert error.value.problems[1].endswith("labels/train/003.png")
     assert "labels/train/mask_005.png, but" in error.value.problems[2]
-    for image in (folder / "images/val").iterdir():
-        image.unlink()
-    with pytest.raises(DataError, match=r"images/val: no images"):
-        read_folder(folder, "val")
 
 
 def test_csv_is_relative_to_its_folder(folder):
@@ -92,34 +84,14 @@ def test_csv_is_relative_to_its_folder(folder):
     rows.append(("images/val/000.png", "labels/val/000.png", "val"))
     path = write_csv(folder, rows)
     assert len(read_csv(path)) == 4
+    with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
+        read_csv(folder / "nowhere.csv")
     data = open_data(path)
     assert data.layout.name == "csv"
     assert data.label_space.classes == CLASSES
     assert data.samples("val") == [
         Sample(folder / "images/val/000.png", folder / "labels/val/000.png")
     ]
-
-
-def test_csv_problems_are_named(folder):
-    sound = ("images/train/000.png", "labels/train/000.png", "train")
-    with pytest.raises(DataError, match=r"nowhere\.csv: no such file"):
-        read_csv(folder / "nowhere.csv")
-    with pytest.raises(DataError, match=r"no rows of the split 'val'"):
-        read_csv(write_csv(folder, [sound]), "val")
-    for row, columns, message in (
-        (
-            (sound[0], "gone.png"),
-            ("image", "label"),
-            r"list\.csv, line 2: .*gone\.png is not there",
-        ),
-        (sound[:1], ("image", "label"), r"list\.csv, line 2: image and label expected"),
-        (sound[:2], ("image", "mask"), r"expected the columns \['image', 'label'\]"),
-    ):
-        with pytest.raises(DataError, match=message):
-            read_csv(write_csv(folder, [row], columns))
-    (folder / "list.csv").write_bytes("image,label\nä.png,b.png\n".encode("latin-1"))
-    with pytest.raises(DataError, match=r"list\.csv: expected UTF-8"):
-        read_csv(folder / "list.csv")
 
 
 # What the EXIF orientations 1 to 8 ask for, by NumPy.
@@ -223,29 +195,22 @@ def test_an_opaque_alpha_channel_of_a_label_is_dropped(tmp_path):
     np.testing.assert_array_equal(load_label(tmp_path / "x.png", colors), ids)
 
 
-@pytest.mark.parametrize("read", [load_image, lambda p: load_label(p, SPACE),
-                                  lambda p: read_image_sizes([p])])  # fmt: skip
-def test_all_readers_say_what_is_wrong_with_a_file(read, tmp_path, monkeypatch):
+def test_what_is_no_file_is_named_and_pixels_are_limited(tmp_path, monkeypatch):
     path = tmp_path / "x.png"
 
-    def fails(message):
+    def fails(message, path=path):
         with pytest.raises(DataError, match=message):
-            read(path)
+            load_image(path)
 
-    fails(r"x\.png: not readable as an? \w+ \(no such file\)")
-    path.symlink_to("gone.png")
-    fails(r"\(a link to gone\.png, which is not there\)")
-    path.unlink()
+    fails(r"x\.png: not readable as an image \(no such file\)")
+    with pytest.raises(DataError, match=r"x\.png: not readable as a label \(no such file\)"):
+        load_label(path, SPACE)
     path.mkdir()
-    fails(r"x\.png: not readable as an? \w+ \(a folder\)")
+    fails(r"x\.png: not readable as an image \(a folder\)")
     path.rmdir()
-    path.touch()
-    fails(r"\(the file is empty\)")
-    path.write_text("<html>")
-    fails(r"the file starts with b'<html>'")
-    path.unlink()
     os.mkfifo(path)
     fails(r"x\.png: expected a file\. Received: 'a pipe'")
+    fails(r"expected a file\. Received: 'a device'", Path("/dev/null"))
     path.unlink()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3999)
     for size in ((40, 100), (80, 100)):  # above it, and above the double, where Pillow raises
@@ -255,12 +220,9 @@ def test_all_readers_say_what_is_wrong_with_a_file(read, tmp_path, monkeypatch):
                 warnings.simplefilter(action)
                 fails(r"\(more than 3999 pixels; cut it into tiles")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    read(path)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", lambda *args: (_ for _ in ()).throw(PermissionError()))
-        fails("no permission to read")
-    path = Path("/dev/null")
-    fails(r"expected a file\. Received: 'a device'")
+    load_image(path)
+    monkeypatch.setattr(Path, "open", lambda *args: (_ for _ in ()).throw(PermissionError()))
+    fails("no permission to read")
 
 
 def test_the_smallest_side_is_that_of_the_model():
