@@ -81,8 +81,7 @@ def _check(content: Content) -> None:
         checks.get(content[:2], len)(content)
 
 
-def _check_parts(count: int, what: str, most: int | None = None) -> None:
-    most = MAX_PARTS if most is None else most
+def _check_number(count: int, what: str, most: int) -> None:
     if count > most:
         raise HeaderError(f"expected at most {most} {what}. Received: {count} or more")
 
@@ -92,7 +91,7 @@ def _check_jpeg(content: Content) -> None:
     place = 1  # as Pillow, which starts between the two bytes of the first marker
     while (place := content.find(b"\xff", place + 1)) >= 0:
         parts += 1
-        _check_parts(parts, "segments and fill bytes in a JPEG")
+        _check_number(parts, "segments and fill bytes in a JPEG", MAX_PARTS)
         code = content[place + 1]
         if code == 0xDA:
             break
@@ -105,7 +104,7 @@ def _check_jpeg(content: Content) -> None:
         place += 1 + length
     _check_tags(bytes(exif))
     scans = islice(re.finditer(b"\xff\xda", content), MAX_SCANS + 1)
-    _check_parts(len(list(scans)), "scans in a JPEG", MAX_SCANS)
+    _check_number(len(list(scans)), "scans in a JPEG", MAX_SCANS)
 
 
 def _check_png(content: Content) -> None:
@@ -117,14 +116,14 @@ def _check_png(content: Content) -> None:
         if name == b"IEND":
             return
         place += 12 + length
-        _check_parts(number + 1, "chunks in a PNG")
+        _check_number(number + 1, "chunks in a PNG", MAX_PARTS)
 
 
 def _check_tiff(content: Content) -> None:
     tags = _check_tags(content)
     for code in _OFFSETS:
         if code in tags:
-            _check_parts(tags[code].values, "strips or tiles in a TIFF", MAX_STRIPS)
+            _check_number(tags[code].values, "strips or tiles in a TIFF", MAX_STRIPS)
 
     def value(code: int, default: int) -> int:
         return _integer(content, tags.get(code), default)
@@ -133,24 +132,19 @@ def _check_tiff(content: Content) -> None:
     planes = value(_SAMPLES, 1) if value(_PLANES, 1) == 2 else 1
     if _TILE_WIDTH in tags:
         wide, high = value(_TILE_WIDTH, width), value(_TILE_HEIGHT, height)
-        if wide * high > max(width * height, MAX_TILE_PIXELS):
-            raise HeaderError(
-                f"expected TIFF tiles no larger than the image, {width} x {height} pixels. "
-                f"Received: {wide} x {high}"
-            )
+        most = max(width * height, MAX_TILE_PIXELS)
+        _check_number(wide * high, "pixels of a TIFF tile", most)
     else:
         wide, high = width, value(_ROWS_PER_STRIP, height)
     parts = -(-width // max(1, wide)) * -(-height // max(1, high)) * planes
-    _check_parts(parts, "strips or tiles in a TIFF", MAX_STRIPS)
+    _check_number(parts, "strips or tiles in a TIFF", MAX_STRIPS)
 
 
 def _check_bmp(content: Content) -> None:
     (compression,) = struct.unpack("<I", content[30:34])
-    if compression in (1, 2) and len(content) > MAX_RUN_LENGTH_BYTES:
-        raise HeaderError(
-            f"expected at most {MAX_RUN_LENGTH_BYTES} bytes of a run-length coded BMP. Received: "
-            f"{len(content)}; save it as PNG"
-        )
+    if compression in (1, 2):
+        what = "bytes of a run-length coded BMP; save it as PNG"
+        _check_number(len(content), what, MAX_RUN_LENGTH_BYTES)
 
 
 def _check_tags(content: Content) -> dict[int, Tag]:
@@ -160,11 +154,8 @@ def _check_tags(content: Content) -> dict[int, Tag]:
         size = _TYPE_BYTES.get(tag.kind, 0) * tag.values
         if tag.place + size <= len(content):
             held += size
-        if held > MAX_TAG_COPIES * len(content) + 65_536:
-            raise HeaderError(
-                f"expected tags of at most {len(content)} bytes, all there are. Received: tags "
-                f"that share bytes and amount to {held} or more"
-            )
+        most = MAX_TAG_COPIES * len(content) + 65_536
+        _check_number(held, "bytes of tags, which share bytes", most)
         tags[code] = tag
     return tags
 
@@ -180,8 +171,7 @@ def _tags(content: Content) -> Iterator[tuple[int, Tag]]:
         start = 8 if big else 4
         (place,) = struct.unpack_from(order + ("Q" if big else "I"), content, start)
         (count,) = struct.unpack_from(order + head, content, place)
-        if count > MAX_TAGS:
-            raise HeaderError(f"expected at most {MAX_TAGS} tags. Received: {count}")
+        _check_number(count, "tags", MAX_TAGS)
         place += struct.calcsize(order + head)
         size = struct.calcsize(order + entry)
         for start in range(place, place + count * size, size):

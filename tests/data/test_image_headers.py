@@ -75,10 +75,10 @@ def test_other_tiffs_that_promise_too_much_are_refused():
         check_header(directory([*size_tags(9, 20_000), (277, 4, 1, 3), strips, (284, 4, 1, 2)]))
     with pytest.raises(HeaderError, match="strips or tiles in a TIFF. Received: 5000000"):
         check_header(directory([*size_tags(9, 9), (273, 4, 5_000_000, 8)]))
-    with pytest.raises(HeaderError, match=r"no larger than the image, 9 x 9 .*60000 x 60000"):
+    with pytest.raises(HeaderError, match="pixels of a TIFF tile. Received: 3600000000"):
         check_header(directory([*size_tags(9, 9), (322, 4, 1, 60_000), (323, 4, 1, 60_000)]))
     shared = [(40_000 + i, 7, 40_000, 8) for i in range(4000)]
-    with pytest.raises(HeaderError, match="tags that share bytes"):
+    with pytest.raises(HeaderError, match="tags, which share bytes"):
         check_header(directory(shared))
     check_header(directory([*size_tags(9, 9), (700, 7, 4_000_000_000, 8)]))  # damaged only
     with pytest.raises(HeaderError, match="at most 4096 tags"):
@@ -107,7 +107,7 @@ def test_exif_whose_tags_share_bytes_is_refused():
     segment = b"\xff\xe1" + struct.pack(">H", 8 + len(exif)) + b"Exif\0\0" + exif
     chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(exif))
     for content in (jpeg[:2] + segment + jpeg[2:], png[:33] + chunk + png[33:]):
-        with pytest.raises(HeaderError, match="tags that share bytes"):
+        with pytest.raises(HeaderError, match="tags, which share bytes"):
             check_header(content)
 
 

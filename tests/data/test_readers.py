@@ -245,7 +245,7 @@ def test_deep_grey_images_keep_the_upper_8_bits(tmp_path):
         expected = np.repeat((grey >> 8)[..., None], 3, -1)
         np.testing.assert_array_equal(load_image(tmp_path / name), expected)
     Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(DataError, match="8 or 16 bits a channel. Received: mode F"):
+    with pytest.raises(DataError, match="8 or 16 bits a channel. Received: .mode F"):
         load_image(tmp_path / "float.tif")
 
 
@@ -279,7 +279,6 @@ def test_files_that_tools_make_are_told_by_any_part_of_their_path():
 def test_what_a_header_promises_is_checked_first(tmp_path, monkeypatch):
     Image.new("RGB", (64, 64)).save(tmp_path / "x.png")
     monkeypatch.setattr(image_headers, "MAX_PARTS", 1)
-    monkeypatch.setattr(image_headers._check_parts, "__defaults__", (1,))
     for content in (None, (tmp_path / "x.png").read_bytes()):
         with pytest.raises(DataError, match=r"x\.png: not readable .*at most 1 chunks in a PNG"):
             load_image(tmp_path / "x.png", content)
@@ -364,7 +363,7 @@ def test_labels_in_floats_must_be_whole(tmp_path):
     for wrong, message in (
         (0.5, r"whole numbers 0\.\.255\. Received: float32, 0\.0 to 2\.0, for instance 0\.5"),
         (-9999, r"whole numbers 0\.\.255\. Received: float32, -9999\.0 to 2\.0"),
-        (np.nan, r"Received: float32, nan to nan, not all finite"),
+        (np.nan, r"Received: float32, nan to nan, for instance nan"),
     ):
         grey_tiff(path, np.where(values == 1, np.float32(wrong), values), 32, floats=True)
         with pytest.raises(DataError, match=message):

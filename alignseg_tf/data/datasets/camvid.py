@@ -6,7 +6,7 @@ from pathlib import Path
 
 from alignseg_tf.data.datasets.layout import Layout, list_images, pair_with_labels
 from alignseg_tf.data.label_space import LabelSpace, hex_palette
-from alignseg_tf.data.listing import DataError, Sample
+from alignseg_tf.data.listing import DataError, Sample, expect
 
 _CAMVID_FOLDERS = {"701_StillsRaw_full": "LabeledApproved_full", "CamVid_RGB": "CamVid_Label"}
 # The SegNet split's 11 classes; colours of the original 32-class labels, but for the pavement's.
@@ -65,10 +65,8 @@ def _camvid_split(image: Path) -> str:
     if found is None:
         raise DataError(f"{image}: not a name that CamVid has, such as 0001TP_006690")
     sequence, number = found[1], int(found[2])
-    if sequence == "Seq05VD":
+    if sequence == "Seq05VD" or (sequence == "0001TP" and number > 8520):
         return "test"
-    if sequence == "0001TP":
-        return "train" if number <= 8520 else "test"
     # The part that was labelled 15 times a second.
     return "val" if sequence == "0016E5" and 7959 <= number <= 8159 else "train"
 
@@ -93,8 +91,7 @@ def _find_camvid_color(root: Path, split: str) -> list[Sample]:
     files = list_images(images, "*.png")
     if images.name != split:
         files = [image for image in files if _camvid_split(image) == split]
-        if not files:
-            raise DataError(f"{images}: no images of the split {split!r}")
+        expect(bool(files), str(images), "images of the split", split)
     return pair_with_labels(files, lambda image: labels / f"{image.stem}_L.png")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from alignseg_tf.data.datasets.layout import Layout, no_test_labels, pair_with_labels
 from alignseg_tf.data.label_space import LabelSpace, voc_palette
-from alignseg_tf.data.listing import DataError, Sample
+from alignseg_tf.data.listing import DataError, Sample, expect
 
 PASCAL_VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
@@ -39,18 +39,14 @@ def read_names(path: Path) -> list[str]:
         raise DataError(f"{path}: no such file; it lists the names of the images")
     lines = path.read_text(encoding="utf-8").splitlines()
     names = [Path(line.split()[0]).stem for line in lines if line.strip()]
-    if not names:
-        raise DataError(f"{path}: lists no images")
+    expect(bool(names), str(path), "names of images", names)
     return names
 
 
 def check_apart(training: Path, validation: Path) -> None:
     """Refuse training images that are also validation images."""
-    if not validation.is_file():
-        return
-    held_out = set(read_names(validation))
-    both = [name for name in read_names(training) if name in held_out]
-    if both:
+    held_out = set(read_names(validation)) if validation.is_file() else ()
+    if both := [name for name in read_names(training) if name in held_out]:
         raise DataError(
             f"{training}: lists {len(both)} images that {validation.name} lists too, for "
             f"instance {both[0]}; remove them, or validation measures what was trained on"

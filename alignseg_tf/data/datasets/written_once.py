@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alignseg_tf.data.listing import DataError
+from alignseg_tf.data.listing import DataError, expect
 from alignseg_tf.system.files import has_keys, remove_leftovers, write_text
 from alignseg_tf.system.fingerprints import FileFingerprints, listed
 
@@ -38,12 +38,10 @@ class FolderWrittenOnce:
             DataError: files were changed since, or the folder is not one of `writing`.
         """
         if not has_keys(self.record, "complete"):
-            others = ("images", "labels", "classes.json", self.record.name)
-            if any((self.root / name).exists() for name in others):
-                raise DataError(
-                    f"{self.root}: expected a new folder, or one with {self.record.name}. "
-                    "Received: one with other files; remove or move it"
-                )
+            names = ("images", "labels", "classes.json", self.record.name)
+            others = [name for name in names if (self.root / name).exists()]
+            what = f"a new folder, or one with a complete {self.record.name}"
+            expect(not others, str(self.root), what, others)
             return False
         former = json.loads(self.record.read_text())
         files = former.pop("files", {})  # missing in folders of older versions
