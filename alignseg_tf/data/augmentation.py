@@ -174,11 +174,8 @@ def color_jitter(image: Tensor, factors: Tensor) -> Tensor:
     """Scale brightness, then contrast about the mean, then saturation, and clip, by one matrix.
 
     Args:
-        image: float32 [H, W, 3], RGB 0..255.
+        image: float32 [H, W, 3], RGB 0..255, as the result.
         factors: float32 [3], of brightness, contrast and saturation; 1 changes nothing.
-
-    Returns:
-        float32 [H, W, 3] in 0..255.
     """
     brightness, contrast, saturation = tf.unstack(factors)
     grey = tf.tile(tf.constant(GREY)[:, None], [1, 3])
@@ -196,12 +193,9 @@ def photometric_distortion(image: Tensor, draw: Tensor) -> Tensor:
     clipped after each change.
 
     Args:
-        image: float32 [H, W, 3], RGB 0..255.
+        image: float32 [H, W, 3], RGB 0..255, as the result.
         draw: float32 [9] in [0, 1): whether to change each of the four (below 1/2), how much each
             of the four, and whether contrast comes early (below 1/2).
-
-    Returns:
-        float32 [H, W, 3] in 0..255.
 
     Reference:
         `PhotoMetricDistortion` of mmsegmentation, which rounds to whole values after each change,

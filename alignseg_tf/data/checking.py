@@ -29,15 +29,12 @@ class ImageFacts:
     """Facts about an image and its label; only `problem` if the sample is unfit.
 
     Attributes:
-        sample: the files.
         problem: why the sample is unfit; empty if it is not.
         size: (width, height).
-        image_kind: format and mode of the image, such as "JPEG RGB".
-        label_kind: format and mode of the label.
+        image_kind: format and mode of the image, such as "JPEG RGB"; `label_kind` likewise.
         file_bytes: size of both files.
         counts: pixels of each class, then those without a class, int64 [n + 1].
         digest: hash of the image file.
-        notes: notes on the image file.
     """
 
     sample: Sample
@@ -92,11 +89,8 @@ class SplitReport:
     """What is in a split.
 
     Attributes:
-        name: train, val or test.
-        label_space: the classes.
         listed: number of samples found.
         facts: facts about the sound samples.
-        problems: what is wrong, each with its file.
         noted: files by note.
         skipped: files beside the images that are not read, by kind.
     """
@@ -227,13 +221,9 @@ def check_samples(
     findings: Findings | None = None,
     name: str = "",
 ) -> SplitReport:
-    """Decode every file once, so that training does not fail after hours; see `Findings.read`.
+    """Decode every file once, as `Findings.read`, so that training does not fail after hours.
 
-    Args:
-        samples: the samples.
-        label_space: the values that labels may hold.
-        findings: gets the report, for its notes.
-        name: name of the split.
+    `findings` gets the report, for its notes.
 
     Raises:
         DataError: files are unfit; the message names the first ones.

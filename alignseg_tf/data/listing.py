@@ -170,13 +170,10 @@ def walk_files(
     leave_out: Path | None = None,
     around: tuple[tuple[int, int], ...] = (),
 ) -> Iterator[str]:
-    """Yield the files below a folder at all depths, following links.
+    """Yield the files below a folder at all depths, following links; do not enter `leave_out`.
 
-    Args:
-        folder: the folder.
-        skipped: gets hidden and derived files, special files, and links to a folder around them.
-        leave_out: a folder that is not entered.
-        around: devices and inodes of the folders around this one.
+    `skipped` gets hidden and derived files, special files, and links to a folder around them;
+    `around` has the devices and inodes of these folders.
 
     Raises:
         DataError: a folder is not readable.

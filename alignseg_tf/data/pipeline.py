@@ -136,14 +136,11 @@ class TrainingBatches:
     sample once, except those that fill no batch.
 
     Attributes:
-        samples: the images and labels.
-        label_space: the meaning of the label values.
         batch_size: samples in a batch, over all machines.
         seed: seed of order and augmentation.
         rare_classes: draw samples with replacement, and crops that hold the class drawn.
         shard: (index, count) of this machine, which gets part `index` of `count` equal,
             contiguous parts of each batch.
-        cache: cache of decoded files.
 
     Raises:
         DataError: fewer samples than a batch needs.
@@ -288,14 +285,8 @@ def evaluation_dataset(
 ) -> tf.data.Dataset:
     """Return whole images in order, each at its own size, or given views of them.
 
-    Args:
-        samples: the images and labels.
-        label_space: the meaning of the label values.
-        replicas: samples in a batch, one for each device. Copies whose labels are all ignored
-            fill a batch up, since a device without a sample fails.
-        one_size: whether all views have the same size; otherwise a batch has one of them.
-        cache: cache of decoded files.
-        views: the views to put into batches; None for every sample as a whole.
+    A batch has `replicas` samples, one for each device, if all views have `one_size`, else one.
+    Copies whose labels are all ignored fill it up, since a device without a sample fails.
 
     Returns:
         Batches (float32 [B, H, W, 3] in 0..255, int32 [B, H, W]).

@@ -33,14 +33,7 @@ from alignseg_tf.data.listing import (
 
 @dataclass(frozen=True)
 class DataSource:
-    """Images with labels on disk.
-
-    Attributes:
-        root: the folder, or the CSV list.
-        layout: the layout of the files.
-        label_space: the meaning of the label values.
-        classes_file: the file that states it, if there is one.
-    """
+    """Images with labels in a folder or CSV list; the file that states the classes, if any."""
 
     root: Path
     layout: Layout

@@ -55,7 +55,6 @@ class Annotated:
     Attributes:
         source: where the annotations are, for messages.
         name: path of the image below its folder, without suffix.
-        suffix: suffix of the image.
         image: the file, or its content.
         size: (height, width) of the annotated image, if the source states it.
         draw: (size, class name -> id, id of pixels without annotation) -> uint8 [height, width].
@@ -117,11 +116,7 @@ def read_coco(file: str | Path, images: str | Path, invalid: Invalid | None = No
 
     Larger objects are drawn before smaller ones. Crowd regions get no class and are drawn first.
     Polygons are rasterized by pycocotools. A root category, as Roboflow writes it, is no class.
-
-    Args:
-        file: the JSON, such as `instances_val2017.json`.
-        images: the folder that its `file_name` paths start from.
-        invalid: whether to skip invalid annotations and images.
+    `images` is the folder that `file_name` paths start from.
 
     Raises:
         DataError: the file is invalid, or an image is missing.
@@ -317,12 +312,7 @@ def read_cvat(
     It holds `labelmap.txt`, `ImageSets/Segmentation/SUBSET.txt`, `SegmentationClass/X.png` in the
     colours of `labelmap.txt` and, if exported with images, `JPEGImages/X.*`. Black, the colour of
     `background`, and a listed image without a mask are not annotated. The subsets Train,
-    Validation and Test are splits.
-
-    Args:
-        export: the unpacked export.
-        images: the folder of the images, if the export has none.
-        invalid: whether to skip invalid images.
+    Validation and Test are splits. `images` is for an export without images.
 
     Raises:
         DataError: a file is missing or invalid.

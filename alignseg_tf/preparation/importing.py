@@ -100,8 +100,6 @@ class ImportReport:
     """What an import wrote.
 
     Attributes:
-        root: the folder.
-        label_space: its classes.
         images: number of images of each split that was written.
         pixels: pixels of each class, int64 [n].
         ignored: pixels without a class.
@@ -154,14 +152,8 @@ def write_import(
     """Write annotated images as a folder, which appears when it is complete.
 
     In the folder of an earlier import, the same splits are replaced, others and their classes are
-    kept. Every image and label is read back once.
-
-    Args:
-        annotations: the annotations.
-        output: the folder; new, empty, or of an import.
-        options: how annotations become labels.
-        source: description of the source for `import.json`.
-        overwrite: replace a folder even if no import wrote it, or it was changed since.
+    kept. `overwrite` replaces any folder, even one that was changed since. Every image and label is
+    read back once. `source` is a text for `import.json`.
 
     Raises:
         ForeignFileError: a file that would be replaced was added or changed since.

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from alignseg_tf.data.datasets.street_scenes import CLASSES, PALETTE, VOID
 from alignseg_tf.data.datasets.written_once import FolderWrittenOnce
+from alignseg_tf.data.listing import expect
 from alignseg_tf.system.files import atomic_path, write_text
 from alignseg_tf.system.fingerprints import file_fingerprint
 from alignseg_tf.system.progress import progress_bar
@@ -432,20 +433,18 @@ def _majority(label: np.ndarray) -> np.ndarray:
 def draw_scene(
     index: int, seed: int = 0, size: tuple[int, int] = (192, 256)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one street scene, the same one each time.
+    """Draw one street scene, the same one for the same index and seed, at any size.
 
     Args:
         index: number of the scene, 0 or more.
         seed: seed of the set of scenes, 0 or more.
-        size: height and width in pixels, 64 or more each; the scene stays the same.
+        size: height and width in pixels, 64 or more each.
 
     Returns:
         The image, uint8 RGB, and its label, uint8 ids of `CLASSES` or `VOID`.
     """
-    if min(size) < 64 or min(index, seed) < 0:
-        raise ValueError(
-            f"expected size >= 64, index, seed >= 0. Received: {size}, {index}, {seed}"
-        )
+    fits = min(size) >= 64 and min(index, seed) >= 0
+    expect(fits, "draw_scene", "size >= 64, index and seed >= 0", (size, index, seed))
     painter = Painter(index, seed, *size)
     things = compose(painter)
     draw_sky(painter)
@@ -472,11 +471,11 @@ def write_folder(
     complete folder with the same arguments is kept, one with other arguments is drawn again.
 
     Raises:
-        DataError: files were changed since they were drawn, or other files are there.
-        ValueError: an argument is out of range.
+        DataError: files were changed since they were drawn, other files are there, or an argument
+            is out of range.
     """
-    if not (0 <= train <= VAL_START and val >= 0):
-        raise ValueError(f"expected train 0 to {VAL_START} and val >= 0. Received: {train}, {val}")
+    fits = 0 <= train <= VAL_START and val >= 0
+    expect(fits, "write_folder", f"train 0 to {VAL_START} and val >= 0", (train, val))
     root = Path(root)
     source = {"edition": EDITION, "train": train, "val": val, "seed": seed, "size": list(size)}
     scenes = {f"train/scene_{k:05d}.png": k for k in range(train)}

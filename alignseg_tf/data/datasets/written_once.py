@@ -12,13 +12,9 @@ from alignseg_tf.system.fingerprints import FileFingerprints, listed
 
 
 class FolderWrittenOnce:
-    """A folder with a JSON file that records its source, its files, and whether it is complete.
+    """A folder with a JSON file that records what its files depend on, and if it is complete.
 
-    Args:
-        root: the folder; it may be missing.
-        record_name: name of the JSON file.
-        source: what the files depend on.
-        fingerprints: of the files, so that only changed ones are read again.
+    `fingerprints` lets only changed files be read again.
     """
 
     def __init__(
