@@ -33,17 +33,15 @@ GREY = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn for each sample.
+    """Random changes of each sample.
 
     Attributes:
         crop_size: (height, width) of the result, in pixels.
         scale: range of the factor by which the image is resized.
         scale_distribution: "log_uniform" (half and double size are as likely), "uniform"
-            (mmsegmentation), or "tenths": low, low + 0.1, ..., high, each as likely (the official
-            code of AlignSeg, with 0.7 to 2.1).
-        placement: where an image that is smaller than the crop lies in it: "random", or
-            "top_left", with all padding at the bottom and right. A larger image is cropped at a
-            random pixel.
+            (mmsegmentation), or "tenths": low, low + 0.1, ..., high (AlignSeg's official code).
+        placement: "random", or "top_left" for all padding at the bottom and right. A larger image
+            is cropped at a random pixel.
         max_class_share: the window is drawn again, up to ten times, while a class has this share
             of its labelled pixels or more; 1 for no limit (mmsegmentation: `cat_max_ratio`).
         flip: whether half of the samples are mirrored, left to right, padding included.
@@ -131,10 +129,7 @@ class Augmentation:
     def _offset(
         self, label: Tensor, scale: Tensor, room: Tensor, draw: Tensor, wanted: Tensor | None
     ) -> Tensor:
-        """Return where the crop starts in the resized image, [2]; below 0 is padding.
-
-        `room` [2] is by how much the resized image is larger than the crop.
-        """
+        """Return the start of the crop in the resized image, [2]; that is larger by `room`, [2]."""
         if self.placement == "top_left":
             room = tf.maximum(room, 0.0)
         draw = tf.reshape(draw, [CANDIDATES, 2])

@@ -1,4 +1,4 @@
-"""What the samples of a data set hold; `inspect` and training report the same.
+"""Facts about the samples of a data set; `inspect` and training report the same.
 
 A problem keeps a data set from being trained on, a note is worth a look.
 """
@@ -86,7 +86,7 @@ def examine(sample: Sample, label_space: LabelSpace) -> ImageFacts:
 
 @dataclass
 class SplitReport:
-    """What is in a split.
+    """Contents of a split.
 
     Attributes:
         listed: number of samples found.

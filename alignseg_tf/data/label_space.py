@@ -210,10 +210,9 @@ def label_space_of_labelmap(text: str, path: Path) -> LabelSpace:
     """Return the label space of a CVAT `labelmap.txt`; errors name `path`."""
     colors = read_labelmap(text, path)
     void = () if _VOC_VOID in colors.values() else (_VOC_VOID,)
+    of_classes = tuple((color,) for color in colors.values())
     with naming(path):
-        return LabelSpace(
-            tuple(colors), colors=tuple((c,) for c in colors.values()), void_colors=void
-        )
+        return LabelSpace(tuple(colors), colors=of_classes, void_colors=void)
 
 
 def read_labelmap(text: str, path: Path) -> dict[str, Color]:

@@ -62,15 +62,14 @@ IMPORT = Output(
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How annotations become labels.
+    """Options of an import.
 
     Attributes:
         split: the split of all images; None if they have splits, or `val_share` is given.
         val_share: share of the images that become val, chosen by a hash of their names.
         unlabelled: meaning of pixels without annotation: class 0, `background`, or `void`.
         void: classes whose pixels get no class.
-        annotated_on: for images that EXIF turns, whether the annotations are of the `upright`
-            image or of the `stored` pixels.
+        annotated_on: `upright` or `stored`, for images that EXIF turns.
     """
 
     split: str | None = None
@@ -97,7 +96,7 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import wrote.
+    """Result of an import.
 
     Attributes:
         images: number of images of each split that was written.

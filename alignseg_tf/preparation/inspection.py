@@ -1,4 +1,4 @@
-"""Report what a data set holds and what is wrong with it, before training.
+"""Report the contents and problems of a data set before training.
 
 `inspect_data` decodes every file once and writes `images.csv` (a row an image),
 `inspection.json` (all numbers) and `contact_sheet.png` (some images with their labels).
@@ -54,7 +54,7 @@ class Inspection(Findings):
 
     @property
     def problems(self) -> list[str]:
-        """What keeps the data from being trained on, each with its file."""
+        """Reasons not to train on the data, each with its file."""
         return [problem for split in self.splits for problem in split.problems]
 
     def suggestions(self) -> list[tuple[str, str]]:

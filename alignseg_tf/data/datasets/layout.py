@@ -28,16 +28,14 @@ from alignseg_tf.data.listing import (
 
 @dataclass(frozen=True)
 class Layout:
-    """How the files of a data set are distributed.
+    """Distribution of the files of a data set; all functions raise DataError.
 
     Attributes:
         name: its name for `--layout`.
         known_by: the files or folders that identify it, for messages.
         matches: whether a path has them.
         find: (root, split) -> samples, for the splits train, val and, if there is one, test.
-            Raises DataError.
-        label_space: root -> label space, unless a file states it; None if a file must. Raises
-            DataError.
+        label_space: root -> label space, unless a file states it; None if a file must.
         images: (root, split) -> the folder of the images, if all images of a folder are read.
         inner: path -> the folder of the data, which may lie deeper than the path.
     """

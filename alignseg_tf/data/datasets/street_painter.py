@@ -94,7 +94,7 @@ class Painter:
     """The plan of a street, the light on it, the camera that sees it, and the canvas."""
 
     def __init__(self, index: int, seed: int, height: int, width: int):
-        # What depends on the number of pixels has its own generator, so that the plan does not.
+        # A second generator for what depends on the number of pixels keeps the plan the same.
         self.rng, self.pixel_rng = (np.random.default_rng([seed, index, k]) for k in range(2))
         rng, self.height, self.width = self.rng, height * SCALE, width * SCALE
         self.image = Image.new("RGBA", (self.width, self.height))
