@@ -656,6 +656,9 @@ def png(values):
     return content.getvalue()
 
 
+SQUARE = ("car", "rectangle", [[3, 3], [20, 30]], {})
+
+
 def write_labelme(tmp_path, *shapes, name="one", **content):
     image = save_image(tmp_path / "images" / f"{name}.png")
     folder = tmp_path / "labels"
@@ -673,11 +676,9 @@ def write_labelme(tmp_path, *shapes, name="one", **content):
     return folder
 
 
-def import_labelme(folder, output, **options):
-    options = {"split": "train", **options}
-    names = ("classes", "line_width", "images", "invalid")
-    reading = {key: options.pop(key) for key in names if key in options}
-    return write_import(read_labelme(folder, **reading), output, ImportOptions(**options))
+def import_labelme(folder, output, unlabelled="background", **reading):
+    options = ImportOptions("train", unlabelled=unlabelled)
+    return write_import(read_labelme(folder, **reading), output, options)
 
 
 def test_labelme_shapes_are_drawn_in_order(tmp_path):
@@ -711,13 +712,12 @@ def test_labelme_circles_and_lines(tmp_path):
     )
     with fails(r"one\.json: shape 1, 'wire': a line has no area; give"):
         import_labelme(folder, tmp_path / "out")
-    import_labelme(folder, tmp_path / "out", line_width=4)
+    names = import_labelme(folder, tmp_path / "out", line_width=4).label_space.classes
     label = label_of(tmp_path / "out", "one")
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
-    names = open_data(tmp_path / "out").label_space.classes
-    for name, (cx, cy), radius in (("disc", (30, 24), 12), ("dot", (56, 8), 2)):
+    for name, centre, radius in (("disc", (30, 24), 12), ("dot", (56, 8), 2)):
         found = label == names.index(name)
-        distance = np.hypot(x - cx, y - cy)
+        distance = np.hypot(x - centre[0], y - centre[1])
         assert found[distance < radius - 1].all()
         assert not found[distance > radius + 1].any()
     rows = np.flatnonzero((label == names.index("wire")).any(1))
@@ -726,7 +726,7 @@ def test_labelme_circles_and_lines(tmp_path):
 
 
 def test_labelme_classes_can_be_given(tmp_path):
-    folder = write_labelme(tmp_path, ("car", "rectangle", [[3, 3], [9, 9]], {}), name="yard.7")
+    folder = write_labelme(tmp_path, SQUARE, name="yard.7")
     report = import_labelme(folder, tmp_path / "out", classes=["tree", "car"], unlabelled="void")
     assert report.label_space.classes == ("tree", "car")
     assert label_of(tmp_path / "out", "yard.7")[5, 5] == 1
@@ -737,15 +737,11 @@ def test_labelme_classes_can_be_given(tmp_path):
 
 def test_labelme_takes_the_image_within_where_there_is_no_file(tmp_path):
     stored = png(random_images(1, *SIZE, seed=4)[0])
-    folder = write_labelme(
-        tmp_path, ("car", "rectangle", [[3, 3], [9, 9]], {}),
-        imagePath="gone.jpg", imageData=base64.b64encode(stored).decode(),
-    )  # fmt: skip
-    import_labelme(folder, tmp_path / "out")
+    inside = {"imagePath": "gone.jpg", "imageData": base64.b64encode(stored).decode()}
+    import_labelme(write_labelme(tmp_path, SQUARE, **inside), tmp_path / "out")
     assert (tmp_path / "out/images/train/one.png").read_bytes() == stored
-    folder = write_labelme(tmp_path, imagePath="gone.jpg")
     with fails(r"one\.json: the image 'gone\.jpg' is not there, nor"):
-        read_labelme(folder)
+        read_labelme(write_labelme(tmp_path, imagePath="gone.jpg"))
 
 
 @pytest.mark.parametrize(
@@ -779,9 +775,6 @@ def test_labelme_problems_are_named(tmp_path, shape, content, message):
     assert not (tmp_path / "out").exists()
 
 
-SQUARE = ("car", "rectangle", [[3, 3], [20, 30]], {})
-
-
 def apart(tmp_path, image_path, folder="elsewhere", name="one.png"):
     """A LabelMe file in a/labels/left and its image in another folder."""
     labels = tmp_path / "a/labels/left"
@@ -804,13 +797,11 @@ def apart(tmp_path, image_path, folder="elsewhere", name="one.png"):
 )
 def test_labelme_files_apart_from_their_images(tmp_path, path, name):
     folder, image = apart(tmp_path, path, name=name)
-    images = tmp_path / "a/elsewhere"
     with fails(r"there is .*, so try --images|give the folder of"):
         read_labelme(folder)
-    report = import_labelme(folder, tmp_path / "out", images=images)
-    assert report.images == {"train": 1}
-    copied = tmp_path / f"out/images/train/left/one{image.suffix}"
-    assert copied.read_bytes() == image.read_bytes()
+    (annotated,) = read_labelme(folder, images=tmp_path / "a/elsewhere").images
+    assert annotated.file_name == f"left/one{image.suffix}"
+    assert annotated.image.samefile(image)
 
 
 @pytest.mark.parametrize("place", ["images", "pictures/left", "labels/left"])
@@ -863,7 +854,7 @@ def test_a_file_that_is_not_utf_8_is_named(tmp_path):
     folder = write_labelme(tmp_path, SQUARE)
     (folder / "one.json").rename(folder / os.fsdecode(b"\xff.json"))
     with fails(r"expected a name in UTF-8. Received: .*udcff\.png"):
-        import_labelme(folder, tmp_path / "out", split=None, val_share=0.5)
+        import_labelme(folder, tmp_path / "out")
 
 
 def test_a_folder_without_labelme_files(tmp_path):

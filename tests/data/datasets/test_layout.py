@@ -70,16 +70,13 @@ def test_cityscapes_with_train_ids(tmp_path):
     train_ids = open_data(data_fixtures.cityscapes(tmp_path / "b", "labelTrainIds"))
     assert train_ids.label_space != ids.label_space
     for split in ("train", "val"):
-        for one, other in zip(ids.samples(split), train_ids.samples(split), strict=True):
-            np.testing.assert_array_equal(
-                load_label(one.label, ids.label_space),
-                load_label(other.label, train_ids.label_space),
-            )
-    # With both, the downloaded files count.
-    data_fixtures.cityscapes(tmp_path / "b")
-    both = open_data(tmp_path / "b")
-    assert both.label_space == ids.label_space
-    assert both.samples("train")[0].label.name == "aachen_000000_000019_gtFine_labelIds.png"
+        labels = [
+            [load_label(sample.label, data.label_space) for sample in data.samples(split)]
+            for data in (ids, train_ids)
+        ]
+        np.testing.assert_array_equal(*labels)
+    data_fixtures.cityscapes(tmp_path / "b")  # with both, the downloaded files count
+    assert open_data(tmp_path / "b").label_space == ids.label_space
 
 
 def test_cityscapes_without_labels(tmp_path):
@@ -139,17 +136,12 @@ def test_pascal_voc_with_augmented_labels_only(tmp_path):
     """As some distribute it: all labels in grey, and lists of paths."""
     data = open_data(data_fixtures.pascal_voc(tmp_path))
     root = tmp_path / "VOCdevkit" / "VOC2012"
-    (root / "SegmentationClass" / "2007_000033.png").rename(
-        root / "SegmentationClassAug" / "2007_000033.png"
-    )
-    shutil.rmtree(root / "SegmentationClass")
+    own, augmented = root / "SegmentationClass", root / "SegmentationClassAug"
+    (own / "2007_000033.png").rename(augmented / "2007_000033.png")
+    shutil.rmtree(own)
     for path in (root / "ImageSets" / "Segmentation").iterdir():
-        path.write_text(
-            "".join(
-                f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png\n"
-                for name in path.read_text().split()
-            )
-        )
+        line = "/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png\n"
+        path.write_text("".join(map(line.format, path.read_text().split())))
     assert open_data(tmp_path).layout.name == "pascal_voc"
     assert {s.label.parent.name for s in data.samples("train")} == {"SegmentationClassAug"}
     assert list(first_columns(data, "val")) == ["2007_000033"]
