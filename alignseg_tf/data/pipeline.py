@@ -161,9 +161,9 @@ class TrainingBatches:
         fits = 0 <= part < parts and self.batch_size % parts == 0
         what = f"(index, count), 0 <= index < count, where count divides {self.batch_size}"
         expect(fits, "`shard`", what, self.shard)
-        count = len(self.rare_classes.counts if self.rare_classes else self.samples)
-        what = f"the counts of {len(self.samples)} samples"
-        expect(count == len(self.samples), "`rare_classes`", what, count)
+        total = len(self.samples)
+        count = total if self.rare_classes is None else len(self.rare_classes.counts)
+        expect(count == total, "`rare_classes`", f"the counts of {total} samples", count)
 
     @property
     def steps(self) -> int:

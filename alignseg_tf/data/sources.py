@@ -98,7 +98,8 @@ def open_data(
     expect(layout in (None, *LAYOUTS), "--layout", f"one of {', '.join(LAYOUTS)}", layout)
     path = Path(data)
     found = LAYOUTS[layout] if layout else find_layout(path)
-    return DataSource(path, found, *((given,) if given else read_label_space(found, path)))
+    space, classes_file = (given, None) if given else read_label_space(found, path)
+    return DataSource(path, found, space, classes_file)
 
 
 def _named_label_space(name: str | Path) -> LabelSpace:

@@ -45,7 +45,7 @@ def read_names(path: Path) -> list[str]:
 
 def check_apart(training: Path, validation: Path) -> None:
     """Refuse training images that are also validation images."""
-    held_out = set(read_names(validation)) if validation.is_file() else ()
+    held_out = set(read_names(validation)) if validation.is_file() else set()
     if both := [name for name in read_names(training) if name in held_out]:
         raise DataError(
             f"{training}: lists {len(both)} images that {validation.name} lists too, for "
