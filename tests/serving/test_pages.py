@@ -77,7 +77,7 @@ class Visit:
         self.url, self.complaints, self.requests = url, [], []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._listen)
-        self.page.on("request", self.requests.append)
+        self.page.on("request", lambda request: self.requests.append(request))
         self.page.goto(url + path)
 
     def _listen(self, message):
