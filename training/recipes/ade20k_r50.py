@@ -2,7 +2,7 @@
 
 Command:
     python -m training.train --recipe ade20k_r50 --data ADEChallengeData2016 --output runs/ade_r50 \
-        --backbone-weights resnet50_deep_stem.pth
+        --backbone-weights resnet50-imagenet.pth
 The official code has no recipe for ADE20K; this is the field's usual one: 160,000 steps of batch
 16, crops of 512, on 20,210 images 127 epochs.
 

@@ -2,9 +2,9 @@
 
 Command:
     python -m training.train --recipe cityscapes_r101 --data FOLDER --output runs/r101 \
-        --backbone-weights resnet101_deep_stem.pth
+        --backbone-weights resnet101-imagenet.pth
 FOLDER holds `leftImg8bit/` and `gtFine/` (docs/datasets/cityscapes.md). 120,000 steps of batch 8 on
-2975 images are 323 epochs. docs/paper.md says what differs from the official recipe.
+2975 images are 323 epochs. docs/fidelity.md says what differs from the official recipe.
 
 Estimated (docs/training.md): 46 GB and 22 h on one GPU; 7 GB each and 3 h on eight.
 Not measured here; the authors report 80.3 % mIoU on val, one scale.

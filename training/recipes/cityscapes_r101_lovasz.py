@@ -2,7 +2,7 @@
 
 Command:
     python -m training.train --recipe cityscapes_r101_lovasz --data FOLDER --output runs/lovasz \
-        --backbone-weights resnet101_deep_stem.pth
+        --backbone-weights resnet101-imagenet.pth
 Data, memory and time as `cityscapes_r101`; the official code calls this loss `--ohem`.
 Not measured here; the authors report 81.4 % mIoU on val, one scale.
 """

@@ -2,7 +2,7 @@
 
 Command:
     python -m training.train --recipe voc_r101 --data VOCdevkit/VOC2012 --output runs/voc \
-        --backbone-weights resnet101_deep_stem.pth
+        --backbone-weights resnet101-imagenet.pth
 40,000 steps of batch 16 on the 10,582 images of trainaug (docs/datasets/pascal_voc.md) are 61
 epochs.
 
