@@ -35,7 +35,7 @@ QUESTIONS = (
     ("AlignCM, AlignFA", "align-align", "align-none"),
     ("AlignCM against pooled context, no AlignFA", "bilinear-align", "bilinear-global"),
     ("AlignCM against pooled context, AlignFA", "align-align", "align-global"),
-    ("both", "align-align", "bilinear-none"),
+    ("AlignFA and AlignCM, against neither", "align-align", "bilinear-none"),
     ("the coarse offset only", "align_coarse-align", "bilinear-align"),
     ("the fine offset only", "align_fine-align", "bilinear-align"),
 )
@@ -146,7 +146,8 @@ def ablation_tables(results: Results) -> str:
     iou = [scores.of_cell(name, "iou").value for name in names]
     classes = next(iter(results.values()))[0]["classes"]
     rows = [(name, *map(percent, of_class)) for name, *of_class in zip(classes, *iou, strict=True)]
-    tables = [_cells(results, scores), _questions(scores), markdown_table(("class", *names), rows)]
+    per_class = "IoU per class, %, mean over seeds:\n\n" + markdown_table(("class", *names), rows)
+    tables = [_cells(results, scores), _questions(scores), per_class]
     return "\n\n".join(tables) + "\n"
 
 
