@@ -21,7 +21,7 @@ SITE := docs/_build/html
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo               segment a street, then train, export and try AlignSeg on drawn ones"
+	@echo "make demo               segment a street scene, then train, export and try AlignSeg on synthetic ones"
 	@echo "make demo IMAGE=FILE  the same, with a street of yours"
 	@echo "make demo DATA=FOLDER   the same on your own images"
 	@echo "make test               lint, types, and every test that is not slow"
