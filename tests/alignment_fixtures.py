@@ -5,11 +5,7 @@ import functools
 import numpy as np
 from conftest import random_images, tiny_model
 
-from alignseg_tf.analysis.alignment import (
-    AggregationTrace,
-    AlignmentTrace,
-    ContextTrace,
-)
+from alignseg_tf.analysis.alignment import AggregationTrace, AlignmentTrace, ContextTrace
 
 MODES = {
     "align": ["coarse", "fine"],
@@ -20,15 +16,10 @@ MODES = {
 STEPS = [f"aggregation_{place}" for place in ("p3", "p4", "p5", "context")]
 
 
-def model_of(aggregation="align", context="align", **kwargs):
-    """A tiny model, made once."""
-    return make_model(aggregation=aggregation, context=context, **kwargs)
-
-
 @functools.cache
-def make_model(**kwargs):
-    """A tiny model whose context offsets, too, lead to places inside of the map."""
-    model = tiny_model(**kwargs)
+def model_of(aggregation="align", context="align", **kwargs):
+    """A tiny model, made once, whose context offsets, too, lead to places inside of the map."""
+    model = tiny_model(aggregation=aggregation, context=context, **kwargs)
     for weight in model.trainable_weights:
         if "context_modeling" in weight.path and "field_" in weight.path:
             weight.assign(0.1 * weight)

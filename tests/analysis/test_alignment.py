@@ -7,12 +7,7 @@ from alignment_fixtures import MODES, STEPS, model_of
 from conftest import random_images
 from keras import ops
 
-from alignseg_tf.analysis.alignment import (
-    OUTSIDE,
-    ContextTrace,
-    offset_fields,
-    trace_alignment,
-)
+from alignseg_tf.analysis.alignment import OUTSIDE, ContextTrace, offset_fields, trace_alignment
 from alignseg_tf.layers import (
     SAMPLING_CONVENTIONS,
     AlignedContextModeling,
@@ -40,16 +35,17 @@ def array(x) -> np.ndarray:
     return ops.convert_to_numpy(x)[0]
 
 
-SOME = [{}, {"aggregation": "align_coarse", "context": "global"},
-        {"aggregation": "align_fine", "context": None}, {"aggregation": "bilinear"},
-        *({"sampling": name} for name in SAMPLING_CONVENTIONS[1:])]  # fmt: skip
+SOME = [{}, {"aggregation": "align_coarse", "context": "global", "sampling": "released"},
+        {"aggregation": "align_fine", "context": None}, {"aggregation": "bilinear"}]  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", SOME, ids=str)
 def test_steps_are_what_the_layers_do(arguments, scene):
     model = model_of(**arguments)
-    mode = model.aggregation
+    mode, weights = model.aggregation, model.get_weights()
     trace = trace_alignment(model, scene)
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
     inside = layers_inside(model, scene)
     np.testing.assert_array_equal(trace.image, scene)
     assert [step.name for step in trace.steps] == STEPS
@@ -121,27 +117,16 @@ def test_the_chosen_cell_is_the_nearest_one():
     assert context.regular.tolist() == [list(places.values())[::-1]]
 
 
-@pytest.mark.parametrize("size", [(32, 32), (47, 33)])
-def test_images_of_any_size_in_numbers_of_any_kind(size):
-    image = random_images(1, *size)[0]
-    model = model_of()
-    trace = trace_alignment(model, image.astype("float64"))
+def test_images_of_any_size_and_dtype():
+    image = random_images(1, 47, 33)[0]
+    trace = trace_alignment(model_of(), image.astype("float64"))
     assert trace.image.dtype == np.uint8
     np.testing.assert_array_equal(trace.image, image)
-    fields = offset_fields(model, image)
+    fields = offset_fields(model_of(), image)
     for step in trace.steps:
         for name, field in step.offsets.items():
             np.testing.assert_array_equal(field, fields[f"{step.name}/{name}"])
             assert field.shape[:2] == step.aligned.shape[:2]
-
-
-def test_the_model_stays_and_the_size_of_its_logits_does_not_matter(scene):
-    model, small = model_of(), model_of(upsample_logits=False)
-    weights = [w.copy() for w in model.get_weights()]
-    trace, same = trace_alignment(model, scene), trace_alignment(small, scene)
-    np.testing.assert_array_equal(trace.steps[3].aligned, same.steps[3].aligned)
-    for before, after in zip(weights, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(before, after)
 
 
 def test_half_precision_models_are_traced_in_float32(scene):
@@ -164,43 +149,28 @@ def test_what_cannot_be_traced(look):
             look(model_of(), wrong)
 
 
-# Offset fields
-
-
 @pytest.mark.parametrize("sampling", SAMPLING_CONVENTIONS)
 @pytest.mark.parametrize("read_size", [(12, 10), (3, 3)])
 def test_offsets_are_given_in_pixels(sampling, read_size):
     """A map that holds where each of its cells is in the image tells how far a sample moved."""
-    image_size, out_size = (96, 80), (12, 10)
-    align_corners = sampling in ("standard", "released_align_corners")
-    places = []
-    for pixels, cells in zip(image_size, read_size, strict=True):
-        index = np.arange(cells)
-        places.append(
-            index * (pixels - 1) / (cells - 1)
-            if align_corners
-            else (index + 0.5) * pixels / cells - 0.5
-        )
-    y, x = np.meshgrid(*places, indexing="ij")
-    where = np.stack([x, y], -1)[None].astype("float32")
-    offset = np.array([0.2, -0.1], "float32")
-    field = np.broadcast_to(offset, (1, *out_size, 2)).copy()
-    sampled, still = (
-        array(bilinear_sample(where, ops.convert_to_tensor(f), sampling))
-        for f in (field, 0 * field)
+    image_size, middle = (96, 80), (6, 5)  # far from the border, beyond which is zero
+    y, x = (
+        np.arange(cells) * (pixels - 1) / (cells - 1)
+        if sampling in ("standard", "released_align_corners")
+        else (np.arange(cells) + 0.5) * pixels / cells - 0.5
+        for pixels, cells in zip(image_size, read_size, strict=True)
     )
-    middle = (6, 5)  # far from the border, beyond which is zero
-    expected = sampled[middle] - still[middle]
+    where = np.stack(np.meshgrid(x, y), -1)[None].astype("float32")
+    field = np.full((1, 12, 10, 2), (0.2, -0.1), "float32")
+    moved, still = (array(bilinear_sample(where, f, sampling))[middle] for f in (field, 0 * field))
+    assert np.abs(moved - still).min() > 0.05
     pixels = array(offsets_in_pixels(field, sampling, read_size, image_size))
-    assert np.abs(expected).min() > 0.05
-    np.testing.assert_allclose(pixels[middle], expected, rtol=2e-4)
+    np.testing.assert_allclose(pixels[middle], moved - still, rtol=2e-4)
 
 
 def test_offset_fields_are_those_that_the_model_samples_with(monkeypatch, scene):
     model = model_of()
-    fields = offset_fields(model, scene)
-
-    seen = {}
+    fields, seen = offset_fields(model, scene), {}
 
     def record(cls, name_of):
         original = cls.offsets
