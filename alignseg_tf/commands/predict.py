@@ -3,25 +3,27 @@
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from alignseg_tf.commands.options import add_protocol_arguments, protocol_from_arguments
+from alignseg_tf.data.listing import Skipped, describe_skipped, find_named_images
 from alignseg_tf.prediction.batch import (
     DEFAULT_KINDS,
-    _named_sources,
-    _video_files,
     claimed_output,
     predict_images,
     predict_video,
-    report,
+    result_names,
+    video_files,
 )
 from alignseg_tf.prediction.outcomes import Outcome
 from alignseg_tf.prediction.outputs import KINDS, check_kinds, paths
 from alignseg_tf.prediction.predictor import Predictor
-from alignseg_tf.prediction.video import CAMERA
+from alignseg_tf.prediction.video import CAMERA, is_video
 from alignseg_tf.pretrained import model_path
 from alignseg_tf.system.files import remove_leftovers
 from alignseg_tf.system.fingerprints import fingerprint
+from alignseg_tf.system.printable import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     parser.add_argument(
         "--write", nargs="+", choices=KINDS, default=list(DEFAULT_KINDS), metavar="KIND",
-        help=f"what to write: {', '.join(KINDS)} ({' '.join(DEFAULT_KINDS)})",
+        help=f"files to write: {', '.join(KINDS)} ({' '.join(DEFAULT_KINDS)})",
     )  # fmt: skip
     parser.add_argument(
         "--overwrite", action="store_true",
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_kinds(kinds, predictor.label_space, predictor.network.gives_logits)
     run = {"model": fingerprint(arguments.model), "protocol": str(protocol)}
     targets = [target for _, name in images for target in paths(output, str(name), kinds)]
-    targets += [output / file for _, name in videos for file in _video_files(str(name), kinds)]
+    targets += [output / file for _, name in videos for file in video_files(str(name), kinds)]
     for folder in {target.parent for target in targets}:
         remove_leftovers(folder)
     started = time.monotonic()
@@ -78,9 +80,34 @@ def run(arguments: argparse.Namespace) -> int:
             )
             log.add(outcome)
             _report_skipped(outcome)
-    return report(log, time.monotonic() - started)
+    return log.report(time.monotonic() - started)
 
 
 def _report_skipped(outcome: Outcome) -> None:
     if outcome.outcome == "skipped":
         print(f"skipped: {outcome.source}: {outcome.message}", file=sys.stderr)
+
+
+def _named_sources(
+    sources: Sequence[str], output: Path
+) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
+    """Return images and videos, each with the name of its results below the output folder."""
+    others = [source for source in sources if not is_video(source)]
+    for folder in map(Path, others):
+        if folder.is_dir() and folder.resolve() == output.resolve():
+            raise ValueError(f"--output must not be the images' folder. Received: {output}")
+    skipped: Skipped = {}
+    images = result_names(find_named_images(others, output.resolve(), skipped))
+    if skipped:
+        print(f"not read: {printable(describe_skipped(skipped))}", file=sys.stderr)
+    # File names must not have a camera's colon everywhere.
+    videos = result_names(
+        [(Path(v), Path(Path(v).name.replace(":", "_"))) for v in sources if is_video(v)]
+    )
+    for video, folder in videos:
+        if inside := next((path for path, name in images if name.parent == folder), None):
+            raise ValueError(
+                f"{printable(video)} and {printable(inside)} would have results in one folder, "
+                f"{printable(folder)}: predict them into separate folders"
+            )
+    return images, videos

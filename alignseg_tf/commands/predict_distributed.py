@@ -4,7 +4,6 @@ import argparse
 import time
 from pathlib import Path
 
-from alignseg_tf.prediction.batch import report
 from alignseg_tf.prediction.distributed import predict_distributed
 
 
@@ -28,4 +27,4 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model, arguments.folder, arguments.output, arguments.actors, arguments.threads,
         arguments.batch_size, arguments.address,
     )  # fmt: skip
-    return report(log, time.monotonic() - started)
+    return log.report(time.monotonic() - started)

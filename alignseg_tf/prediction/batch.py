@@ -5,7 +5,6 @@ import json
 import os
 import re
 import stat
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,19 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from alignseg_tf.data.listing import (
-    DataError,
-    Skipped,
-    describe_skipped,
-    find_named_images,
-    special_kind,
-)
+from alignseg_tf.data.listing import DataError, special_kind
 from alignseg_tf.data.readers import load_image
 from alignseg_tf.prediction.outcomes import Outcome, OutcomeLog, relative_names
 from alignseg_tf.prediction.outputs import KINDS, paths
-from alignseg_tf.prediction.video import CAMERA, Video, VideoWriter, is_video
+from alignseg_tf.prediction.video import CAMERA, Video, VideoWriter
 from alignseg_tf.system.files import atomic_path, write_text
-from alignseg_tf.system.fingerprints import differences
+from alignseg_tf.system.fingerprints import differences, listed
 from alignseg_tf.system.parallel import in_parallel
 from alignseg_tf.system.printable import printable
 from alignseg_tf.system.progress import progress_bar
@@ -39,8 +32,6 @@ if TYPE_CHECKING:
     from alignseg_tf.prediction.predictor import Predictor
 
 DEFAULT_KINDS = ("classes", "overlay")
-# Number of foreign files listed in an error message.
-LISTED = 5
 # Model and protocol of the predictions in a folder, and the outcome of each image.
 RUN_FILE, OUTCOMES_FILE = "predictions.json", "predictions.csv"
 
@@ -48,7 +39,7 @@ RUN_FILE, OUTCOMES_FILE = "predictions.json", "predictions.csv"
 def read_image(
     path: Path, results: Callable[[str], tuple[Sequence[str], bool]]
 ) -> tuple[Outcome, np.ndarray | None]:
-    """Read an image that is to be segmented.
+    """Read an image to segment.
 
     Args:
         path: its file.
@@ -84,10 +75,9 @@ def predict_images(
     kinds: Sequence[str] = DEFAULT_KINDS,
     log: OutcomeLog | None = None,
 ) -> Iterator[Outcome]:
-    """Segment images and write the results into a folder.
+    """Segment images, write the results into a folder, and yield the outcomes in order.
 
-    Skip an image whose results are all there and were made of a file with the same content. The
-    next image is read and the last one written while the network works.
+    Keep the results of an image if all exist and were made of a file with the same content.
 
     Args:
         predictor: the model.
@@ -95,38 +85,34 @@ def predict_images(
         output: the folder.
         kinds: which of `KINDS` to write.
         log: log of the folder, to which outcomes are added; None makes all results again.
-
-    Yields:
-        The outcome of each, in order.
     """
     from tensorflow.errors import OpError
 
-    def load(item: tuple[Path, Path]) -> tuple[Outcome, np.ndarray | None]:
+    def load(item: tuple[Path, Path]) -> tuple[Outcome, np.ndarray | None, Path, Path]:
         path, name = item
         targets = paths(output / name.parent, name.name, kinds)
 
         def results(sha256: str) -> tuple[Sequence[str], bool]:
             files = relative_names(targets, output)
-            are_there = [_is_there(target) for target in targets]
-            return files, all(are_there) and log is not None and log.belong(files, sha256)
+            exist = [_exists(target) for target in targets]
+            return files, all(exist) and log is not None and log.belong(files, sha256)
 
-        return read_image(path, results)
+        return *read_image(path, results), path, name
 
-    def segmented() -> Iterator[tuple[Outcome, "Prediction | None", Path]]:
-        loaded = in_parallel(load, images, ahead=2)
-        for (path, name), (outcome, image) in zip(images, loaded, strict=True):
-            made = None
-            if image is not None:
-                started = time.monotonic()
-                try:
-                    made = predictor(image)
-                except (ValueError, OpError) as error:
-                    outcome = outcome.skipped(str(error))
-                else:
-                    seconds = time.monotonic() - started
-                    made = replace(made, file_name=(name.parent / path.name).as_posix())
-                    outcome = replace(outcome, in_windows=made.in_windows, seconds=seconds)
-            yield outcome, made, name
+    def segment(
+        loaded: tuple[Outcome, np.ndarray | None, Path, Path],
+    ) -> tuple[Outcome, "Prediction | None", Path]:
+        outcome, image, path, name = loaded
+        if image is None:
+            return outcome, None, name
+        started = time.monotonic()
+        try:
+            made = predictor(image)
+        except (ValueError, OpError) as error:
+            return outcome.skipped(str(error)), None, name
+        seconds = time.monotonic() - started
+        outcome = replace(outcome, in_windows=made.in_windows, seconds=seconds)
+        return outcome, replace(made, file_name=(name.parent / path.name).as_posix()), name
 
     def write(item: tuple[Outcome, "Prediction | None", Path]) -> Outcome:
         outcome, made, name = item
@@ -138,12 +124,13 @@ def predict_images(
             log.add(outcome)  # here and not by the caller, who may have been interrupted
         return outcome
 
-    written = in_parallel(write, segmented(), ahead=1, workers=1)
+    segmented = map(segment, in_parallel(load, images, ahead=2))
+    written = in_parallel(write, segmented, ahead=1, workers=1)
     yield from progress_bar(written, "predicting", len(images))
 
 
-def _is_there(target: Path) -> bool:
-    """Return whether a result is there; raise a `DataError` if it cannot be written."""
+def _exists(target: Path) -> bool:
+    """Return whether a result exists; raise a `DataError` if it cannot be written."""
     try:
         if stat.S_ISDIR(target.lstat().st_mode):
             raise DataError(f"its result cannot be written: {target} is a folder")
@@ -165,8 +152,8 @@ def predict_video(
 ) -> Outcome:
     """Segment the frames of a video or a camera.
 
-    Kinds with `is_video` become a video each, `NAME_overlay.mp4`; of the others each frame is a
-    file, `NAME/000000_classes.png`, numbered by the frame.
+    Write a video for each kind with `is_video`, `NAME_overlay.mp4`, and for the others a file for
+    each frame, `NAME/000000_classes.png`.
 
     Args:
         predictor: the model.
@@ -180,35 +167,30 @@ def predict_video(
     Raises:
         ImportError: PyAV is not installed.
     """
-    still = [kind for kind in kinds if not KINDS[kind].is_video]
-    outcome = Outcome(printable(source), "written", files=_video_files(name, kinds))
+    files = tuple(map(printable, video_files(name, kinds)))
+    outcome = Outcome(printable(source), "written", files=files)
     size, count, seconds = (0, 0), 0, 0.0
-    if still:
-        _remove_frames(output / name)
+    _remove_frames(output / name, kinds)
     try:
         with ExitStack() as stack:
             video = stack.enter_context(closing(Video(source)))
             writers = {}
-            for kind in kinds:
-                if KINDS[kind].is_video:
-                    path = output / f"{name}_{kind}.mp4"
-                    _is_there(path)
-                    temporary = stack.enter_context(atomic_path(path))
-                    writer = VideoWriter(temporary, video.rate / every)
-                    writers[kind] = stack.enter_context(closing(writer))
-            total = None if video.frames is None else -(-video.frames // every)
-            total = min(filter(None, (total, limit)), default=None)
+            for kind in (kind for kind in kinds if KINDS[kind].is_video):
+                path = output / f"{name}_{kind}.mp4"
+                _exists(path)
+                temporary = stack.enter_context(atomic_path(path))
+                writer = VideoWriter(temporary, video.rate / every)
+                writers[kind] = stack.enter_context(closing(writer))
+            still = [kind for kind in kinds if kind not in writers]
             try:
-                stop = None if limit is None else (limit - 1) * every + 1
-                frames = islice(enumerate(video), 0, stop, every)
-                for number, frame in progress_bar(frames, source, total, "frame"):
+                for number, frame in _numbered_frames(video, every, limit):
                     started = time.monotonic()
-                    prediction = predictor(frame)
+                    made = predictor(frame)
                     seconds += time.monotonic() - started
                     size = size if count else frame.shape[:2]
                     for kind, writer in writers.items():
-                        writer.write(KINDS[kind].content(prediction))
-                    prediction.save(output / name, f"{number:06d}", still)
+                        writer.write(KINDS[kind].content(made))
+                    made.save(output / name, f"{number:06d}", still)
                     count += 1
             except KeyboardInterrupt:
                 if not source.startswith(CAMERA):
@@ -216,20 +198,31 @@ def predict_video(
             if not count:
                 raise ValueError(f"{source}: no frames")
     except ValueError as error:
-        if still:
-            _remove_frames(output / name)
+        _remove_frames(output / name, kinds)
         return outcome.skipped(str(error).removeprefix(f"{source}: "))
     return replace(outcome, height=size[0], width=size[1], frames=count, seconds=seconds)
 
 
-def _video_files(name: str, kinds: Sequence[str]) -> tuple[str, ...]:
+def _numbered_frames(
+    video: Video, every: int, limit: int | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    total = None if video.frames is None else -(-video.frames // every)
+    total = min(filter(None, (total, limit)), default=None)
+    stop = None if limit is None else (limit - 1) * every + 1
+    frames = islice(enumerate(video), 0, stop, every)
+    return progress_bar(frames, video.source, total, "frame")
+
+
+def video_files(name: str, kinds: Sequence[str]) -> list[str]:
     """Return the videos, and the folder of frames, that a video becomes."""
     moving = [f"{name}_{kind}.mp4" for kind in kinds if KINDS[kind].is_video]
-    return tuple(map(printable, [*moving, *([name] if len(moving) < len(kinds) else [])]))
+    return [*moving, name] if len(moving) < len(kinds) else moving
 
 
-def _remove_frames(folder: Path) -> None:
+def _remove_frames(folder: Path, kinds: Sequence[str]) -> None:
     """Remove the frames of an earlier run, which may have had more."""
+    if all(KINDS[kind].is_video for kind in kinds):
+        return
     endings = "|".join(re.escape(kind.ending) for kind in KINDS.values())
     for path in folder.glob("[0-9]*"):
         if re.fullmatch(rf"\d{{6,}}({endings})", path.name):
@@ -240,54 +233,43 @@ def _remove_frames(folder: Path) -> None:
 def claimed_output(
     output: Path, run: dict[str, str], targets: Sequence[Path], overwrite: bool
 ) -> Iterator[OutcomeLog]:
-    """Write the model and the protocol of a folder's predictions, and open its log.
-
-    Args:
-        output: the folder.
-        run: what tells these predictions from others.
-        targets: the files that will be written.
-        overwrite: whether to make all results again.
+    """Write the model and the protocol of a run into its output folder, and open the log there.
 
     Raises:
-        ValueError: the folder holds predictions of another model or protocol, or files with the
-            names of `targets` that `predict` did not write.
+        ValueError: without `overwrite`, the folder holds predictions of another run, or files with
+            the names of `targets` that `predict` did not write.
     """
     run_file, log = output / RUN_FILE, OutcomeLog(output / OUTCOMES_FILE)
-    there = json.loads(run_file.read_text(encoding="utf-8")) if run_file.is_file() else None
+    earlier = json.loads(run_file.read_text(encoding="utf-8")) if run_file.is_file() else {}
     names = zip(targets, relative_names(targets, output), strict=True)
     foreign = [name for path, name in names if os.path.lexists(path) and not log.knows(name)]
     if overwrite:
         log.outdate(foreign)
-    elif there is None or "since" not in there:  # earlier versions wrote it, and kept no log
-        if there is None and os.path.lexists(log.path):
+    else:
+        is_older = earlier.pop("since", None) is not None  # earlier versions kept no log
+        if not earlier and os.path.lexists(log.path):
             foreign.insert(0, log.path.name)
-        if foreign:
-            raise ValueError(
+        problem = ""
+        if foreign and not is_older:
+            problem = (
                 f"{output}: expected a new folder, or only files that predict wrote. Received: "
-                f"{', '.join(foreign[:LISTED])}{' ...' if foreign[LISTED:] else ''}; give another "
-                "--output, or --overwrite"
+                f"{listed(foreign)}; "
             )
-    if there is not None and not overwrite:
-        before = {key: value for key, value in there.items() if key != "since"}
-        if different := differences(before, run):
-            raise ValueError(
-                f"{output} holds other predictions:{different}\n"
-                "give another --output, or --overwrite"
-            )
+        elif earlier and (different := differences(earlier, run)):
+            problem = f"{output} holds other predictions:{different}\n"
+        if problem:
+            raise ValueError(f"{problem}give another --output, or --overwrite")
     with log:
-        if there is None or overwrite:
+        if not earlier or overwrite:
             write_text(run_file, json.dumps(run, indent=1))
         yield log
 
 
 def result_names(images: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
-    """Give each image a name for its results, below the output folder.
+    """Name the results of images, given as (path, path below the folder that was asked for).
 
-    The name is the image's without its suffix. Images in one folder that differ only in the
-    suffix keep it: `a_jpg` and `a_png`.
-
-    Args:
-        images: (path, path below the folder that was asked for).
+    The name is that path without its suffix. Images in one folder that differ only in the suffix
+    keep it: `a_jpg` and `a_png`.
 
     Returns:
         (path, name).
@@ -308,36 +290,3 @@ def result_names(images: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]
                 f"{printable(stem)}_...: predict them into separate folders"
             )
     return [(path, stem) for stem, path in found.items()]
-
-
-def report(log: OutcomeLog, seconds: float) -> int:
-    """Print the outcomes of a run; return the exit status."""
-    print(log.summary(seconds))
-    if skipped := log.counts["skipped"]:
-        print(f"error: {skipped} of {log.counts.total()} were skipped", file=sys.stderr)
-    return 1 if skipped else 0
-
-
-def _named_sources(
-    sources: Sequence[str], output: Path
-) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]]:
-    """Return images and videos, each with the name of its results below the output folder."""
-    others = [source for source in sources if not is_video(source)]
-    for folder in map(Path, others):
-        if folder.is_dir() and folder.resolve() == output.resolve():
-            raise ValueError(f"--output must not be the images' folder. Received: {output}")
-    skipped: Skipped = {}
-    images = result_names(find_named_images(others, output.resolve(), skipped))
-    if skipped:
-        print(f"not read: {printable(describe_skipped(skipped))}", file=sys.stderr)
-    # A camera's name has a colon, which names of files must not have everywhere.
-    videos = result_names(
-        [(Path(v), Path(Path(v).name.replace(":", "_"))) for v in sources if is_video(v)]
-    )
-    for video, folder in videos:
-        if inside := next((path for path, name in images if name.parent == folder), None):
-            raise ValueError(
-                f"{printable(video)} and {printable(inside)} would have results in one folder, "
-                f"{printable(folder)}: predict them into separate folders"
-            )
-    return images, videos

@@ -2,8 +2,8 @@
 
 The output folder holds `ab/cd/SHA256-MODEL_classes.png`, where SHA256 is of the image's file and
 starts with `abcd`, and MODEL starts the model's fingerprint; a row an image in `outcomes/RUN.csv`;
-and `models/MODEL.json`. Names of results depend on content only, so several runs may share a
-folder: an image done twice is written with the same bytes.
+and `models/MODEL.json`. Names of results depend only on content, so that several runs may share a
+folder.
 """
 
 import json
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Hexadecimal digits of the model's fingerprint in the names of results.
 FINGERPRINT_LENGTH = 16
-# Images in a block: many, for few messages, but at most a sixteenth of an actor's share.
+# Images in a block: at most, and a sixteenth of an actor's share.
 MAX_BLOCK_ROWS, BLOCKS_PER_ACTOR = 256, 16
 # Retries of a block with which an actor died, before its images are tried separately.
 MAX_DEATHS = 3
@@ -44,12 +44,7 @@ STOPPED = "stopped"  # outcome of an image whose result cannot be written
 
 
 def result_path(sha256: str, model: str) -> str:
-    """Return where the result of an image and a model lies, from the fingerprints of both.
-
-    Example:
-        >>> result_path("abcdef", "0123456789abcdef0123")
-        'ab/cd/abcdef-0123456789abcdef_classes.png'
-    """
+    """Return the path of the result of an image and a model, from the fingerprints of both."""
     return f"{sha256[:2]}/{sha256[2:4]}/{sha256}-{model[:FINGERPRINT_LENGTH]}_classes.png"
 
 
@@ -67,8 +62,7 @@ class Segmenter:
         """Take `row`, a number, and `path`, bytes; return `row`, and `outcome` as JSON."""
         import pyarrow as pa
 
-        rows, paths = (table[name].to_pylist() for name in ("row", "path"))
-        loaded = in_parallel(self._load, paths, ahead=2, workers=1)
+        loaded = in_parallel(self._load, table["path"].to_pylist(), ahead=2, workers=1)
         outcomes: list[Outcome] = []
         limit = self.predictor.protocol.largest_whole or 2**63
         for size, items in groupby(loaded, lambda item: item[1].shape[:2]):
@@ -76,10 +70,10 @@ class Segmenter:
             while group := list(islice(items, most)):
                 outcomes += self._segment(group) if all(size) else [outcome for outcome, _ in group]
         texts = [json.dumps(asdict(outcome)) for outcome in outcomes]
-        return pa.table({"row": rows, "outcome": pa.array(texts, pa.large_string())})
+        return pa.table({"row": table["row"], "outcome": pa.array(texts, pa.large_string())})
 
     def _load(self, path: bytes) -> tuple[Outcome, np.ndarray]:
-        """Read an image; without pixels if it is not to be segmented."""
+        """Read an image, without pixels if it is kept or skipped."""
 
         def results(sha256: str) -> tuple[list[str], bool]:
             result = result_path(sha256, self.model)
@@ -126,14 +120,14 @@ def predict_distributed(
 ) -> OutcomeLog:
     """Segment the images of a folder by actors that Ray Data feeds.
 
-    Skip an image whose result is there. All machines must see the folders under the same names.
+    Skip an image whose result exists. All machines must see the folders under the same names.
 
     Args:
         saved_model: folder of a SavedModel that `alignseg_tf.export` wrote.
         folder: holds the images, at all depths.
-        output: is made if it is not there.
+        output: folder for the results.
         actors: processes with a copy of the model each; by default one for `threads` cores.
-        threads: of TensorFlow in an actor.
+        threads: TensorFlow threads of an actor.
         batch_size: number of images of one size in a batch.
         address: of a Ray cluster, or `auto`; None for this machine only.
 
@@ -142,54 +136,67 @@ def predict_distributed(
 
     Raises:
         ImportError: Ray Data is not installed.
-        ValueError: an argument is wrong, or there is no such model or no image.
+        ValueError: an argument is wrong, or the model or images are missing.
         OSError: results cannot be written.
     """
     for name, value in (("actors", actors), ("threads", threads), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
     _import_ray(address)
-    import pyarrow as pa
-
     saved_model, output = Path(saved_model).resolve(), Path(output).resolve()
     remove_leftovers(output, below=True)
     model = _describe_model(saved_model, output)
-    found = walk_files(Path(folder).resolve(), {}, output)
+    table = _image_table(Path(folder).resolve(), output)
+    arguments = (saved_model, output, model, batch_size)
+    run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}"
+    with OutcomeLog(output / "outcomes" / f"{run}.csv") as log, _ray(actors, threads, address) as n:
+        outcomes = _outcomes(table, arguments, n, threads)
+        for outcome in progress_bar(outcomes, "predicting", len(table)):
+            if outcome.outcome == STOPPED:
+                raise OSError(outcome.message)
+            log.add(outcome)
+    return log
+
+
+def _image_table(folder: Path, output: Path) -> "pa.Table":
+    """Find the images of a folder, as `row` and `path`."""
+    import pyarrow as pa
+
+    found = walk_files(folder, {}, output)
     images = (os.fsencode(path) for path in found if path.lower().endswith(IMAGE_SUFFIXES))
     if not (paths := pa.array(images, pa.large_binary())):
         raise DataError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
-    table = pa.table({"row": np.arange(len(paths)), "path": paths})
-    done = np.zeros(len(paths), bool)
-    run = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}"
-    with OutcomeLog(output / "outcomes" / f"{run}.csv") as log, _ray(actors, threads, address) as n:
-        size = min(MAX_BLOCK_ROWS, max(len(paths) // (n * BLOCKS_PER_ACTOR), batch_size))
+    return pa.table({"row": np.arange(len(paths)), "path": paths})
 
-        # Ray drops a block with which actors died too often. Its images are then tried one by one,
-        # and one at an actor at a time, so that none dies with another.
-        def outcomes() -> Iterator[tuple[int, Outcome]]:
-            for rows, ahead in ((size, None), (1, 1)):
-                left = table.filter(pa.array(~done))
-                blocks = [left.slice(i, rows).combine_chunks() for i in range(0, len(left), rows)]
-                arguments = (saved_model, output, model, batch_size)
-                yield from _segmented(blocks, arguments, n, threads, ahead)
-                if done.all():
-                    break
 
-        for row, outcome in progress_bar(outcomes(), "predicting", len(paths)):
-            if outcome.outcome == STOPPED:
-                raise OSError(outcome.message)
+def _outcomes(table: "pa.Table", arguments: tuple, actors: int, threads: int) -> Iterator[Outcome]:
+    """Yield the outcomes of a table's images in the order of completion.
+
+    Ray drops a block with which actors died too often. Try its images one by one then, and one at
+    an actor at a time, so that none dies with another.
+    """
+    import pyarrow as pa
+
+    done = np.zeros(len(table), bool)
+    batch_size = arguments[-1]
+    size = min(MAX_BLOCK_ROWS, max(len(table) // (actors * BLOCKS_PER_ACTOR), batch_size))
+    for rows, ahead in ((size, None), (1, 1)):
+        left = table.filter(pa.array(~done))
+        blocks = [left.slice(i, rows).combine_chunks() for i in range(0, len(left), rows)]
+        for row, outcome in _segmented(blocks, arguments, actors, threads, ahead):
             done[row] = True
-            log.add(outcome)
-        for path in table.filter(pa.array(~done))["path"].to_pylist():
-            message = f"the process that segmented it died {MAX_DEATHS + 1} times"
-            log.add(Outcome(os.fsdecode(path), "skipped", message=message))
-    return log
+            yield outcome
+        if done.all():
+            return
+    for path in table.filter(pa.array(~done))["path"].to_pylist():
+        message = f"the process that segmented it died {MAX_DEATHS + 1} times"
+        yield Outcome(os.fsdecode(path), "skipped", message=message)
 
 
 def _segmented(
     blocks: list["pa.Table"], arguments: tuple, actors: int, threads: int, ahead: int | None
 ) -> Iterator[tuple[int, Outcome]]:
-    """Yield row and outcome of images as they are done; `ahead` blocks wait at an actor."""
+    """Yield row and outcome of images when done; `ahead` blocks wait at an actor."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -254,7 +261,7 @@ def _ray(actors: int | None, threads: int, address: str | None) -> Iterator[int]
         cores = max(os.cpu_count() or 1, (actors or 1) * threads) if address is None else None
         environment = {"TF_NUM_INTEROP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
         environment |= dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS"), str(threads))
-        with silent_stderr():  # it says there that it will say nothing
+        with silent_stderr():
             ray.init(
                 address=address or "local",
                 num_cpus=cores,

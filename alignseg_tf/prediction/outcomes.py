@@ -3,10 +3,11 @@
 import csv
 import io
 import shlex
+import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,15 @@ class Outcome:
     """The outcome of an image or a video.
 
     Attributes:
-        source: its path; characters that cannot be shown are escaped.
+        source: its path, `printable`.
         outcome: one of `OUTCOMES`. `kept`: the results of an earlier run belong to this image.
         height: of an image or the first frame, in pixels.
         width: likewise.
         frames: number of frames; 1 for an image.
         in_windows: whether it was too large to go through the network whole.
         seconds: network time.
-        files: what was written or kept, below the output folder, escaped as `source`.
-        sha256: of the image's file, to which the results belong; empty for a video.
+        files: results, below the output folder, `printable`.
+        sha256: of the image's file; empty for a video.
         message: why it was skipped.
     """
 
@@ -49,18 +50,19 @@ class Outcome:
     message: str = ""
 
     def skipped(self, message: str) -> "Outcome":
-        """Return the outcome if nothing was written, and why."""
+        """Return the outcome without results, and why."""
         return replace(self, outcome="skipped", files=(), message=message)
-
-    def row(self) -> dict[str, Any]:
-        """Return the cells of a CSV row by column; `files` is quoted as in a shell."""
-        return {name: _cell(getattr(self, name)) for name in COLUMNS}
 
 
 COLUMNS = tuple(field.name for field in fields(Outcome))
 
 
+# The cells of a CSV row, by column; `files` is a tuple.
+Row = dict[str, Any]
+
+
 def _cell(value: Any) -> Any:
+    """Return a CSV cell; files are quoted as in a shell."""
     if isinstance(value, tuple):
         text = shlex.join(value)
         # Quotes keep a name such as =1.png, which spreadsheets take for a formula.
@@ -76,8 +78,8 @@ def relative_names(paths: Iterable[Path], folder: Path) -> tuple[str, ...]:
 class OutcomeLog:
     """A CSV file of outcomes, which also says to which image each result belongs.
 
-    Enter it to write. Each row is appended at once, so a killed run loses none. Rows of earlier
-    runs stay for as long as they have results that no later row has.
+    Enter it to write. Each row is appended at once, so that a killed run loses none. Rows of
+    earlier runs stay while they have results that no later row has.
 
     Args:
         path: the CSV file; it may be missing.
@@ -89,7 +91,7 @@ class OutcomeLog:
     def __init__(self, path: Path):
         self.path = path
         self.counts: Counter[str] = Counter()
-        self._earlier = [row for row, _ in _read_rows(path)]
+        self._earlier = _read_rows(path)
         self._sha256 = _belonging(self._earlier)
         self._has_begun = False
         self._lock = threading.Lock()
@@ -97,7 +99,7 @@ class OutcomeLog:
     def outdate(self, files: Iterable[str]) -> None:
         """Mark all known results, and these files, as belonging to no image."""
         rows = [{**row, "outcome": OUTDATED, "sha256": ""} for row in self._earlier]
-        rows += [Outcome("", OUTDATED, files=(file,)).row() for file in files]
+        rows += [asdict(Outcome("", OUTDATED, files=(file,))) for file in files]
         self._earlier, self._sha256 = rows, _belonging(rows)
 
     def __enter__(self) -> "OutcomeLog":
@@ -127,45 +129,48 @@ class OutcomeLog:
 
     def _append(self, outcome: Outcome) -> None:
         with self._lock:
-            self._file.write(csv_text([outcome.row().values()]))
+            self._file.write(csv_text([map(_cell, astuple(outcome))]))
             self._file.flush()
 
     def __exit__(self, *_: object) -> None:
         """Close the file, and remove from earlier rows the results that later ones have.
 
-        Images of this run may share a result, so its own rows stay as they are.
+        Images of this run may share a result, so that its own rows stay.
         """
         self._file.close()
         if not self._earlier and not self._has_begun:
             return
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         claimed: set[str] = set()
-        for index, (row, files) in reversed(list(enumerate(_read_rows(self.path)))):
+        for index, row in reversed(list(enumerate(_read_rows(self.path)))):
             is_own = index >= len(self._earlier) and row["outcome"] != OUTDATED
-            left = tuple(file for file in files if is_own or file not in claimed)
-            claimed.update(files)
+            left = tuple(file for file in row["files"] if is_own or file not in claimed)
+            claimed.update(row["files"])
             if left or is_own:
-                rows.append({**row, "files": _cell(left)})
+                rows.append({**row, "files": left})
         self._write(reversed(rows))
 
-    def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        write_text(self.path, csv_text([COLUMNS, *(row.values() for row in rows)]))
+    def _write(self, rows: Iterable[Row]) -> None:
+        write_text(self.path, csv_text([COLUMNS, *(map(_cell, row.values()) for row in rows)]))
 
-    def summary(self, seconds: float) -> str:
-        """Return a line with the number of images of each outcome."""
+    def report(self, seconds: float) -> int:
+        """Print the number of images of each outcome in this run; return the exit status."""
         shown = (f"{self.counts[kind]} {kind}" for kind in OUTCOMES if self.counts[kind])
-        return (
+        print(
             f"{self.counts.total()} in {duration(seconds)} ({self.counts['written'] / seconds:.2f} "
             f"written/s): {', '.join(shown)}; see {printable(self.path)}"
         )
+        if skipped := self.counts["skipped"]:
+            print(f"error: {skipped} of {self.counts.total()} were skipped", file=sys.stderr)
+        return 1 if skipped else 0
 
 
-def _belonging(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    return {file: row["sha256"] for row in rows for file in shlex.split(row["files"])}
+def _belonging(rows: Iterable[Row]) -> dict[str, str]:
+    return {file: row["sha256"] for row in rows for file in row["files"]}
 
 
-def _read_rows(path: Path) -> list[tuple[dict[str, str], list[str]]]:
-    """Read the rows of earlier runs and the files of each; none if the columns differ."""
+def _read_rows(path: Path) -> list[Row]:
+    """Read the rows of earlier runs; none if the columns differ."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -173,7 +178,8 @@ def _read_rows(path: Path) -> list[tuple[dict[str, str], list[str]]]:
     rows = csv.DictReader(io.StringIO(whole, newline=""))
     if tuple(rows.fieldnames or ()) != COLUMNS:
         return []
+    whole_rows = (row for row in rows if None not in row.values())
     try:
-        return [(row, shlex.split(row["files"])) for row in rows if None not in row.values()]
+        return [{**row, "files": tuple(shlex.split(row["files"]))} for row in whole_rows]
     except ValueError:  # quotes that this program does not write
         return []

@@ -1,12 +1,12 @@
-"""A prediction, and the files it can be written as.
+"""A prediction, and the files that it is written as.
 
 classes        PNG, grey values are class ids
 color          PNG, classes in their colours
 overlay        PNG, classes painted over the image
 side_by_side   PNG, image and overlay, with a legend
 probabilities  NumPy .npz: `probabilities`, float16 [H, W, classes], and `classes`, their names
-coco           JSON, a COCO data set of one image: a run-length encoded mask a class
-polygons       GeoJSON, a polygon a connected region, in pixels
+coco           JSON, a COCO data set of one image: a run-length encoded mask for each class
+polygons       GeoJSON, a polygon for each connected region, in pixels
 cityscapes     PNG, grey values are Cityscapes' labelIds, as its server takes them
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from alignseg_tf import visualization
 from alignseg_tf.data.datasets.cityscapes import CITYSCAPES
@@ -31,9 +32,9 @@ class Kind:
     """A form of file.
 
     Attributes:
-        ending: what follows the image's name; its suffix tells the format.
+        ending: follows the image's name; its suffix tells the format.
         content: of a prediction: an image (PNG), arrays by name (NPZ) or a JSON object.
-        is_video: whether a video can be made of it; its content is uint8 RGB [any, any, 3].
+        is_video: whether `predict` makes a video of it; content is then uint8 RGB [any, any, 3].
     """
 
     ending: str
@@ -55,15 +56,9 @@ class Kind:
 def check_kinds(
     kinds: Sequence[str], label_space: LabelSpace, gives_probabilities: bool = True
 ) -> None:
-    """Refuse kinds of files that cannot be written, before anything is predicted.
-
-    Args:
-        kinds: which of `KINDS`.
-        label_space: of the model.
-        gives_probabilities: whether the model gives them.
+    """Raise a `ValueError` for kinds of files that are unknown or do not fit the model.
 
     Raises:
-        ValueError: an unknown kind, or one that does not fit the model.
         ImportError: a package is missing.
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
@@ -80,15 +75,12 @@ def check_kinds(
 
 
 def paths(folder: Path, stem: str, kinds: Sequence[str]) -> list[Path]:
-    """Return where files go: `FOLDER/STEM` and the ending of each kind."""
+    """Return the paths of files: `FOLDER/STEM` and the ending of each kind."""
     return [folder / f"{stem}{KINDS[kind].ending}" for kind in kinds]
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """Return COCO's uncompressed run-length code: zeros, ones, zeros ... column by column.
-
-    Args:
-        mask: bool [H, W].
+    """Return COCO's uncompressed run lengths of a mask, bool [H, W]: zeros, ones, ... by column.
 
     Example:
         >>> run_lengths(np.array([[False, True], [True, True]]))
@@ -101,26 +93,27 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def coco_data_set(prediction: "Prediction") -> dict[str, Any]:
-    """Return a prediction as a COCO data set of one image, with a mask a class.
+    """Return a prediction as a COCO data set of one image, with a mask for each class.
 
-    A category's id is the class id + 1. Masks are uncompressed run-length codes. `iscrowd` is 0:
+    A category's id is the class id + 1. Masks are uncompressed run lengths. `iscrowd` is 0, since
     COCO's tools ignore crowds.
     """
-    height, width = prediction.class_map.shape
-    annotations = []
-    for number, index in enumerate(np.unique(prediction.class_map).tolist(), start=1):
-        mask = prediction.class_map == index
-        (left, right), (top, bottom) = (
-            np.flatnonzero(mask.any(i))[[0, -1]].tolist() for i in (0, 1)
-        )
+    class_map = prediction.class_map
+    height, width = class_map.shape
+    annotations: list[dict[str, Any]] = []
+    for index, box in enumerate(ndimage.find_objects(class_map.astype(np.int32) + 1)):
+        if box is None:  # the class does not occur
+            continue
+        (top, bottom), (left, right) = ((part.start, part.stop) for part in box)
+        mask = class_map == index
         annotations.append(
             {
-                "id": number,
+                "id": len(annotations) + 1,
                 "image_id": 1,
                 "category_id": index + 1,
                 "segmentation": {"size": [height, width], "counts": run_lengths(mask)},
                 "area": int(mask.sum()),
-                "bbox": [left, top, right - left + 1, bottom - top + 1],
+                "bbox": [left, top, right - left, bottom - top],
                 "iscrowd": 0,
             }
         )
@@ -142,8 +135,7 @@ def polygons(class_map: np.ndarray, label_space: LabelSpace) -> dict[str, Any]:
     """Return the connected regions of a class map as a GeoJSON feature collection.
 
     Coordinates are (x, y) in pixels from the image's upper left corner, y down, along the pixels'
-    edges, so areas are exact. Regions are connected along edges, not at corners. Holes are inner
-    rings.
+    edges. Regions are connected along edges, not at corners. Holes are inner rings.
 
     Args:
         class_map: uint8 [H, W].
@@ -174,13 +166,12 @@ class Prediction:
     """The classes that a model predicts in an image.
 
     Attributes:
-        image: the image, uint8 RGB [H, W, 3].
+        image: uint8 RGB [H, W, 3].
         class_map: class ids, uint8 [H, W].
         label_space: names and colours of the classes.
         confidence: probability of the chosen class, float32 [H, W] in 0..1; None where the model
             gives only class maps.
-        in_windows: whether the image was too large to go through whole, see
-            `Protocol.largest_whole`.
+        in_windows: whether the image was too large to go through whole.
         file_name: of the image, for files that name it; None where it is unknown.
     """
 
@@ -198,7 +189,7 @@ class Prediction:
     def probabilities(self) -> np.ndarray:
         """Probabilities of the classes, float32 [H, W, classes].
 
-        Another pass through the network computes them on first use, since they are large.
+        They are large, so another pass through the network computes them on first use.
 
         Raises:
             ValueError: the model gives only class maps.
@@ -216,7 +207,7 @@ class Prediction:
         return visualization.overlay(self.image, self.class_map, self.label_space.palette)
 
     def side_by_side(self) -> np.ndarray:
-        """Return the image, the overlay beside it, and a legend below, uint8 [any, any, 3]."""
+        """Return the image and the overlay side by side, over a legend, uint8 [any, any, 3]."""
         row = visualization.side_by_side(self.image, self.overlay())
         return np.concatenate([row, visualization.legend(self.label_space, row.shape[1])])
 
@@ -226,10 +217,9 @@ class Prediction:
         """Write files into a folder, each at once or not at all.
 
         Args:
-            folder: is made if it is not there.
+            folder: made if it is missing.
             stem: start of the files' names.
-            kinds: which of `outputs.KINDS`; `classes` is a PNG of class ids, `overlay` a PNG in
-                colours.
+            kinds: which of `outputs.KINDS`, as the head of `outputs` lists them.
 
         Returns:
             The paths, in the order of `kinds`.

@@ -1,6 +1,7 @@
 """Images in, class maps out at the images' own size, from any saved form of a model."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from alignseg_tf.model import MIN_IMAGE_SIZE
 from alignseg_tf.prediction.outputs import Prediction
 from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.prediction.saved_networks import Network, check_gives_logits, load_network
-from alignseg_tf.prediction.tiling import resized, segment_in_bands
+from alignseg_tf.prediction.tiling import Band, resized, segment_in_bands
 
 
 class Predictor:
@@ -21,13 +22,12 @@ class Predictor:
 
     Args:
         model_or_path: an `AlignSeg`, a path or a name, see `load_network`.
-        protocol: how images go through the model: by default whole and once, and very large ones
-            in windows, see `Protocol.largest_whole`.
+        protocol: how images go through the model; by default whole, very large ones in windows.
         device: TensorFlow device for a Keras model, such as `GPU:1`; None leaves that to
             TensorFlow.
 
     Raises:
-        ValueError: there is no model at that path, or it does not go with the protocol.
+        ValueError: there is no model at that path, or it does not fit the protocol.
 
     Example:
         >>> from alignseg_tf import AlignSeg, backbones
@@ -51,11 +51,10 @@ class Predictor:
 
         Args:
             image: uint8 RGB [H, W, 3], or a Pillow image of any mode, which is turned by its EXIF
-                orientation. H and W are at least 32, or the image is resized to the model's fixed
-                input size.
+                orientation. H and W are at least 32, unless the model has a fixed input size.
 
         Raises:
-            ValueError: `image` is no such image.
+            ValueError: `image` is none of these.
         """
         file_name = Path(os.fsdecode(getattr(image, "filename", ""))).name or None
         image = image_array(image)
@@ -72,29 +71,24 @@ class Predictor:
         """Return class ids, confidence, and how the image went through the network."""
         if not self.network.gives_logits:
             return self._class_map(image), None, self.protocol
-        protocol = self._protocol_for(image)
+        protocol, bands = self._bands(image, with_confidence=with_confidence)
         class_map = np.empty(image.shape[:2], np.uint8)
         confidence = np.empty(image.shape[:2], np.float32) if with_confidence else None
-        for band in self._bands(image, protocol, with_confidence=with_confidence):
+        for band in bands:
             rows = slice(band.first, band.first + len(band.class_map))
             class_map[rows] = band.class_map
             if confidence is not None:
                 confidence[rows] = band.confidence
         return class_map, confidence, protocol
 
-    def _protocol_for(self, image: np.ndarray) -> Protocol:
-        if self.network.input_size is not None:  # large images are resized to it
-            return self.protocol
-        return self.protocol.for_image(*image.shape[:2])
-
-    def _bands(self, image: np.ndarray, protocol: Protocol, **wanted: bool) -> Any:
-        return segment_in_bands(
-            self.network.logits,
-            image,
-            self.label_space.num_classes,
-            protocol,
-            self.network.input_size,
-            **wanted,
+    def _bands(self, image: np.ndarray, **wanted: bool) -> tuple[Protocol, Iterator[Band]]:
+        """Return how an image goes through the network, and its bands."""
+        protocol, size = self.protocol, self.network.input_size
+        if size is None:  # else large images are resized to it
+            protocol = protocol.for_image(*image.shape[:2])
+        classes = self.label_space.num_classes
+        return protocol, segment_in_bands(
+            self.network.logits, image, classes, protocol, size, **wanted
         )
 
     def _class_map(self, image: np.ndarray) -> np.ndarray:
@@ -122,13 +116,12 @@ class Predictor:
         """
         image = image_array(image)
         check_gives_logits(self.network)
-        protocol = self._protocol_for(image)
-        bands = self._bands(image, protocol, with_probabilities=True)
+        _, bands = self._bands(image, with_probabilities=True)
         return np.concatenate([band.probabilities for band in bands])
 
 
 def image_array(image: Any) -> np.ndarray:
-    """Return such an array, or a Pillow image, as uint8 RGB [H, W, 3]; else raise `ValueError`."""
+    """Return an image as uint8 RGB [H, W, 3]; raise a `ValueError` for anything else."""
     if isinstance(image, Image.Image):
         return rgb_pixels(image)
     image = np.asarray(image)
@@ -143,7 +136,7 @@ def image_array(image: Any) -> np.ndarray:
 def predictors_on_all_gpus(
     model_or_path: str | Path, protocol: Protocol | None = None
 ) -> list[Predictor]:
-    """Load a model once a GPU, or once where there are not several, or it is no `.keras` file."""
+    """Load a `.keras` file once for each GPU; load any other model once."""
     gpus = [device.name for device in tf.config.list_logical_devices("GPU")]
     if len(gpus) < 2 or Path(model_or_path).suffix != ".keras":
         return [Predictor(model_or_path, protocol)]

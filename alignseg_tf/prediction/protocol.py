@@ -21,31 +21,30 @@ GAUSSIAN_SIGMA = 1 / 8
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an image goes through a network.
+    """The passes of an image through a network.
 
     Attributes:
         tile: height and width of sliding windows, in pixels of the scaled image; None for whole
             images. A smaller image is one window.
-        overlap: share of a window that the next one covers again, in [0, 1); the last window of an
+        overlap: share of a window that the next one covers again, in [0, 1). The last window of an
             axis ends with the image.
-        blending: weight of a window's pixels where several overlap: `uniform`, or `gaussian`, which
-            falls from the middle to the edge.
+        blending: weights where windows overlap: `uniform`, or `gaussian`, largest in the middle.
         scales: factors by which the image is resized; each counts the same.
-        height: rows of pixels of an image at scale 1; None for the image's own height.
         flip: average with the mirrored image (left and right swapped).
-        average: what is averaged over windows, scales and mirroring: `probabilities`, or `logits`
-            as the official code does.
+        average: `probabilities`, or `logits` as in the official code: averaged over windows,
+            scales and mirroring.
         batch_size: number of windows in a batch.
         largest_whole: number of pixels, at the largest scale, above which an image goes through in
             windows of 1024 x 1024 even if `tile` is None; None for no limit.
+        height: height of an image at scale 1, in pixels; None keeps the image's.
 
     Raises:
         ValueError: a value is out of its range.
 
     Reference:
         Sliding windows as in the official code (stride ceil(2/3 tile)); scales and mirroring as in
-        DeepLab. We do not repeat two defects of the official code: its mirroring reverses the
-        height axis, and it fails at any scale but 1.
+        DeepLab. The official code's mirroring reverses the height axis, and it fails at any scale
+        but 1; this does neither.
     """
 
     tile: tuple[int, int] | None = None
@@ -59,21 +58,14 @@ class Protocol:
     height: int | None = None
 
     def __post_init__(self) -> None:
-        least = f"at least {MIN_IMAGE_SIZE}"
+        least, (height, width) = MIN_IMAGE_SIZE, self.tile or (MIN_IMAGE_SIZE, MIN_IMAGE_SIZE)
+        scales_fit = bool(self.scales) and all(0 < scale < math.inf for scale in self.scales)
         for name, is_valid, expected in (
-            (
-                "tile",
-                self.tile is None or min(self.tile) >= MIN_IMAGE_SIZE,
-                f"{least} x {MIN_IMAGE_SIZE} pixels",
-            ),
+            ("tile", min(height, width) >= least, f"at least {least} x {least} pixels"),
             ("overlap", 0 <= self.overlap < 1, "in [0, 1)"),
             ("blending", self.blending in BLENDINGS, f"one of {BLENDINGS}"),
-            (
-                "scales",
-                bool(self.scales) and all(0 < scale < math.inf for scale in self.scales),
-                "positive and finite",
-            ),
-            ("height", self.height is None or self.height >= MIN_IMAGE_SIZE, f"{least} pixels"),
+            ("scales", scales_fit, "positive and finite"),
+            ("height", self.height is None or self.height >= least, f"at least {least} pixels"),
             ("average", self.average in AVERAGES, f"one of {AVERAGES}"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
         ):
@@ -83,22 +75,22 @@ class Protocol:
 
     @property
     def is_plain(self) -> bool:
-        """Whether an image goes through once, as it is."""
+        """Whether an image goes through whole, once and unchanged."""
         return self.tile is None and not self.resizes and not self.flip
 
     @property
     def resizes(self) -> bool:
-        """Whether the network sees an image at other sizes than its own."""
+        """Whether an image is resized."""
         return self.scales != (1.0,) or self.height is not None
 
     def factors(self, height: int) -> tuple[float, ...]:
-        """Return by what an image of this height is resized, one factor a scale."""
+        """Return the factors by which an image of this height is resized, one for each scale."""
         if self.height is None:
             return self.scales
         return tuple(scale * self.height / height for scale in self.scales)
 
     def for_image(self, height: int, width: int) -> "Protocol":
-        """Return the protocol that an image of this size gets: windows where it is too large."""
+        """Return the protocol for an image of this size: windows where it is too large."""
         if self.tile is not None or self.largest_whole is None:
             return self
         if height * width * max(self.factors(height)) ** 2 <= self.largest_whole:
@@ -130,9 +122,8 @@ class Window:
     Attributes:
         start: first pixel of the tile, in the scaled image.
         first: first pixel of the image that the tile covers.
-        position: where each covered pixel lies in the tile, in its pixels, float64.
-        weight: share of the tile in each covered pixel, float32; the shares of all tiles add up
-            to 1.
+        position: where each covered pixel lies in the tile, in pixels, float64.
+        weight: share of the tile in each covered pixel, float32; the shares of all tiles sum to 1.
     """
 
     start: int
@@ -149,17 +140,14 @@ class Window:
 def axis_windows(
     size: int, scaled: int, tile: int, overlap: float = 1 / 3, blending: str = "uniform"
 ) -> list[Window]:
-    """Place the tiles of one axis.
+    """Place the tiles of one axis, from the first pixel to the last.
 
     Args:
         size: pixels of the image.
         scaled: pixels of the scaled image.
         tile: pixels of a tile; at most `scaled` are used.
-        overlap: share of a tile that the next one covers again.
-        blending: `uniform` or `gaussian`.
-
-    Returns:
-        The windows from the first pixel to the last; together they cover every pixel.
+        overlap: see `Protocol`.
+        blending: see `Protocol`.
 
     Example:
         >>> [window.start for window in axis_windows(100, 100, 60)]
@@ -169,7 +157,7 @@ def axis_windows(
     stride = max(1, math.ceil(tile * (1 - overlap) - 1e-9))
     count = math.ceil((scaled - tile) / stride) + 1
     starts = [min(i * stride, scaled - tile) for i in range(count)]
-    # Where the image's pixels lie in the scaled image, by their centres.
+    # Centres of the image's pixels, in pixels of the scaled image.
     place = np.clip((np.arange(size) + 0.5) * (scaled / size) - 0.5, 0, scaled - 1)
     covered, weights = [], np.zeros((count, size))
     for start, weight in zip(starts, weights, strict=True):
@@ -189,14 +177,10 @@ def scaled_sizes(
 ) -> list[tuple[int, int]]:
     """Return height and width of an image at each scale of a protocol.
 
-    Args:
-        height: of the image.
-        width: of the image.
-        protocol: its scales and tile.
-        input_size: the one size that the network takes, or None if it takes any.
+    `input_size` is the only size that the network takes, or None for any.
 
     Raises:
-        ValueError: a side gets too small, or the network's size does not go with the protocol.
+        ValueError: a side gets too small, or the network's size does not fit the protocol.
     """
     if input_size is not None:
         if protocol.resizes or protocol.tile not in (None, tuple(input_size)):

@@ -17,26 +17,26 @@ from alignseg_tf.pretrained import model_path, pretrained_names
 from alignseg_tf.system.environment import cores
 from alignseg_tf.system.quiet import silent_stderr
 
-# Label space of an exported SavedModel: beside the assets, as model servers want.
+# Label space of a SavedModel, where model servers look.
 LABEL_SPACE_FILE = Path("assets.extra") / "classes.json"
-# The same in the archive that ends a TFLite file; the latter has only names, a line each.
+# In the archive at the end of a TFLite file: the label space, or only names, a line each.
 TFLITE_LABEL_SPACE_FILE, TFLITE_LABELS_FILE = "classes.json", "labels.txt"
-# The same in the metadata of an ONNX file.
+# Key of the label space in the metadata of an ONNX file.
 ONNX_LABEL_SPACE_KEY = "classes"
 
 
 class NonFiniteLogitsError(ValueError):
-    """Logits are NaN or infinite, so they give no classes."""
+    """Logits are NaN or infinite."""
 
 
 class Network:
     """A trained model in any saved form.
 
     Attributes:
-        source: the model's path, or what stands for it in messages.
+        source: the model's path, or its name in messages.
         label_space: names and colours of the classes.
         input_size: height and width of the images it takes, or None for any from 32 on.
-        gives_logits: whether `logits` works; the only output of some files is class maps.
+        gives_logits: whether `logits` works; some files give only class maps.
         gives_class_maps: whether `class_map` works.
     """
 
@@ -52,13 +52,12 @@ class Network:
         The outer cells of the logits lie on the outer pixels.
 
         Raises:
-            ValueError: the network gives class maps only.
+            ValueError: the network gives only class maps.
             NonFiniteLogitsError: logits are NaN or infinite.
         """
         check_gives_logits(self)
         logits = self._compute_logits(images)
-        # One pass over the logits at stride 4. The argmax of NaN would be class 0.
-        finite = tf.math.is_finite(logits)
+        finite = tf.math.is_finite(logits)  # the argmax of NaN would be class 0
         if not tf.reduce_all(finite):
             count = int(tf.reduce_sum(tf.cast(~finite, tf.int32)))
             raise NonFiniteLogitsError(
@@ -68,11 +67,10 @@ class Network:
         return logits
 
     def _compute_logits(self, images: np.ndarray) -> Any:
-        """Return the logits, whatever they hold."""
         raise NotImplementedError
 
     def class_map(self, image: np.ndarray) -> np.ndarray:
-        """Return the network's own class ids, uint8 [H, W], of a uint8 RGB image of input size."""
+        """Return class ids, uint8 [H, W], of a uint8 RGB image of the input size."""
         raise NotImplementedError
 
 
@@ -82,11 +80,11 @@ def logits_model(model: keras.Model) -> keras.Model:
 
 
 class KerasNetwork(Network):
-    """A Keras model in memory; later training of its variables shows.
+    """A Keras model in memory. Results follow later changes of its variables.
 
     Args:
         model: an `AlignSeg`, or an `inference_model` of one; it is not changed.
-        device: TensorFlow device to run on, such as `GPU:1`; None leaves that to TensorFlow.
+        device: TensorFlow device, such as `GPU:1`; None leaves that to TensorFlow.
         source: the model's path, for messages.
     """
 
@@ -110,9 +108,9 @@ class KerasNetwork(Network):
 def inference_network(
     model: AlignSeg, device: str | None = None, source: str = Network.source
 ) -> KerasNetwork:
-    """Return a trained model as `inference_model` rewrites it.
+    """Return a trained model as `inference_model` rewrites it, equal except for rounding.
 
-    Results equal those of the model except for rounding. Later training of the model does not show.
+    Results do not follow later training of the model.
     """
     from alignseg_tf.inference.graph import inference_model
 
@@ -124,7 +122,7 @@ class SavedModelNetwork(Network):
     """The folder of a SavedModel that `alignseg_tf.export` wrote.
 
     Attributes:
-        signatures: all functions that the folder holds, by name.
+        signatures: all functions in the folder, by name.
 
     Raises:
         ValueError: the folder holds something else.
@@ -141,22 +139,20 @@ class SavedModelNetwork(Network):
             raise ValueError(
                 f"{path}: not a SavedModel with the signature 'serving_default' ({error})"
             ) from error
-        # Folders of other origin, and early ones, may give class maps alone.
-        self._logits = signatures["logits"] if "logits" in signatures else None  # noqa: SIM401
-        self.gives_logits = self._logits is not None
+        self.gives_logits = "logits" in signatures  # not in folders of early versions
         self.gives_class_maps = True
         self.input_size = None if shape[1] is None else (shape[1], shape[2])
-        if not (path / LABEL_SPACE_FILE).is_file():
+        file = path / LABEL_SPACE_FILE
+        if not file.is_file():
             raise ValueError(f"{path}: {LABEL_SPACE_FILE} with the names of the classes is missing")
-        content = (path / LABEL_SPACE_FILE).read_bytes()
-        self.label_space = parse_label_space(content, str(path / LABEL_SPACE_FILE))
+        self.label_space = parse_label_space(file.read_bytes(), str(file))
 
     def _compute_logits(self, images: np.ndarray) -> Any:
-        logits: Any = self._logits
-        return logits(images=tf.convert_to_tensor(images.astype(np.float32)))["logits"]
+        floats = tf.convert_to_tensor(images.astype(np.float32))
+        return self.signatures["logits"](images=floats)["logits"]
 
     def class_map(self, image: np.ndarray) -> np.ndarray:
-        """Return what the signature `serving_default` gives."""
+        """Return the class ids of the signature `serving_default`."""
         return self.class_maps(image[None])[0]
 
     def class_maps(self, images: np.ndarray) -> np.ndarray:
@@ -168,8 +164,8 @@ def check_gives_logits(network: Network) -> None:
     """Raise a `ValueError` if a network has class maps as its only output."""
     if not network.gives_logits:
         raise ValueError(
-            f"{network.source} gives only class maps, so images go through whole and once, and "
-            "there are no probabilities; expected a model with logits, such as the .keras file"
+            f"expected a model with logits, such as the .keras file. Received: {network.source}, "
+            "with only class maps of whole images"
         )
 
 
@@ -183,7 +179,7 @@ class TfliteNetwork(Network):
 
     Raises:
         ImportError: LiteRT is not installed.
-        ValueError: the file is missing, unreadable, or has other inputs or outputs.
+        ValueError: the file is unreadable, or has other inputs or outputs.
     """
 
     def __init__(self, path: Path):
@@ -194,31 +190,26 @@ class TfliteNetwork(Network):
                 self._interpreter = interpreter(model_path=str(path), num_threads=cores())
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path}: not readable as a TFLite model ({error})") from error
-        inputs, outputs = (
-            [(detail, detail["shape_signature"].tolist()) for detail in details]
-            for details in (
-                self._interpreter.get_input_details(),
-                self._interpreter.get_output_details(),
-            )
+        inputs = self._interpreter.get_input_details()
+        inputs_shapes, output_shapes = (
+            [detail["shape_signature"].tolist() for detail in details]
+            for details in (inputs, self._interpreter.get_output_details())
         )
-        shapes = [[shape for _, shape in tensors] for tensors in (inputs, outputs)]
-        if list(map(len, shapes)) != [1, 1] or len(shapes[0][0]) != 4 or shapes[0][0][-1] != 3:
-            raise ValueError(
-                f"{path}: expected one input [1, h, w, 3] and one output. Received: inputs "
-                f"{shapes[0]}, outputs {shapes[1]}"
-            )
-        ((self._input, shape),), ((_, out_shape),) = inputs, outputs
-        if len(out_shape) not in (3, 4):
-            raise ValueError(
-                f"{path}: expected logits [1, l, l, classes] or class ids [1, h, w]. Received: an "
-                f"output {out_shape}"
-            )
+        match inputs_shapes, output_shapes:
+            case [[_, height, width, 3]], [[_, _, _, *num_classes]] if len(num_classes) < 2:
+                self.input_size = None if -1 in (height, width) else (height, width)
+            case _:
+                raise ValueError(
+                    f"{path}: expected one input [1, h, w, 3] and one output, logits [1, l, l, "
+                    "classes] or class ids [1, h, w]. Received: inputs "
+                    f"{inputs_shapes}, outputs {output_shapes}"
+                )
+        self._input = inputs[0]
         self._allocated: tuple[int, ...] | None = None
         self._lock = threading.Lock()  # an interpreter runs one image at a time
-        self.input_size = None if -1 in shape[1:3] else (shape[1], shape[2])
-        self.gives_logits = len(out_shape) == 4
-        self.gives_class_maps = not self.gives_logits
-        self.label_space = _tflite_label_space(path, out_shape[3] if self.gives_logits else None)
+        self.gives_logits = bool(num_classes)
+        self.gives_class_maps = not num_classes
+        self.label_space = _tflite_label_space(path, num_classes[0] if num_classes else None)
 
     def _run(self, image: np.ndarray) -> np.ndarray:
         shape = (1, *image.shape)
@@ -237,7 +228,7 @@ class TfliteNetwork(Network):
         return tf.convert_to_tensor(np.concatenate([self._run(image) for image in images]))
 
     def class_map(self, image: np.ndarray) -> np.ndarray:
-        """Return the class ids that the file gives."""
+        """Return the class ids of the file's output."""
         return self._run(image)[0].astype(np.uint8)
 
 
@@ -254,7 +245,7 @@ def import_litert(path: Path) -> Any:
 def _quantized(images: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
     """Turn RGB 0..255 into the values of an input tensor."""
     scale, zero_point = tensor["quantization"]
-    if tensor["dtype"] == np.float32 or not scale:
+    if not scale:
         return images.astype(tensor["dtype"])
     limits = np.iinfo(tensor["dtype"])
     values = np.round(images / np.float32(scale)) + zero_point
@@ -263,11 +254,8 @@ def _quantized(images: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
 
 def _dequantized(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
     scale, zero_point = tensor["quantization"]
-    if values.ndim == 3:  # class ids
-        return values
-    if not scale:
-        return values.astype(np.float32)
-    return (values.astype(np.float32) - zero_point) * np.float32(scale)
+    floats = values.astype(np.float32)
+    return (floats - zero_point) * np.float32(scale) if scale else floats
 
 
 def _tflite_label_space(path: Path, num_classes: int | None) -> LabelSpace:
@@ -275,22 +263,19 @@ def _tflite_label_space(path: Path, num_classes: int | None) -> LabelSpace:
     files: dict[str, bytes] = {}
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            names = {TFLITE_LABEL_SPACE_FILE, TFLITE_LABELS_FILE} & {*archive.namelist()}
-            files = {name: archive.read(name) for name in names}
-    if TFLITE_LABEL_SPACE_FILE in files:
-        source = f"{path}, {TFLITE_LABEL_SPACE_FILE}"
-        space = parse_label_space(files[TFLITE_LABEL_SPACE_FILE], source)
-    elif TFLITE_LABELS_FILE in files:
-        lines = files[TFLITE_LABELS_FILE].decode(errors="replace").splitlines()
-        classes = {"classes": [line for line in lines if line]}
-        space = LabelSpace.from_dict(classes, f"{path}, {TFLITE_LABELS_FILE}")
-    elif num_classes is not None:
-        return numbered_classes(num_classes)
-    else:
+            files = {name: archive.read(name) for name in archive.namelist()}
+    if (content := files.get(TFLITE_LABEL_SPACE_FILE)) is not None:
+        space = parse_label_space(content, f"{path}, {TFLITE_LABEL_SPACE_FILE}")
+    elif (content := files.get(TFLITE_LABELS_FILE)) is not None:
+        lines = filter(None, content.decode(errors="replace").splitlines())
+        space = LabelSpace.from_dict({"classes": [*lines]}, f"{path}, {TFLITE_LABELS_FILE}")
+    elif num_classes is None:
         raise ValueError(
             f"{path}: the names of the classes are missing; expected {TFLITE_LABEL_SPACE_FILE} or "
             f"{TFLITE_LABELS_FILE} in the archive at the end of a file that gives class maps"
         )
+    else:
+        space = numbered_classes(num_classes)
     if num_classes not in (None, space.num_classes):
         raise ValueError(
             f"{path}: {space.num_classes} classes are named and the output has {num_classes}"
@@ -338,7 +323,7 @@ class OnnxNetwork(Network):
 
 
 def parse_label_space(content: str | bytes, source: str) -> LabelSpace:
-    """Read a label space stored as JSON; raise a `ValueError` that names `source` if it is none."""
+    """Read a label space stored as JSON; a `ValueError` names `source`."""
     try:
         value = json.loads(content)
     except ValueError as error:
@@ -366,11 +351,11 @@ def load_model(path: str | Path) -> AlignSeg:
             f"{path}: no such file; expected a .keras model, or the name of one that comes with "
             f"the package: {', '.join(pretrained_names()) or 'none does'}"
         )
-    # Of these Keras says "File not found".
+    # Keras calls these "File not found".
     if path.is_dir() or path.suffix != ".keras" or not zipfile.is_zipfile(path):
         raise ValueError(
             f"{path}: not readable as a Keras model: expected a zip archive whose name "
-            f"ends in .keras. Received: {_what_is_there(path)}"
+            f"ends in .keras. Received: {'a folder' if path.is_dir() else _start_of(path)}"
         )
     try:
         model = keras.saving.load_model(path, compile=False)
@@ -386,19 +371,9 @@ def load_model(path: str | Path) -> AlignSeg:
     return model
 
 
-def _what_is_there(path: Path) -> str:
-    """Say what a path leads to that is no `.keras` file."""
-    if path.is_dir():
-        return "a folder"
+def _start_of(path: Path) -> str:
     with path.open("rb") as file:
-        start = file.read(40)
-    if start.startswith(b"\x89HDF"):
-        return "an HDF5 file, such as Keras 2 or `save_weights` writes"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer: git lfs pull fetches the file"
-    if zipfile.is_zipfile(path):
-        return f"a zip archive whose name ends in {path.suffix!r}"
-    return f"{path.stat().st_size} bytes that start with {start!r}"
+        return f"{path.stat().st_size} bytes that start with {file.read(40)!r}"
 
 
 def load_network(model_or_path: Any, device: str | None = None) -> Network:
@@ -406,12 +381,11 @@ def load_network(model_or_path: Any, device: str | None = None) -> Network:
 
     Args:
         model_or_path: an `AlignSeg`, the path of a `.keras`, `.tflite` or `.onnx` file, the folder
-            of a SavedModel, or the name of a trained model of the package. A `Network` is returned
-            unchanged.
-        device: TensorFlow device that holds and runs the model; only for Keras models.
+            of a SavedModel, the name of a trained model of the package, or a `Network`.
+        device: TensorFlow device that holds and runs a Keras model.
 
     Raises:
-        ValueError: there is no such model at that path, or it cannot be put on a device.
+        ValueError: there is no model at that path, or it cannot run on a chosen device.
     """
     if isinstance(model_or_path, Network):
         return model_or_path
@@ -437,7 +411,7 @@ def load_network(model_or_path: Any, device: str | None = None) -> Network:
 
 
 def numbered_classes(count: int) -> LabelSpace:
-    """Return a label space whose classes are called by their ids."""
+    """Return a label space of classes named by their ids: `class 0`, `class 1`, ..."""
     return LabelSpace(tuple(f"class {i}" for i in range(count)))
 
 

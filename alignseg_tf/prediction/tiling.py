@@ -6,11 +6,10 @@ Shape legend
     l      height or width of a tile's logits, in cells
     C      classes
 
-The scores of a pixel of the image are read from a tile's stride-4 logits by one bilinear
-interpolation at the place where the pixel falls: half-pixel centres between scales, aligned
-corners between a tile and its logits, as in the network. Tiles are computed row by row, and each
-finished band of rows is returned, so memory grows with the width of the image and the height of a
-tile.
+One bilinear interpolation reads the scores of an image's pixel from a tile's stride-4 logits:
+half-pixel centres between scales, aligned corners between a tile and its logits, as in the network.
+Tiles are computed row by row, and each finished band of rows is returned, so that memory grows with
+the width of the image and the height of a tile.
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ class Band:
     """The result for some rows of an image.
 
     Attributes:
-        first: the first row.
+        first: number of the first row.
         class_map: class ids, uint8 [rows, W].
         confidence: probability of the chosen class, float32 [rows, W] in 0..1, or None.
         probabilities: float32 [rows, W, C], or None.
@@ -45,7 +44,7 @@ class Band:
 
 
 class _Scale:
-    """The tiles of an image at one scale, computed row by row as they are needed.
+    """The tiles of an image at one scale, computed row by row on demand.
 
     Args:
         logits: uint8 [B, t, t, 3] -> float32 [B, l, l, C].
@@ -63,10 +62,8 @@ class _Scale:
         protocol: Protocol,
         flip: bool,
     ):
-        self.logits = logits
+        self.logits, self.image, self.flip = logits, scaled, flip
         self.batch_size = protocol.batch_size
-        self.flip = flip
-        self.image = scaled
         height, width = scaled.shape[:2]
         tile = protocol.tile or (height, width)
         self.tile = min(tile[0], height), min(tile[1], width)
@@ -94,9 +91,7 @@ class _Scale:
         return computed
 
     def parts(self, first: int, end: int) -> Iterator[tuple[Any, slice, Window, Window]]:
-        """Yield the tiles that cover the rows `first` to `end` of the image.
-
-        Rows must not decrease from call to call.
+        """Yield the tiles that cover the rows `first` to `end`, which never decrease.
 
         Yields:
             Logits [l, l, C], the rows of the window within `first` to `end`, and the windows of
@@ -123,7 +118,7 @@ class _Scale:
 
 
 def _interpolate(x: Any, position: np.ndarray, axis: int) -> Any:
-    """Read a map [l, l, C] at positions in cells along one of its first two axes."""
+    """Interpolate a map [l, l, C] at positions in cells along one of its first two axes."""
     lower = np.minimum(position.astype(np.int32), x.shape[axis] - 1)
     upper = np.minimum(lower + 1, x.shape[axis] - 1)
     shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
@@ -159,9 +154,6 @@ def segment_in_bands(
         input_size: the only size that the network takes, or None for any.
         with_confidence: whether to compute the probability of the chosen class.
         with_probabilities: whether to compute those of all classes.
-
-    Yields:
-        Consecutive bands.
 
     Raises:
         ValueError: the image is too small, or does not fit the protocol.

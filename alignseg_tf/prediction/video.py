@@ -23,7 +23,7 @@ DEFAULT_RATE = Fraction(25)
 
 
 def is_video(source: str | Path) -> bool:
-    """Whether a name on the command line is that of a video or, as `camera:0`, of a camera."""
+    """Return whether a source is a video or, as `camera:0`, a camera."""
     return str(source).startswith(CAMERA) or Path(source).suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -76,10 +76,10 @@ class Video:
         self.frames = stream.frames or None
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield the frames, uint8 RGB [H, W, 3], turned as the video says.
+        """Yield the frames, uint8 RGB [H, W, 3], turned as the video's metadata says.
 
         Raises:
-            ValueError: the video is damaged; the frames before were yielded.
+            ValueError: the video is damaged after these frames.
         """
         number = 0
         try:
@@ -116,7 +116,7 @@ class VideoWriter:
         self._container.mux(encoded)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining frames."""
         if self._stream is not None:
             self._container.mux(self._stream.encode())
         self._container.close()

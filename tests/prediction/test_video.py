@@ -1,6 +1,7 @@
 import sys
 from contextlib import closing
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,40 +38,23 @@ def test_frames_come_back_in_order(tmp_path):
         assert bright[(8 * index + 52) % 96, 0] < 60
 
 
-def test_frames_are_turned_as_the_video_says(tmp_path, monkeypatch):
+def test_frames_are_turned_as_the_video_says(tmp_path):
     """A phone's portrait film is stored on its side."""
     stored = np.zeros((32, 64, 3), np.uint8)
     stored[:8, :16] = 255  # the upper left corner
-
-    class Frame:
-        rotation = -90  # clockwise
-
-        def to_ndarray(self, format):
-            assert format == "rgb24"
-            return stored
-
     writer = VideoWriter(tmp_path / "a.mp4", Fraction(10))
     writer.write(stored)
     writer.close()
     video = Video(tmp_path / "a.mp4")
-
-    class Container:
-        def decode(self, video):
-            return iter([Frame()])
-
-    video._container = Container()
-    (frame,) = video
-    assert frame.shape == (64, 32, 3)
-    assert frame[:16, 24:].min() == 255  # the upper right one
-    assert frame.sum() == stored.sum()
+    frame = SimpleNamespace(rotation=-90, to_ndarray=lambda format: stored)  # clockwise
+    video._container = SimpleNamespace(decode=lambda video: iter([frame]))
+    (turned,) = video
+    assert turned.shape == (64, 32, 3)
+    assert turned[:16, 24:].min() == 255  # the upper right one
+    assert turned.sum() == stored.sum()
 
 
 def test_what_cannot_be_opened(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"gone\.mp4: not readable as a video \(No such file"):
-        Video(tmp_path / "gone.mp4")
-    (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(ValueError, match=r"text\.mp4: not readable as a video \(Invalid data"):
-        Video(tmp_path / "text.mp4")
     with av.open(str(tmp_path / "sound.wav"), "w") as sound:
         stream = sound.add_stream("pcm_s16le", rate=8000)
         samples = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
