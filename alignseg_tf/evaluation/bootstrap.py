@@ -26,9 +26,9 @@ def check_block(block: int) -> None:
 
 
 def sample_weights(images: int, block: int = 1) -> np.ndarray:
-    """Draw bootstrap samples: how often each image is in each, float64 [RESAMPLES, images].
+    """Return how often each image is in each bootstrap sample, float64 [RESAMPLES, images].
 
-    Samples depend only on the arguments, so models can be compared on the same ones.
+    Samples depend only on the arguments, so that models are compared on the same ones.
 
     Args:
         images: number of images.

@@ -5,9 +5,8 @@ Shape legend
     n      classes
     D      distances
 
-A boundary pixel is a labelled pixel that has a labelled pixel of another class to its left, right,
-top or bottom; so a border between two classes has two rows of them, one a class. Ignored pixels
-have no borders. Distances are Euclidean, from pixel centre to pixel centre.
+A boundary pixel is a labelled pixel with a labelled pixel of another class to its left, right, top
+or bottom. Distances are Euclidean, from pixel centre to pixel centre.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 
 from alignseg_tf.data.label_space import IGNORE
 
-# Pixels in a band of rows: counting needs arrays several times larger than the band.
+# Pixels in a band of rows; counting needs arrays several times larger.
 BAND_PIXELS = 2**22
 # Squared distance of pixels beyond the largest distance.
 _FAR = np.iinfo(np.int32).max
@@ -25,13 +24,8 @@ _FAR = np.iinfo(np.int32).max
 def row_bands(height: int, width: int, margin: int = 0) -> Iterator[tuple[slice, slice]]:
     """Divide an image into bands of rows.
 
-    Args:
-        height: of the image.
-        width: of the image.
-        margin: rows needed above and below a band.
-
     Yields:
-        The rows with their margins, in the image; and the band itself, within them.
+        The rows of a band with `margin` rows above and below; and the band within them.
     """
     rows = max(1, BAND_PIXELS // max(1, width))
     for first in range(0, height, rows):
@@ -62,16 +56,16 @@ def boundary_classes(class_map: np.ndarray) -> np.ndarray:
 def _around(
     class_map: np.ndarray, boundary: np.ndarray, radius: int
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Walk over the discs around boundary pixels, the farthest pixels first.
+    """Walk over the discs of `radius` around boundary pixels, the farthest offset first.
 
     Args:
         class_map: uint8 [H, W].
-        boundary: uint8 [H, W], `IGNORE` but at boundary pixels.
-        radius: of the discs.
+        boundary: uint8 [H, W], `IGNORE` except at boundary pixels.
+        radius: in pixels.
 
     Yields:
-        For each offset in the disc: its squared length, where it leads from each boundary pixel
-        (an index into the flattened map with a margin of `radius`), and the class there.
+        The squared length of an offset, and for each boundary pixel the target (an index into the
+        flattened map with a margin of `radius`) and the class there.
     """
     padded = np.pad(class_map, radius, constant_values=IGNORE)
     y, x = np.nonzero(boundary != IGNORE)
@@ -89,8 +83,8 @@ def boundary_counts(
 ) -> np.ndarray:
     """Count the boundary pixels of each class, and those that the other map confirms.
 
-    A boundary pixel is confirmed if the other map has a boundary pixel of the same class at most
-    `distance` pixels away. Predictions count only where there is a label.
+    The other map confirms one with a boundary pixel of the same class at most `distance` pixels
+    away. Predictions count only where there is a label.
 
     Args:
         truth: class ids, uint8 [H, W], `IGNORE` where there is no label.
@@ -99,8 +93,7 @@ def boundary_counts(
         distances: whole pixels, at least 1.
 
     Returns:
-        int64 [D, n, 4]: predicted boundary pixels, those of them that are confirmed, true boundary
-        pixels, those of them that are confirmed.
+        int64 [D, n, 4]: predicted boundary pixels, confirmed ones, true ones, confirmed ones.
     """
     radius = max(distances)
     counts = np.zeros((len(distances), num_classes, 4), np.int64)

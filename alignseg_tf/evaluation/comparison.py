@@ -14,14 +14,7 @@ from alignseg_tf.data.listing import Sample
 from alignseg_tf.evaluation.bootstrap import Interval
 from alignseg_tf.evaluation.counts import BOUNDARY_DISTANCES
 from alignseg_tf.evaluation.page import SHOWN, Segmenter, image_row, legend_url, render
-from alignseg_tf.evaluation.report import (
-    INTERVALS,
-    TABLE_DISTANCE,
-    Report,
-    named,
-    percent,
-    points,
-)
+from alignseg_tf.evaluation.report import INTERVALS, TABLE_DISTANCE, Report, named, percent, points
 from alignseg_tf.system.files import Output, check_replaceable, has_keys, write_files
 from alignseg_tf.system.tables import csv_text, text_table
 
@@ -34,7 +27,7 @@ VALUES = ("a", "b", "difference", "low", "high")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two reports on the same images; differences are those of the second, B, less the first, A.
+    """Two reports on the same images; differences are of the second, B, less the first, A.
 
     Attributes:
         first: the report on A.
@@ -99,8 +92,7 @@ class Comparison:
         return self.differences["boundary_f"][BOUNDARY_DISTANCES.index(TABLE_DISTANCE)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the numbers as plain values for JSON; None where there is none."""
-        by_class = named(self.values("iou"), self.first.classes, VALUES)
+        """Return the numbers for JSON; None where there is none."""
         return {
             "a": self.names[0],
             "b": self.names[1],
@@ -108,7 +100,7 @@ class Comparison:
             "protocol": self.first.protocol,
             "block": self.first.block,
             "mean_iou": named(self.values("mean_iou"), VALUES),
-            "iou": by_class,
+            "iou": named(self.values("iou"), self.first.classes, VALUES),
             **{
                 name: named(self.values(name), BOUNDARY_DISTANCES, VALUES)
                 for _, name in BORDER_SCORES
@@ -155,21 +147,12 @@ def write_comparison(
     class_maps: tuple[Segmenter, Segmenter],
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write `comparison.json`, `comparison.csv` and the page `comparison.html`.
+    """Write `comparison.json`, `comparison.csv` and `comparison.html`; return their paths.
 
-    Args:
-        comparison: the numbers.
-        folder: where to.
-        label_space: names and colours of the classes.
-        samples: the images, in the order of the reports.
-        class_maps: of A and B, uint8 RGB image -> class ids; called for the images shown.
-        overwrite: replace files of these names even if no comparison wrote them.
-
-    Returns:
-        The paths.
+    The arguments are those of `write_report`, with one of `class_maps` for A and one for B.
 
     Raises:
-        ForeignFileError: there is such a file.
+        ForeignFileError: there is a file of these names that no comparison wrote.
     """
     check_replaceable(folder, COMPARISON, COMPARISON_FILES, overwrite)
     numbers = {
@@ -189,16 +172,16 @@ def _page(
 ) -> str:
     first, second = comparison.first, comparison.second
     change = second.image_iou - first.image_iou
-    ranked = [int(i) for i in np.argsort(np.nan_to_num(change), kind="stable")]
+    ranked = np.argsort(np.nan_to_num(change), kind="stable").tolist()
     shown = {
         "Where B is ahead": [i for i in ranked[::-1] if change[i] > 0][:SHOWN],
         "Where A is ahead": [i for i in ranked if change[i] < 0][:SHOWN],
     }
 
-    def row(i: int) -> dict[str, str]:
-        scores = f"{percent(first.image_iou[i])} % of A, {percent(second.image_iou[i])} % of B"
-        return image_row(samples[i], label_space, class_maps, f"mean IoU {scores}")
-
+    captions = [
+        f"mean IoU {percent(a)} % of A, {percent(b)} % of B"
+        for a, b in zip(first.image_iou, second.image_iou, strict=True)
+    ]
     borders = []
     for title, name in BORDER_SCORES:
         of_a, of_b, change, bounds = zip(
@@ -215,6 +198,9 @@ def _page(
         distances=BOUNDARY_DISTANCES,
         full_bar=FULL_BAR,
         borders=borders,
-        groups={title: [row(i) for i in places] for title, places in shown.items()},
+        groups={
+            title: [image_row(samples[i], label_space, class_maps, captions[i]) for i in places]
+            for title, places in shown.items()
+        },
         legend=legend_url(label_space),
     )

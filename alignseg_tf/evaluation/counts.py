@@ -1,4 +1,4 @@
-"""What is counted in one image: everything that a report is made of, in whole numbers."""
+"""The counts of one image, from which a report is made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +24,7 @@ class ImageScores:
         pixels: their pixels, int64 [k].
         boundary: int64 [D, n, 4], see `boundaries.boundary_counts`.
         trimap: int64 [D, n, 3], see `boundaries.trimap_counts`.
-        calibration: float64 [bins, 3], see `count_calibration`; None where the model gives no
-            confidence.
+        calibration: float64 [bins, 3], see `count_calibration`; None without confidence.
         in_windows: whether the image was too large to go through whole.
     """
 
@@ -44,7 +43,7 @@ class ImageScores:
         return matrix.reshape(num_classes, num_classes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; `from_dict` reads them back."""
+        """Return the counts for JSON."""
         return {
             "name": self.name,
             "cells": self.cells.tolist(),
@@ -86,10 +85,7 @@ def _dense(content: Mapping[str, Any]) -> np.ndarray:
 def count_confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Count the pixels of each (true class, predicted class), int64 [n, n].
 
-    Args:
-        truth: class ids [H, W]; ids of `num_classes` and more are not counted.
-        predicted: class ids [H, W], all below `num_classes`.
-        num_classes: n.
+    Arguments as in `score_image`.
 
     Raises:
         ValueError: the maps differ in size, or the prediction has other ids.
@@ -113,9 +109,9 @@ def count_confusion(truth: np.ndarray, predicted: np.ndarray, num_classes: int) 
 def count_calibration(
     truth: np.ndarray, predicted: np.ndarray, confidence: np.ndarray
 ) -> np.ndarray:
-    """Count labelled pixels, right ones and the sum of confidences in each bin of confidence.
+    """Return labelled pixels, right ones and summed confidence of each bin, float64 [bins, 3].
 
-    Arguments as in `score_image`; the result is float64 [bins, 3].
+    Arguments as in `score_image`.
     """
     table = np.zeros((CALIBRATION_BINS, 3))
     for rows, _ in row_bands(*truth.shape):
@@ -136,7 +132,7 @@ def score_image(
     confidence: np.ndarray | None = None,
     in_windows: bool = False,
 ) -> ImageScores:
-    """Count an image.
+    """Count the pixels of an image.
 
     Args:
         name: of the image.

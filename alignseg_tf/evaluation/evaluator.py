@@ -44,21 +44,18 @@ def evaluate(
     identity: dict[str, Any] | None = None,
     block: int = 1,
 ) -> Report:
-    """Compare predictions with labels, image by image.
-
-    Threads read and count images while another one predicts.
+    """Compare predictions with labels, image by image, in threads.
 
     Args:
-        segment: uint8 RGB image [H, W, 3] -> a `Prediction`, as a `Predictor` gives, or class ids
-            [H, W]. Several, such as one `Predictor` a GPU, share the images; each is called by one
-            thread at a time.
+        segment: uint8 RGB image [H, W, 3] -> a `Prediction`, or class ids [H, W]. Several, such as
+            one `Predictor` for each GPU, share the images; one thread at a time calls each.
         samples: images with labels.
-        label_space: what the labels mean.
+        label_space: of the labels.
         protocol: how `segment` treats an image, in words, for the report.
-        record: file to which the counts of each image are appended. An interrupted evaluation
-            resumes from it. Images whose file or label has changed since are evaluated again, and
+        record: file to which the counts of each image are appended, to resume an interrupted
+            evaluation. Images whose file or label has changed since are evaluated again, and
             named on the standard error stream.
-        identity: what the record belongs to, such as a hash of the model; another one is refused.
+        identity: of the record, such as a hash of the model; a record of another one is refused.
         block: number of neighbouring images resampled together, see `Report`.
 
     Raises:
@@ -113,24 +110,20 @@ def _score_all(
 
 
 def label_encoding(space: LabelSpace) -> dict[str, Any]:
-    """Return how label files encode the classes of a label space."""
+    """Return how label files encode the classes."""
     encoding = dataclasses.asdict(space)
     del encoding["palette"], encoding["classes"]
     return encoding
 
 
 def samples_fingerprints(samples: Sequence[Sample]) -> tuple[str, str]:
-    """Return a fingerprint of all images and one of all labels, whatever their names and order.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
+    """Return a fingerprint of all images and one of all labels, whatever their names and order."""
     pairs = sorted((content.image, content.label) for content in _contents(samples))
     return combined(image for image, _ in pairs), combined(label for _, label in pairs)
 
 
 class _Content(NamedTuple):
-    """What the counts of one image belong to: its name, and the fingerprints of its files."""
+    """The name of an image, and the fingerprints of its files."""
 
     name: str
     image: str
@@ -152,10 +145,9 @@ def _contents(samples: Sequence[Sample]) -> list[_Content]:
 def _opened_record(
     path: Path, description: dict[str, Any], samples: Sequence[Sample]
 ) -> Iterator[Known]:
-    """Read a record and open it for more.
+    """Read a record, without images that have changed, and open it for more.
 
-    The first line describes the evaluation; each other line is an image. Images that have changed
-    are removed from the file.
+    The first line describes the evaluation; each other line is an image.
     """
 
     def line(content: _Content, scores: ImageScores) -> str:
@@ -185,54 +177,40 @@ def _read_record(path: Path, description: dict[str, Any]) -> dict[_Content, Imag
     """Read the counts of a record, without a last line that a kill cut short.
 
     Raises:
-        ValueError: the record belongs to something else.
+        ValueError: the file is no record, or one of another model, protocol or label space.
     """
-    counts: dict[_Content, ImageScores] = {}
     whole = path.read_bytes().rpartition(b"\n")[0]
-    for number, line in enumerate(whole.splitlines()):
-        try:
-            content = json.loads(line)
-            if number > 0:
-                key = _Content(content["name"], *content["sha256"])
-                counts[key] = ImageScores.from_dict(content)
-            elif not _has_fingerprints(path, content, description):
-                return {}
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+    try:
+        if not (contents := [json.loads(line) for line in whole.splitlines()]):
+            return {}
+        there, *images = contents
+        is_older = "label encoding" not in there  # has no fingerprints of images
+        if is_older:
+            description = {key: value for key, value in description.items() if key in there}
+            there = {key: there[key] for key in description}
+        if (different := differences(there, description)) or not description:
             raise ValueError(
-                f"{path}, line {number + 1}: not a record of an evaluation; remove the file"
-            ) from error
-    return counts
-
-
-def _has_fingerprints(path: Path, there: dict[str, Any], here: dict[str, Any]) -> bool:
-    """Return whether a record tells images by fingerprints, as those of older versions do not.
-
-    Raises:
-        ValueError: it is of another model, protocol or label space.
-    """
-    has_fingerprints = "label encoding" in there
-    if not has_fingerprints:
-        here = {key: value for key, value in here.items() if key in there}
-        there = {key: there[key] for key in here}
-    if not here or (different := differences(there, here)):
-        raise ValueError(
-            f"{path} holds another evaluation:{different if here else ''}\n"
-            "give another --output, or remove the file"
-        )
-    if not has_fingerprints:
-        print(f"{path} is from an older version: evaluating all images again", file=sys.stderr)
-    return has_fingerprints
+                f"{path} holds another evaluation:{different}\n"
+                "give another --output, or remove the file"
+            )
+        if is_older:
+            print(f"{path} is from an older version: evaluating all images again", file=sys.stderr)
+            return {}
+        return {
+            _Content(image["name"], *image["sha256"]): ImageScores.from_dict(image)
+            for image in images
+        }
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a record of an evaluation; remove the file") from error
 
 
 def _report_changes(path: Path, gone: set[_Content], names: set[str]) -> None:
     """Name the images of a record that have changed, or are no longer evaluated."""
-    changed = sorted(content.name for content in gone if content.name in names)
-    removed = sorted(content.name for content in gone if content.name not in names)
-    for found, what in (
-        (changed, "images or their labels have changed, evaluating them again"),
-        (removed, "images are no longer in the data"),
+    for is_here, what in (
+        (True, "images or their labels have changed, evaluating them again"),
+        (False, "images are no longer in the data"),
     ):
-        if found:
+        if found := sorted(content.name for content in gone if (content.name in names) == is_here):
             print(f"{path}: {len(found)} {what}: {listed(found)}", file=sys.stderr)
 
 
@@ -254,15 +232,15 @@ def evaluate_model(
     record: Path | None = None,
     block: int = 1,
 ) -> Report:
-    """Evaluate a saved model; the record belongs to the model's bytes, the protocol and the images.
+    """Evaluate a saved model; the record belongs to its bytes, the protocol and the images.
 
     Args:
         model: its path.
-        predictors: the model, loaded once a device, see `predictors_on_all_gpus`.
-        samples: images with labels.
-        label_space: what the labels mean; the model must have its classes.
-        record: see `evaluate`.
-        block: see `evaluate`.
+        predictors: the model, once for each device, see `predictors_on_all_gpus`.
+        samples: as for `evaluate`, like the other arguments.
+        label_space: must have the model's classes.
+        record: for the counts.
+        block: for the intervals.
 
     Raises:
         ValueError: the model has other classes; or as `evaluate`.

@@ -1,4 +1,4 @@
-"""An evaluation as files: numbers for programs, and one page with images for people."""
+"""An evaluation as files: JSON, CSV and a page with images."""
 
 import base64
 import io
@@ -24,7 +24,7 @@ from alignseg_tf.system.fonts import names_in_figures
 
 Segmenter = Callable[[np.ndarray], np.ndarray]
 
-# Number of images shown of each kind, and the largest width of one in pixels.
+# Number of images shown of each kind, and their largest width in pixels.
 SHOWN, SHOWN_WIDTH = 4, 420
 # Largest number of classes for which the cells of a confusion matrix show their shares.
 LABELLED_CLASSES = 24
@@ -33,7 +33,7 @@ REPORT_FILES = ("evaluation.json", "classes.csv", "images.csv", "confusion.png",
 
 
 def is_evaluation(path: Path) -> bool:
-    """Whether a file has the numbers of an evaluation, as `Report.to_dict` gives them."""
+    """Return whether a file has the numbers of `Report.to_dict`."""
     return has_keys(path, "mean_iou", "confusion", "protocol")
 
 
@@ -43,10 +43,10 @@ EVALUATION = Output(
 
 
 def check_record(path: Path, overwrite: bool = False) -> None:
-    """Refuse to append the counts of an evaluation to a file that is none of its records.
+    """Refuse to append the counts of an evaluation to another file; `overwrite` removes it.
 
     Raises:
-        ForeignFileError: the file is there and is something else; with `overwrite` it is removed.
+        ForeignFileError: the file is no record of an evaluation.
     """
     check_file(path, "evaluate", _is_record, overwrite)
     if path.exists() and not _is_record(path):
@@ -72,18 +72,18 @@ def write_report(
 
     Args:
         report: the numbers.
-        folder: where to.
+        folder: for the files.
         label_space: names and colours of the classes.
         samples: the images of the report, in its order.
-        class_map: uint8 RGB image -> class ids; called for the few images that are shown.
+        class_map: uint8 RGB image -> class ids; called for the images shown.
         title: of the page.
         overwrite: replace files of these names even if no evaluation wrote them.
 
     Returns:
-        The paths. `confusion.png` is missing if drawing it fails, with a warning.
+        The paths. `confusion.png` is missing, with a warning, if drawing it fails.
 
     Raises:
-        ForeignFileError: there is such a file.
+        ForeignFileError: there is a file of these names that no evaluation wrote.
     """
     check_replaceable(folder, EVALUATION, REPORT_FILES, overwrite)
     numbers = {
@@ -92,10 +92,9 @@ def write_report(
         "images.csv": report.images_csv(),
     }
     written = write_files(folder, EVALUATION, numbers)  # before anything is drawn
-    confusion = _png(confusion_figure, report.confusion, report.classes)
-    calibration = None
-    if report.calibration is not None:
-        calibration = _png(calibration_figure, report.calibration)
+    confusion = _png(confusion_figure, report.classes, report.confusion, report.classes)
+    has_calibration = report.calibration is not None
+    calibration = _png(calibration_figure, (), report.calibration) if has_calibration else None
     page = render(
         "report.html",
         title=title,
@@ -103,8 +102,8 @@ def write_report(
         intervals=report.intervals(),
         label_space=label_space,
         distances=BOUNDARY_DISTANCES,
-        confusion=confusion and data_url(confusion, "png"),
-        calibration=calibration and data_url(calibration, "png"),
+        confusion=confusion and data_url(confusion),
+        calibration=calibration and data_url(calibration),
         groups=_worst_and_best(report, label_space, samples, class_map),
         legend=legend_url(label_space),
     )
@@ -124,13 +123,9 @@ def _worst_and_best(
         "The worst images": ranked[:count],
         "The best images": ranked[::-1][: len(ranked) - count][:count],
     }
+    captions = [f"mean IoU {percent(iou)} %" for iou in report.image_iou]
     return {
-        title: [
-            image_row(
-                samples[i], label_space, [class_map], f"mean IoU {percent(report.image_iou[i])} %"
-            )
-            for i in places
-        ]
+        title: [image_row(samples[i], label_space, [class_map], captions[i]) for i in places]
         for title, places in shown.items()
     }
 
@@ -146,12 +141,18 @@ def image_row(
     found = [class_map(image) for class_map in class_maps]
     painted = [visualization.overlay(image, x, label_space.palette) for x in (truth, *found)]
     mark = visualization.mistakes if len(found) == 1 else visualization.disagreements
-    data = _row_url(image, *painted, mark(image, truth, *found))
-    return {"data": data, "caption": f"{sample.image.name}: {caption}"}
+    parts = [Image.fromarray(x) for x in (image, *painted, mark(image, truth, *found))]
+    for part in parts:
+        part.thumbnail((SHOWN_WIDTH, part.height), Image.Resampling.LANCZOS)
+    row = visualization.side_by_side(*map(np.asarray, parts))
+    return {
+        "data": _image_url(row, "jpeg", quality=88),
+        "caption": f"{sample.image.name}: {caption}",
+    }
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill one of the package's page templates; what is filled in is escaped."""
+    """Fill one of the package's page templates with values, which are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("alignseg_tf.evaluation"),
         autoescape=True,
@@ -162,51 +163,38 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(span=span, **values)
 
 
-def _row_url(*images: np.ndarray) -> str:
-    """Put images of one size beside each other, no wider than they are shown, as a data URL."""
-    height, width = images[0].shape[:2]
-    scale = min(1.0, SHOWN_WIDTH / width)
-    size = max(1, round(scale * width)), max(1, round(scale * height))
-    small = [Image.fromarray(image).resize(size, Image.Resampling.LANCZOS) for image in images]
-    content = io.BytesIO()
-    row = visualization.side_by_side(*map(np.asarray, small))
-    Image.fromarray(row).save(content, "JPEG", quality=88)
-    return data_url(content.getvalue(), "jpeg")
-
-
 def legend_url(label_space: LabelSpace) -> str:
     """Return the legend of the classes as a data URL."""
+    return _image_url(visualization.legend(label_space, 4 * SHOWN_WIDTH), "png")
+
+
+def _image_url(image: np.ndarray, kind: str, **options: Any) -> str:
     content = io.BytesIO()
-    Image.fromarray(visualization.legend(label_space, 4 * SHOWN_WIDTH)).save(content, "PNG")
-    return data_url(content.getvalue(), "png")
+    Image.fromarray(image).save(content, kind, **options)
+    return data_url(content.getvalue(), kind)
 
 
-def data_url(content: bytes, kind: str) -> str:
-    """Return an image's file as a URL that holds it."""
+def data_url(content: bytes, kind: str = "png") -> str:
+    """Return an image's file as a data URL."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Draw a confusion matrix: shares of each true class (row), on a scale that shows small ones.
-
-    Args:
-        confusion: pixels, int64 [n, n], rows are the truth.
-        classes: n names.
-    """
+    """Draw the shares of each true class, from pixels, int64 [n, n], whose rows are the truth."""
     total = confusion.sum(1, keepdims=True)
     share = np.divide(confusion, total, out=np.full(confusion.shape, np.nan), where=total > 0)
     count = len(classes)
-    side = min(24.0, max(4.5, 0.5 * count if count <= LABELLED_CLASSES else 0.15 * count))
+    is_labelled = count <= LABELLED_CLASSES
+    side = min(24.0, max(4.5, (0.5 if is_labelled else 0.15) * count))
     figure = Figure(figsize=(side + 1.5, side + 0.8), dpi=110, layout="constrained")
     axes = figure.subplots()
-    # The square root lets a share of 1 % be seen beside one of 100 %.
+    # The square root shows a share of 1 % beside one of 100 %.
     axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1)
-    font = 9 if count <= LABELLED_CLASSES else 5
+    font = 9 if is_labelled else 5
     axes.set_xticks(range(count), classes, rotation=90, fontsize=font)
     axes.set_yticks(range(count), classes, fontsize=font)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if count <= LABELLED_CLASSES:
+    axes.set(xlabel="predicted", ylabel="true")
+    if is_labelled:
         for (row, column), value in np.ndenumerate(share):
             if value >= 0.005:
                 axes.text(
@@ -217,36 +205,26 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def calibration_figure(calibration: np.ndarray) -> Figure:
-    """Draw accuracy against confidence, and how many pixels are in each bin.
-
-    Args:
-        calibration: pixels, right ones, summed confidence; float64 [bins, 3].
-    """
+    """Draw accuracy against confidence, and the share of pixels, of `Report.calibration`."""
     pixels, right, confidence = calibration.T
     there = pixels > 0
     figure = Figure(figsize=(5, 4.2), dpi=110, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     upper.plot(confidence[there] / pixels[there], right[there] / pixels[there], marker="o")
-    upper.set_ylabel("accuracy")
-    upper.set_ylim(0, 1)
-    edges = (np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS
-    lower.bar(edges, 100 * pixels / max(1.0, pixels.sum()), width=0.9 / CALIBRATION_BINS)
-    lower.set_ylabel("% of pixels")
-    lower.set_xlabel("confidence")
-    lower.set_xlim(0, 1)
+    upper.set(ylabel="accuracy", ylim=(0, 1))
+    middles = (np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS
+    lower.bar(middles, 100 * pixels / max(1.0, pixels.sum()), width=0.9 / CALIBRATION_BINS)
+    lower.set(ylabel="% of pixels", xlabel="confidence", xlim=(0, 1))
     return figure
 
 
-def _png(
-    draw: Callable[..., Figure], values: np.ndarray, names: Sequence[str] = ()
-) -> bytes | None:
-    """Draw a figure as a PNG file; None, with a warning, if Matplotlib fails."""
+def _png(draw: Callable[..., Figure], names: Sequence[str], *values: Any) -> bytes | None:
+    """Draw a figure with `names` as a PNG file; None, with a warning, if Matplotlib fails."""
     content = io.BytesIO()
     try:
         with names_in_figures(names):
-            figure = draw(values, names) if names else draw(values)
-            figure.savefig(content, format="png")
+            draw(*values).savefig(content, format="png")
     except Exception as error:  # of many kinds; numbers and page are written all the same
         warnings.warn(f"{draw.__name__} failed: {error}", stacklevel=2)
         return None

@@ -1,4 +1,4 @@
-"""What is known of a model file: its run, its evaluation, its terms."""
+"""The files next to a model: its run, its evaluation, its description."""
 
 import json
 import sys
@@ -11,23 +11,23 @@ from alignseg_tf.data.sources import DataSource
 from alignseg_tf.evaluation.evaluator import samples_fingerprints
 from alignseg_tf.system.fingerprints import names_hash
 
-# Files beside a model: in a training run's folder by these names, elsewhere with the model's own
+# Files next to a model: in a training run's folder by these names, elsewhere with the model's own
 # name before them, as camvid_lite0.run.json.
 QUALITY_FILE, RUN_FILE, ABOUT_FILE = "evaluation.json", "run.json", "about.md"
 
 
 def known_facts(model: Path) -> dict[str, Any]:
-    """Return what files beside a model say of it: the arguments of `model_card` of that name.
+    """Read the files next to a model.
 
     Args:
-        model: a `.keras` file, or another form of it that lies beside it: `NAME.tflite`, or a
+        model: a `.keras` file, or another form of it in the same folder: `NAME.tflite`, or a
             SavedModel in a folder `NAME`.
 
     Returns:
-        `quality`, `run` and `about`; None, or no text, where there is no such file.
+        The arguments `quality`, `run` and `about` of `model_card`; None, or no text, if missing.
 
     Raises:
-        ValueError: a file is there and holds something else.
+        ValueError: a file holds something else.
     """
     quality, run, about = (_beside(model, name) for name in (QUALITY_FILE, RUN_FILE, ABOUT_FILE))
     return {
@@ -41,7 +41,7 @@ def _beside(model: Path, name: str) -> Path | None:
     model = model.absolute()
     in_folder = model.parent / f"{model.parent.name}.keras"
     for form in (model, model.with_suffix(".keras") if model.suffix else in_folder):
-        form = form.resolve()  # what is released has links to the package
+        form = form.resolve()  # a release links to the package
         for path in (form.with_name(f"{form.stem}.{name}"), form.with_name(name)):
             if path.is_file():
                 return path
@@ -49,7 +49,7 @@ def _beside(model: Path, name: str) -> Path | None:
 
 
 def read_quality(path: Path) -> dict[str, Any]:
-    """Read the numbers that an evaluation wrote as JSON; raise a `ValueError` if it is none."""
+    """Read the JSON of an evaluation; raise a `ValueError` if it is none."""
     expected = "the JSON of an evaluation (python -m training.evaluate --json)"
     return _read_record(path, expected, ("mean_iou", "images", "protocol", "iou"))
 
@@ -60,7 +60,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def _read_record(path: Path, expected: str, keys: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a JSON object; keys of older versions, which said picture, get their present names."""
+    """Read a JSON object; keys of older versions, which say picture, get their present names."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         record = {key.replace("picture", "image"): value for key, value in content.items()}
@@ -72,19 +72,19 @@ def _read_record(path: Path, expected: str, keys: Sequence[str] = ()) -> dict[st
 
 
 def trained_on_validation(run: Mapping[str, Any]) -> bool:
-    """Whether a run, as `read_run` gives it, was trained on the validation images too."""
+    """Return whether a run, see `read_run`, was trained on the validation images too."""
     return "val" in run.get("train_on", "").split("+")
 
 
 def warn_if_trained_on(model: Path, data: DataSource, split: str) -> None:
-    """Warn on the standard error stream if a model is known to be trained on a split's images.
+    """Warn on the standard error stream if a model was trained on the images of a split.
 
-    Images are compared by the content of their files, or by name if the run is older.
+    Compare the content of the images' files, or their names if the run is older.
 
     Args:
         model: as in `known_facts`.
         data: images with labels.
-        split: the split on which the model is judged.
+        split: the split on which the model is evaluated.
 
     Raises:
         ValueError: the record of the model's run is not readable.

@@ -41,12 +41,12 @@ class Scores:
         weights: how often each image counts, [..., P].
 
     Attributes:
-        iou: intersection over union in 0..1, [..., n]; NaN for classes that do not occur, neither
-            in the labels nor predicted.
+        iou: intersection over union in 0..1, [..., n]; NaN for classes that occur neither in the
+            labels nor in the predictions.
         mean_iou: mean of `iou` over the classes that occur, [...].
         boundary_f: boundary F-score in 0..1, [..., D, n]: the harmonic mean of the shares of
             predicted and of true boundary pixels that the other side confirms within the
-            distance; averaged over the images in which the class has a boundary on either side.
+            distance, averaged over the images with a boundary of the class on either side.
         mean_boundary_f: mean of `boundary_f` over the classes, [..., D].
         trimap_iou: IoU in bands along true boundaries, [..., D, n]; NaN for classes in no band.
         mean_trimap_iou: mean of `trimap_iou` over the classes, [..., D].
@@ -85,8 +85,8 @@ class Report(Scores):
         in_windows: number of images that were too large to go through whole.
         confusion: pixels of each (true class, predicted class), int64 [n, n].
         pixel_share: share of each true class in the labelled pixels, [n].
-        precision: share of the pixels of each predicted class that are right, [n].
-        recall: share of the pixels of each true class that are found, [n].
+        precision: share of each predicted class that is right, [n].
+        recall: share of each true class that is found, [n].
         pixel_accuracy: share of the labelled pixels that are right.
         frequency_weighted_iou: mean of `iou` weighted by `pixel_share`.
         image_iou: mean IoU of each image over the classes that occur in it, [P].
@@ -97,8 +97,7 @@ class Report(Scores):
         iou, mean_iou, ...: see `Scores`, without leading axes.
 
     Raises:
-        ValueError: an image was counted with another number of classes, or `block` is not
-            positive.
+        ValueError: an image has counts of other classes, or `block` is not positive.
     """
 
     def __init__(
@@ -116,14 +115,15 @@ class Report(Scores):
                     f"Expected: {len(classes)}"
                 )
         self.classes, self.scores, self.protocol, self.block = classes, scores, protocol, block
-        self.images, shape = len(scores), (len(scores), len(BOUNDARY_DISTANCES), len(classes))
+        count, self.images = len(classes), len(scores)
         self.in_windows = sum(score.in_windows for score in scores)
-        self.confusion = np.zeros((len(classes),) * 2, np.int64)
-        self._regions = np.zeros((self.images, len(classes), 3))
-        for place, score in enumerate(scores):
-            matrix = score.confusion(len(classes))
+        self.confusion = np.zeros((count, count), np.int64)
+        self._regions = np.zeros((self.images, count, 3))
+        for regions, score in zip(self._regions, scores, strict=True):
+            matrix = score.confusion(count)
             self.confusion += matrix
-            self._regions[place] = np.stack([np.diagonal(matrix), matrix.sum(1), matrix.sum(0)], -1)
+            regions[:] = np.stack([np.diagonal(matrix), matrix.sum(1), matrix.sum(0)], -1)
+        shape = (self.images, len(BOUNDARY_DISTANCES), count)
         boundary = np.array([score.boundary for score in scores], np.float64).reshape(*shape, 4)
         trimaps = np.array([score.trimap for score in scores], np.float64).reshape(*shape, 3)
         self._images = self._regions, _boundary_f(boundary), trimaps  # of `Scores`
@@ -135,10 +135,10 @@ class Report(Scores):
         self.pixel_accuracy = _ratios(right.sum(), true.sum())
         self.frequency_weighted_iou = _ratios((true * np.nan_to_num(self.iou)).sum(), true.sum())
         self.image_iou = _means(_iou(self._regions))
+        self.calibration = self.expected_calibration_error = None
         bins = [score.calibration for score in scores if score.calibration is not None]
-        self.calibration = np.sum(bins, 0) if bins and len(bins) == self.images else None
-        self.expected_calibration_error = None
-        if self.calibration is not None:
+        if bins and len(bins) == self.images:
+            self.calibration = np.sum(bins, 0)
             pixels, right, confidence = self.calibration.T
             distance = np.abs(right - confidence).sum()
             self.expected_calibration_error = _ratios(distance, pixels.sum())
