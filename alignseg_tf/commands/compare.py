@@ -3,20 +3,8 @@
 import argparse
 from pathlib import Path
 
-from alignseg_tf.commands.options import (
-    add_block_argument,
-    add_data_arguments,
-    add_overwrite_argument,
-    add_protocol_arguments,
-    data_from_arguments,
-    protocol_from_arguments,
-)
-from alignseg_tf.evaluation.comparison import (
-    COMPARISON,
-    COMPARISON_FILES,
-    Comparison,
-    write_comparison,
-)
+from alignseg_tf.commands import options
+from alignseg_tf.evaluation import comparison
 from alignseg_tf.evaluation.evaluator import check_classes, evaluate_model
 from alignseg_tf.evaluation.page import check_record
 from alignseg_tf.evaluation.provenance import warn_if_trained_on
@@ -29,26 +17,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `compare`."""
     parser.add_argument("first", type=model_path, metavar="A", help="a model, as for predict")
     parser.add_argument("second", type=model_path, metavar="B", help="another one")
-    add_data_arguments(parser)
+    options.add_data_arguments(parser)
     parser.add_argument("--split", default="val", help="part of the data (%(default)s)")
-    add_block_argument(parser)
+    options.add_block_argument(parser)
     parser.add_argument(
         "--output", type=Path, required=True,
         help="folder for the comparison: a page with images, JSON, CSV",
     )  # fmt: skip
-    add_overwrite_argument(parser)
-    add_protocol_arguments(parser)
+    options.add_overwrite_argument(parser)
+    options.add_protocol_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare two models on the same images; resume an interrupted comparison."""
-    protocol = protocol_from_arguments(arguments)
-    data = data_from_arguments(arguments)
+    protocol = options.protocol_from_arguments(arguments)
+    data = options.data_from_arguments(arguments)
     space, samples = data.label_space, data.samples(arguments.split)
     models = (arguments.first, arguments.second)
     output, overwrite = arguments.output, arguments.overwrite
     remove_leftovers(output)
-    check_replaceable(output, COMPARISON, COMPARISON_FILES, overwrite)
+    check_replaceable(output, comparison.COMPARISON, comparison.COMPARISON_FILES, overwrite)
     records = [output / f"{name}.jsonl" for name in "ab"]
     for record in records:
         check_record(record, overwrite)
@@ -61,8 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         evaluate_model(model, copies, samples, space, record, arguments.block)
         for record, model, copies in zip(records, models, predictors, strict=True)
     )
-    comparison = Comparison(first, second, (str(models[0]), str(models[1])))
+    compared = comparison.Comparison(first, second, (str(models[0]), str(models[1])))
     class_maps = (predictors[0][0].class_map, predictors[1][0].class_map)
-    *_, page = write_comparison(comparison, output, space, samples, class_maps, overwrite)
-    print(f"{comparison.table()}\n\nWith images: {page}")
+    *_, page = comparison.write_comparison(compared, output, space, samples, class_maps, overwrite)
+    print(f"{compared.table()}\n\nWith images: {page}")
     return 0

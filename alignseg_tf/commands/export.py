@@ -7,11 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alignseg_tf.commands.options import (
-    add_data_arguments,
-    add_overwrite_argument,
-    data_from_arguments,
-)
+from alignseg_tf.commands import options
 from alignseg_tf.data.listing import find_images
 from alignseg_tf.data.readers import load_image
 from alignseg_tf.data.sources import DataSource
@@ -33,11 +29,7 @@ from alignseg_tf.pretrained import model_path
 from alignseg_tf.system.tables import text_table
 
 # The quantizations of each form.
-ALLOWED = {
-    "saved_model": SAVED_MODEL_QUANTIZATIONS,
-    "tflite": QUANTIZATIONS,
-    "onnx": ("float32",),
-}
+ALLOWED = {"saved_model": SAVED_MODEL_QUANTIZATIONS, "tflite": QUANTIZATIONS, "onnx": ("float32",)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=model_path, help="a .keras file")
     parser.add_argument(
         "--output", type=Path, required=True,
-        help="what to write: a folder, e.g. savedmodels/NAME/1, for a SavedModel; NAME.tflite; "
+        help="output: a folder, e.g. savedmodels/NAME/1, for a SavedModel; NAME.tflite; "
         "NAME.onnx",
     )  # fmt: skip
     parser.add_argument(
@@ -67,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for a SavedModel with --size: XLA compiles parts of it in the first run, see "
         "docs/export.md",
     )  # fmt: skip
-    add_overwrite_argument(parser)
+    options.add_overwrite_argument(parser)
     tflite = parser.add_argument_group("for .tflite")
     tflite.add_argument(
         "--returns", choices=OUTPUTS, default="class_map",
@@ -81,11 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     card.add_argument("--about", type=Path, help="Markdown: data, terms, intended use, failures")
     card.add_argument(
         "--quality", type=Path,
-        help="JSON of training.evaluate (evaluation.json beside the model, if there is one)",
+        help="JSON of training.evaluate (evaluation.json next to the model, if there is one)",
     )  # fmt: skip
-    quality = parser.add_argument_group("mean IoU of the model and of what is written")
+    quality = parser.add_argument_group("mean IoU of the model and its exports")
     quality.add_argument("--split", default="val", help="part of the data (%(default)s)")
-    add_data_arguments(parser, required=False)
+    options.add_data_arguments(parser, required=False)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -98,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     form = suffix if suffix in ("tflite", "onnx") else "saved_model"
     _check_arguments(arguments, form)
     images = [load_image(path) for path in find_images(arguments.check)] or None
-    data = None if arguments.data is None else data_from_arguments(arguments)
+    data = None if arguments.data is None else options.data_from_arguments(arguments)
     model = load_model(arguments.model)
     common = {
         "image_size": arguments.size and tuple(arguments.size),
@@ -135,8 +127,8 @@ def _check_arguments(arguments: argparse.Namespace, form: str) -> None:
         raise ValueError(f"--about and --quality are for a SavedModel. {output}")
     if "int8" in arguments.quantization and not (arguments.size and arguments.calibration):
         raise ValueError(
-            "--quantization int8 needs --size HEIGHT WIDTH and --calibration IMAGES, which are "
-            "like those that will come"
+            "--quantization int8 needs --size HEIGHT WIDTH and --calibration IMAGES like those "
+            "that will come"
         )
 
 
@@ -168,7 +160,7 @@ def _write_onnx(arguments: argparse.Namespace, model: Any, common: dict[str, Any
 def _write_saved_model(
     arguments: argparse.Namespace, model: Any, common: dict[str, Any]
 ) -> Written:
-    """Write a SavedModel, with what files say of the model in its card."""
+    """Write a SavedModel; its card quotes the files next to the model."""
     facts = known_facts(arguments.model)
     if arguments.quality is not None:
         facts["quality"] = read_quality(arguments.quality)
@@ -194,18 +186,18 @@ def _table(
     first = next(iter(written.values()))
     image = noise_image(first.size) if images is None else resized(images[0], first.size)
     latency = median_latency(Predictor(inference_network(model)).class_map, image)
-    files: list[tuple[Path, float, str, str]] = [(source, latency, "", "")]
-    files += [
-        (path, found.latency, f"{100 * found.same_class:.3f} %", logits)
-        for path, found in written.items()
-        for logits in ("" if found.difference is None else f"{found.difference:.1e}",)
-    ]
     samples = [] if data is None else data.samples(split)
     rows = [["", "size", "latency", "same class", "logits", *(["mean IoU"] if data else [])]]
-    for path, latency, *agreement in files:
+    agreements: dict[Path, Agreement | None] = {source: None, **written}
+    for path, found in agreements.items():
         parts = [f for f in path.rglob("*") if f.is_file()] if path.is_dir() else [path]
         size = sum(file.stat().st_size for file in parts) / 1e6
-        row = [str(path), f"{size:.1f} MB", f"{1e3 * latency:.0f} ms", *agreement]
+        row = [str(path), f"{size:.1f} MB"]
+        if found is None:
+            row += [f"{1e3 * latency:.0f} ms", "", ""]
+        else:
+            row += [f"{1e3 * found.latency:.0f} ms", f"{100 * found.same_class:.3f} %"]
+            row.append("" if found.difference is None else f"{found.difference:.1e}")
         if data is not None:
             report = evaluate_model(path, [Predictor(path)], samples, data.label_space)
             row.append(f"{100 * report.mean_iou:.2f} %")

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     labelme.add_argument(
         "--line-width", type=int, metavar="PIXELS",
-        help="how wide lines and points are drawn (they are refused)",
+        help="width of lines and points (they are refused)",
     )  # fmt: skip
     for source in (coco, cvat, labelme):
         _add_output_arguments(source)
@@ -66,7 +66,7 @@ def _add_output_arguments(source: argparse.ArgumentParser) -> None:
     source.add_argument("--void", nargs="+", default=(), metavar="CLASS", help="classes to ignore")
     source.add_argument(
         "--annotated-on", choices=("upright", "stored"), default=ImportOptions.annotated_on,
-        help="what was annotated where EXIF turns an image (%(default)s)",
+        help="orientation of the annotations where EXIF turns an image (%(default)s)",
     )  # fmt: skip
     source.add_argument(
         "--skip-invalid", action="store_true",

@@ -1,7 +1,6 @@
 """Options that several commands share."""
 
 import argparse
-from dataclasses import fields
 from typing import Any
 
 from alignseg_tf.data.datasets.catalog import LAYOUTS
@@ -20,11 +19,11 @@ def add_data_arguments(
     else:
         parser.add_argument("--data", required=required, help=help)
     parser.add_argument(
-        "--layout", choices=tuple(LAYOUTS), help="how its files lie (told from the files)"
+        "--layout", choices=tuple(LAYOUTS), help="layout of its files (told from the files)"
     )
     parser.add_argument(
         "--label-space", metavar="NAME|FILE",
-        help="what the labels mean: a name, as cityscapes, or a classes.json (told from the data)",
+        help="meaning of the labels: a name, as cityscapes, or a classes.json (told from the data)",
     )  # fmt: skip
     tfds = parser.add_argument_group("for --data tfds:NAME[/CONFIG][:VERSION]")
     tfds.add_argument("--image-key", help="feature with the images (told from the features)")
@@ -49,43 +48,42 @@ def data_from_arguments(arguments: argparse.Namespace) -> DataSource:
     return open_data(arguments.data, arguments.layout, arguments.label_space, options)
 
 
-def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how images go through the network."""
-    group = parser.add_argument_group("how images go through the network (whole and once)")
-    group.add_argument(
-        "--tile", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"),
-        help="sliding windows of this size, in pixels",
-    )  # fmt: skip
-    group.add_argument(
-        "--overlap", type=float, default=Protocol.overlap,
-        help="share of a window that the next one covers again (%(default).2f)",
-    )  # fmt: skip
-    group.add_argument(
-        "--blending", choices=BLENDINGS, default=Protocol.blending,
-        help="weights where windows overlap (%(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--scales", type=float, nargs="+", default=list(Protocol.scales), metavar="SCALE",
-        help="average over the image resized by these factors, as 0.75 1 1.25 (1)",
-    )  # fmt: skip
-    group.add_argument(
-        "--height", type=int,
-        help="resize images to this number of rows first, for a model that sees best at one size",
-    )  # fmt: skip
-    group.add_argument("--flip", action="store_true", help="average with the mirrored image too")
-    group.add_argument(
-        "--average", choices=AVERAGES, default=Protocol.average,
-        help="what is averaged; the official code averages logits (%(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--batch-size", type=int, default=Protocol.batch_size,
-        help="windows that go through at a time (%(default)s)",
-    )  # fmt: skip
-    group.add_argument(
-        "--largest-whole", type=int, default=Protocol.largest_whole, metavar="PIXELS",
-        help="an image with more pixels goes through in windows of "
+# Help and argparse's options for the attributes of `Protocol`.
+PROTOCOL_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tile": (
+        "sliding windows of this size, in pixels",
+        {"type": int, "nargs": 2, "metavar": ("HEIGHT", "WIDTH")},
+    ),
+    "overlap": (
+        "share of a window that the next one covers again (%(default).2f)", {"type": float}
+    ),
+    "blending": ("weights where windows overlap (%(default)s)", {"choices": BLENDINGS}),
+    "scales": (
+        "average over the image resized by these factors, as 0.75 1 1.25 (1)",
+        {"type": float, "nargs": "+", "metavar": "SCALE"},
+    ),
+    "height": (
+        "resize images to this height first, for a model that works best at one size", {"type": int}
+    ),
+    "flip": ("average with the mirrored image too", {"action": "store_true"}),
+    "average": (
+        "average these; the official code averages logits (%(default)s)", {"choices": AVERAGES}
+    ),
+    "batch_size": ("windows that go through at a time (%(default)s)", {"type": int}),
+    "largest_whole": (
+        "an image with more pixels goes through in windows of "
         f"{LARGE_IMAGE_TILE[0]} x {LARGE_IMAGE_TILE[1]} (%(default)s)",
-    )  # fmt: skip
+        {"type": int, "metavar": "PIXELS"},
+    ),
+}  # fmt: skip
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `Protocol`."""
+    group = parser.add_argument_group("passes of an image through the network (whole and once)")
+    for name, (help, options) in PROTOCOL_OPTIONS.items():
+        option = f"--{name.replace('_', '-')}"
+        group.add_argument(option, default=getattr(Protocol, name), help=help, **options)
 
 
 def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
@@ -111,8 +109,6 @@ def protocol_from_arguments(arguments: argparse.Namespace) -> Protocol:
     Raises:
         ValueError: as `Protocol`.
     """
-    values: dict[str, Any] = {}
-    for option in fields(Protocol):
-        value = getattr(arguments, option.name)
-        values[option.name] = tuple(value) if isinstance(value, list) else value
-    return Protocol(**values)
+    values = {name: getattr(arguments, name) for name in PROTOCOL_OPTIONS}
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return Protocol(**values | lists)
