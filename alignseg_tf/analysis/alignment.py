@@ -151,7 +151,9 @@ def trace_alignment(model: AlignSeg, image: np.ndarray) -> AlignmentTrace:
             name: bilinear_sample(x, offsets[name], layer.sampling) if name in offsets else x
             for name, x in before.items()
         }
-        before, after = ({name: _to_numpy(x) for name, x in x.items()} for x in (before, after))
+        before, after = (
+            {name: _to_numpy(x) for name, x in maps.items()} for maps in (before, after)
+        )
         steps.append(AggregationTrace(layer.name, layer.mode, in_pixels, before, after))
     array = np.clip(np.round(image), 0, 255).astype(np.uint8)
     return AlignmentTrace(array, tuple(steps), context)
@@ -211,7 +213,8 @@ def _offsets(
         size = CONTEXT_BINS, CONTEXT_BINS
     else:
         fine, coarse = inputs
-        offsets, size = layer.offsets(fine, coarse, training=False), tuple(fine.shape[1:3])
+        height, width = fine.shape[1:3]
+        offsets, size = layer.offsets(fine, coarse, training=False), (height, width)
     in_pixels = {
         name: _to_numpy(offsets_in_pixels(field, layer.sampling, size, image.shape[:2]))
         for name, field in offsets.items()

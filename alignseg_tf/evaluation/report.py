@@ -135,7 +135,8 @@ class Report(Scores):
         self.pixel_accuracy = _ratios(right.sum(), true.sum())
         self.frequency_weighted_iou = _ratios((true * np.nan_to_num(self.iou)).sum(), true.sum())
         self.image_iou = _means(_iou(self._regions))
-        self.calibration = self.expected_calibration_error = None
+        self.calibration: np.ndarray | None = None
+        self.expected_calibration_error: float | None = None
         bins = [score.calibration for score in scores if score.calibration is not None]
         if bins and len(bins) == self.images:
             self.calibration = np.sum(bins, 0)

@@ -7,7 +7,7 @@ import re
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -205,7 +205,7 @@ def predict_video(
 
 def _numbered_frames(
     video: Video, every: int, limit: int | None
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterable[tuple[int, np.ndarray]]:
     total = None if video.frames is None else -(-video.frames // every)
     total = min(filter(None, (total, limit)), default=None)
     stop = None if limit is None else (limit - 1) * every + 1

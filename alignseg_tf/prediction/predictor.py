@@ -1,7 +1,6 @@
 """Images in, class maps out at the images' own size, from any saved form of a model."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from alignseg_tf.model import MIN_IMAGE_SIZE
 from alignseg_tf.prediction.outputs import Prediction
 from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.prediction.saved_networks import Network, check_gives_logits, load_network
-from alignseg_tf.prediction.tiling import Band, resized, segment_in_bands
+from alignseg_tf.prediction.tiling import resized, segment_in_bands
 
 
 class Predictor:
@@ -81,7 +80,7 @@ class Predictor:
                 confidence[rows] = band.confidence
         return class_map, confidence, protocol
 
-    def _bands(self, image: np.ndarray, **wanted: bool) -> tuple[Protocol, Iterator[Band]]:
+    def _bands(self, image: np.ndarray, **wanted: bool) -> tuple[Protocol, Any]:
         """Return how an image goes through the network, and its bands."""
         protocol, size = self.protocol, self.network.input_size
         if size is None:  # else large images are resized to it
