@@ -147,7 +147,8 @@ class _Exchange:
         except ClientDisconnect:
             self._status = GONE
         except asyncio.CancelledError:  # by the server, when the time to end is over
-            self._service.cut_off += 1
+            # One that waits to be closed is not a request that was cut off.
+            self._service.cut_off += not self._has_small_chunks()
             self._body_left = False
             if not self._started:
                 response = json_error("The server stopped before this was done", 503)

@@ -62,6 +62,7 @@ class _LogLines(tqdm):
     """A bar whose states are lines, the last one included."""
 
     monitor_interval = 0  # no thread
+    disable: bool  # True once it is closed
     _written = -1  # items done in the last line
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

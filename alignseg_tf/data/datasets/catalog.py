@@ -157,9 +157,11 @@ def label_space_from_file(path: str | Path) -> LabelSpace:
     is_special = path.exists() and not path.is_file()
     expect(not is_special, str(path), "a file", special_kind(path) or "a folder")
     form = "text" if path.suffix == ".txt" else "JSON"
+    content: Any = None
     try:
         text = path.read_text(encoding="utf-8-sig")
-        content = text if form == "text" else json.loads(text)
+        if form == "JSON":
+            content = json.loads(text)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; it lists the names of the classes") from error
     except (OSError, ValueError, RecursionError) as error:
