@@ -36,8 +36,8 @@ def opened(
             pixels than `PIL.Image.MAX_IMAGE_PIXELS` (89 million), or fails `check_header`.
     """
     try:
-        kind = special_kind(path) if content is None else None
-        expect(kind is None, str(path), "a file", kind)
+        if content is None and (kind := special_kind(path)):
+            raise DataError(f"{path}: expected a file. Received: {kind}")
         check_header(Path(path) if content is None else content)
         # Given a path, Pillow 13 maps a TIFF into memory and garbles one that EXIF turns.
         with (
@@ -48,8 +48,8 @@ def opened(
             if limit is not None and image.width * image.height > limit:
                 raise Image.DecompressionBombError
             # An MPO photograph carries a preview. Counting all images of a TIFF may take hours.
-            one = not getattr(image, "is_animated", False) or image.format == "MPO"
-            expect(one, str(path), "one image", "several in this file")
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                raise DataError(f"{path}: expected one image. Received: several in this file")
             yield image
     except DataError:
         raise

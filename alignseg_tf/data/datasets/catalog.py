@@ -154,8 +154,8 @@ def label_space_from_file(path: str | Path) -> LabelSpace:
         DataError: the file is missing or invalid.
     """
     path = Path(path)
-    is_special = path.exists() and not path.is_file()
-    expect(not is_special, str(path), "a file", special_kind(path) or "a folder")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: expected a file. Received: {special_kind(path) or 'a folder'}")
     form = "text" if path.suffix == ".txt" else "JSON"
     content: Any = None
     try:
