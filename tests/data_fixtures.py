@@ -1,22 +1,24 @@
-"""Tiny data sets that lie as the real ones do, encodings, odd files and all.
+"""Tiny data sets in the layouts of the real ones, and tiny annotations of other tools.
 
-Each function fills a folder with a few images of 64 x 96 pixels, at least two to train on and
-one to validate on, and returns what `--data` takes.
+Each function of `FIXTURES` fills a folder with a few images of 64 x 96 pixels, at least two to
+train on and one to validate on, and returns what `--data` takes.
 """
 
 import csv
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_folder
-from PIL import Image
+from conftest import random_images, write_folder
+from PIL import ExifTags, Image
 
 from alignseg_tf import backbones
 from alignseg_tf.data.datasets.camvid import CAMVID_ORIGINAL, CAMVID_VOID
 from alignseg_tf.data.label_space import voc_palette
+from alignseg_tf.system.files import RECORD_FILE
 from training import build, evaluate, train
 
 SIZE = (64, 96)
@@ -37,11 +39,27 @@ def _photograph(label: np.ndarray, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.clip(colors[label] + noise, 0, 255).astype(np.uint8))
 
 
-def _save(image: Image.Image | np.ndarray, path: Path) -> None:
+def save(image: Image.Image | np.ndarray, path: Path, orientation: int | None = None, **options):
+    """Save an image, in a new folder if need be, with an EXIF orientation; return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    image.save(path)
+    if orientation:
+        options["exif"] = Image.Exif()
+        options["exif"][ExifTags.Base.Orientation] = orientation
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(path, **options)
+    return path
+
+
+def encoded(values: np.ndarray, kind: str = "PNG") -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(values).save(content, kind)
+    return content.getvalue()
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """The files below a folder, except the record of what was written."""
+    found = {p.relative_to(root).as_posix(): p for p in root.rglob("*") if p.is_file()}
+    return {name: found[name].read_bytes() for name in sorted(found) if name != RECORD_FILE}
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
@@ -84,14 +102,13 @@ def cityscapes(root: Path, encoding: str = "labelIds") -> Path:
     )  # fmt: skip
     for seed, name in enumerate(names):
         label = _stripes(CITYSCAPES_VALUES, seed)
-        _save(_photograph(label, seed), root / "leftImg8bit" / f"{name}_000019_leftImg8bit.png")
+        save(_photograph(label, seed), root / "leftImg8bit" / f"{name}_000019_leftImg8bit.png")
         label = label * (not name.startswith("test"))
         beside = f"{root / 'gtFine' / name}_000019_gtFine_"
-        _save(
-            label if encoding == "labelIds" else train_ids[label], Path(f"{beside}{encoding}.png")
-        )
-        _save(label.astype(np.uint16) * 1000, Path(f"{beside}instanceIds.png"))
-        _save(_photograph(label).convert("RGBA"), Path(f"{beside}color.png"))
+        ids = label if encoding == "labelIds" else train_ids[label]
+        save(ids, Path(f"{beside}{encoding}.png"))
+        save(label.astype(np.uint16) * 1000, Path(f"{beside}instanceIds.png"))
+        save(_photograph(label).convert("RGBA"), Path(f"{beside}color.png"))
         Path(f"{beside}polygons.json").write_text("{}")
     return root
 
@@ -101,8 +118,8 @@ def ade20k(root: Path) -> Path:
     names = [f"training/ADE_train_0000000{i}" for i in (1, 2, 3)] + ["validation/ADE_val_00000001"]
     for seed, name in enumerate(names):
         label = _stripes((1, 2, 3, 0, 150), seed, size=(SIZE, (72, 88))[seed % 2])
-        _save(_photograph(label, seed), root / "images" / f"{name}.jpg")
-        _save(label, root / "annotations" / f"{name}.png")
+        save(_photograph(label, seed), root / "images" / f"{name}.jpg")
+        save(label, root / "annotations" / f"{name}.png")
     (root / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tName\n")
     (root / "sceneCategories.txt").write_text("ADE_train_00000001 airport_terminal\n")
     return root
@@ -113,7 +130,7 @@ def _save_palette(label: np.ndarray, path: Path) -> None:
     image = Image.fromarray(label).convert("P")
     image.putdata(label.ravel().tolist())
     image.putpalette([value for color in voc_palette(256) for value in color])
-    _save(image, path)
+    save(image, path)
 
 
 def pascal_voc(root: Path, augmented: bool = True) -> Path:
@@ -123,14 +140,14 @@ def pascal_voc(root: Path, augmented: bool = True) -> Path:
     train, val, more = names[:2], names[2:3], names[3:4]
     for seed, name in enumerate(names):
         label = _stripes((0, 1, 255, 15, 20), seed)
-        _save(_photograph(label, seed), voc / "JPEGImages" / f"{name}.jpg")
+        save(_photograph(label, seed), voc / "JPEGImages" / f"{name}.jpg")
         (voc / "Annotations").mkdir(exist_ok=True)
         (voc / "Annotations" / f"{name}.xml").write_text("<annotation/>\n")
         if name in (*train, *val):
             _save_palette(label, voc / "SegmentationClass" / f"{name}.png")
             _save_palette(label, voc / "SegmentationObject" / f"{name}.png")
         if augmented and name in (*train, *more):
-            _save(np.where(label == 255, 0, label), voc / "SegmentationClassAug" / f"{name}.png")
+            save(np.where(label == 255, 0, label), voc / "SegmentationClassAug" / f"{name}.png")
     lists = voc / "ImageSets" / "Segmentation"
     _write_lines(lists / "train.txt", train)
     _write_lines(lists / "val.txt", val)
@@ -146,8 +163,8 @@ def pascal_context(root: Path) -> Path:
     names = ["2008_000002", "2008_000003", "2008_000008", "2008_000026"]
     for seed, name in enumerate(names):
         label = _stripes((0, 1, 59, 46), seed)
-        _save(_photograph(label, seed), voc / "JPEGImages" / f"{name}.jpg")
-        _save(label, voc / "SegmentationClassContext" / f"{name}.png")
+        save(_photograph(label, seed), voc / "JPEGImages" / f"{name}.jpg")
+        save(label, voc / "SegmentationClassContext" / f"{name}.png")
         _save_palette(np.minimum(label, 20), voc / "SegmentationClass" / f"{name}.png")
     for folder_name in ("SegmentationContext", "Segmentation"):
         _write_lines(voc / "ImageSets" / folder_name / "train.txt", names[:3])
@@ -178,8 +195,8 @@ def camvid_color(root: Path, form: str = "original") -> Path:
         label = _stripes(range(len(table)), seed)
         colored = table[label]
         colored[-1, -1] = (128, 128, 102)  # blended, as along some edges of one real label
-        _save(_photograph(label, seed), root / images / f"{name}.png")
-        _save(colored, root / labels / f"{name}_L.png")
+        save(_photograph(label, seed), root / images / f"{name}.png")
+        save(colored, root / labels / f"{name}_L.png")
     if form == "split":
         rows = [f"{name},{r},{g},{b}" for name, (r, g, b) in colors.items()]
         _write_lines(root / "class_dict.csv", ["name,r,g,b", *rows])
@@ -190,8 +207,8 @@ def segnet_camvid(root: Path) -> Path:
     """0..10 and 11 for void, in grey."""
     for seed, (name, split) in enumerate(CAMVID_NAMES.items()):
         label = _stripes((0, 3, 10, 11), seed)
-        _save(_photograph(label, seed), root / split / f"{name}.png")
-        _save(label, root / f"{split}annot" / f"{name}.png")
+        save(_photograph(label, seed), root / split / f"{name}.png")
+        save(label, root / f"{split}annot" / f"{name}.png")
         with (root / f"{split}.txt").open("a") as file:
             file.write(
                 f"/SegNet/CamVid/{split}/{name}.png /SegNet/CamVid/{split}annot/{name}.png\n"
@@ -232,3 +249,100 @@ def train_and_evaluate(arguments: list[str], folder: Path) -> dict:
     again, trained = (json.loads(path.read_text()) for path in (report, output / "evaluation.json"))
     assert again["confusion"] == trained["confusion"]
     return again
+
+
+# Annotations of other tools, of images of 48 x 64 pixels
+
+ANNOTATED = (48, 64)
+
+
+def photograph(path: Path, size: tuple[int, int] = ANNOTATED, seed: int = 0, orientation=None):
+    return save(random_images(1, *size, seed=seed)[0], path, orientation)
+
+
+def square(left: int, top: int, right: int, bottom: int) -> list[int]:
+    """A polygon along the edges of pixels."""
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+def run_lengths(region: np.ndarray) -> list[int]:
+    """COCO's uncompressed RLE, column after column, off first."""
+    ends = np.flatnonzero(np.diff(np.concatenate([[0], region.T.ravel()])))
+    return np.diff([0, *ends, region.size]).tolist()
+
+
+def rle(region: np.ndarray) -> dict:
+    return {"size": list(region.shape), "counts": run_lengths(region)}
+
+
+class CocoFile:
+    """Three images: a cup on a table and a crowd, a table all over, and nothing."""
+
+    def __init__(self, root: Path):
+        self.path, self.images = root / "instances.json", root / "images"
+        for number in range(3):
+            photograph(self.images / "city" / f"{number}.png", seed=number)
+        crowd = np.zeros(ANNOTATED, np.uint8)
+        crowd[30:40, 50:60] = 1
+        shapes = (
+            (10, 3, 0, [square(10, 6, 14, 9), square(20, 6, 22, 9)]),
+            (10, 7, 0, [square(4, 4, 40, 20)]),
+            (10, 3, 1, rle(crowd)),
+            (11, 7, 0, [square(0, 0, 64, 48)]),
+        )
+        keys = ("id", "image_id", "category_id", "iscrowd", "segmentation")
+        self.content = {
+            "images": [
+                {"id": 10 + i, "file_name": f"city/{i}.png", "height": 48, "width": 64}
+                for i in range(3)
+            ],
+            "categories": [{"id": 7, "name": "table"}, {"id": 3, "name": "cup"}],
+            "annotations": [
+                dict(zip(keys, (i, *shape), strict=True)) for i, shape in enumerate(shapes, start=1)
+            ],
+        }
+
+    def write(self) -> Path:
+        self.path.write_text(json.dumps(self.content))
+        return self.path
+
+
+CVAT_LABELMAP = """# label:color_rgb:parts:actions
+background:0,0,0::
+table:128,0,0::
+cup:0,128,64:handle:
+"""
+CVAT_MASK = "SegmentationClass/a/frame 1.000.png"
+
+
+def cvat_label() -> np.ndarray:
+    """The ids of the mask in `cvat_export`."""
+    label = np.zeros(ANNOTATED, np.uint8)
+    label[10:20, 10:20] = 1
+    label[12:14, 12:14] = 2
+    return label
+
+
+def cvat_export(root: Path) -> Path:
+    """CVAT's "Segmentation mask 1.1": an image with a mask, and one without."""
+    _write_lines(root / "ImageSets/Segmentation/default.txt", ["a/frame 1.000", "blank", ""])
+    (root / "labelmap.txt").write_text(CVAT_LABELMAP)
+    photograph(root / "JPEGImages/a/frame 1.000.png", seed=1)
+    photograph(root / "JPEGImages/blank.jpg", seed=2)
+    colors = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 64)], np.uint8)
+    save(colors[cvat_label()], root / CVAT_MASK)
+    return root
+
+
+def labelme_file(root: Path, *shapes: tuple, name: str = "one", **content) -> Path:
+    """Write an image and its LabelMe file, with shapes of (label, type, points, others)."""
+    image = photograph(root / "images" / f"{name}.png")
+    keys = ("label", "shape_type", "points")
+    content = {
+        "imagePath": f"..\\images\\{image.name}", "imageData": None,
+        "imageHeight": ANNOTATED[0], "imageWidth": ANNOTATED[1],
+        "shapes": [dict(zip(keys, shape[:3], strict=True), **shape[3]) for shape in shapes],
+        **content,
+    }  # fmt: skip
+    _write_lines(root / "labels" / f"{name}.json", [json.dumps(content)])
+    return root / "labels"
