@@ -1,4 +1,5 @@
 import argparse
+import functools
 import json
 
 import pytest
@@ -34,11 +35,8 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 
 def test_street_scenes_are_drawn_into_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("ALIGNSEG_TF_CACHE", str(tmp_path))
-    write = street_painter.write_folder
-    monkeypatch.setattr(
-        street_painter, "write_folder",
-        lambda root: write(root, train=2, val=1, size=(64, 96)),
-    )  # fmt: skip
+    few = functools.partial(street_painter.write_folder, train=2, val=1, size=(64, 96))
+    monkeypatch.setattr(street_painter, "write_folder", few)
     data = open_data("street_scenes")
     assert data.root == tmp_path / "street_scenes"
     assert data.label_space == LABEL_SPACES["street_scenes"]
@@ -47,10 +45,8 @@ def test_street_scenes_are_drawn_into_the_cache(monkeypatch, tmp_path):
 
 def test_a_label_space_can_be_given(folder, tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps({"classes": ["a", "b", "c"]}))
-    data = data_from_arguments(
-        parse("--data", str(folder), "--label-space", str(tmp_path / "mine.json"))
-    )
-    assert data.label_space.classes == ("a", "b", "c")
+    arguments = parse("--data", str(folder), "--label-space", str(tmp_path / "mine.json"))
+    assert data_from_arguments(arguments).label_space.classes == ("a", "b", "c")
     (folder / "classes.json").unlink()
     assert open_data(folder, label_space="camvid").label_space == LABEL_SPACES["camvid"]
     with pytest.raises(DataError, match="--label-space: expected one of .*camvid.*'camvit'"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, SHARED, absent, write_folder
-from data_fixtures import write_csv
+from data_fixtures import save, write_csv
 from PIL import Image
 
 from alignseg_tf.__main__ import main
@@ -23,7 +23,8 @@ from alignseg_tf.data.listing import DataError
 from alignseg_tf.data.sources import open_data
 from alignseg_tf.preparation import contact_sheet, inspection
 
-Change = Callable[[np.ndarray], np.ndarray]
+Values = Callable[[np.ndarray], np.ndarray]
+Damage = Callable[[Path], object]
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n"
 
 
@@ -31,31 +32,27 @@ def unchanged(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def first(root: Path, kind: str, split: str = "train") -> Path:
-    return sorted((root / kind / split).iterdir())[0]
+def first(root: Path, kind: str) -> Path:
+    return sorted((root / kind / "train").iterdir())[0]
 
 
-def save_as(path: Path, image: Image.Image, suffix: str = ".png", **options) -> Path:
+def save_as(path: Path, image: Image.Image | np.ndarray, suffix: str = ".png", **options) -> Path:
     """Save in the place of a file, with another suffix."""
     path.unlink()
-    path = path.with_suffix(suffix)
-    image.save(path, **options)
-    return path
+    return save(image, path.with_suffix(suffix), **options)
 
 
-def change(path: Path, values: Change, suffix: str = ".png") -> Path:
+def change(path: Path, values: Values, suffix: str = ".png") -> None:
     with Image.open(path) as image:
         changed = values(np.asarray(image))
-    return save_as(path, Image.fromarray(changed), suffix)
+    save_as(path, changed, suffix)
 
 
-def change_first(kind: str, values: Change, suffix: str = ".png") -> Callable[[Path], None]:
-    return lambda root: change(first(root, kind), values, suffix) and None
-
-
-def change_all(pattern: str, values: Change, classes: str = "", suffix: str = ".png"):
+def change_all(
+    pattern: str, values: Values, classes: str = "", suffix: str = ".png", most: int | None = None
+) -> Damage:
     def damage(root: Path) -> None:
-        for path in sorted(root.glob(pattern)):
+        for path in sorted(root.glob(pattern))[:most]:
             change(path, values, suffix)
         if classes:
             (root / "classes.json").write_text(classes)
@@ -63,33 +60,27 @@ def change_all(pattern: str, values: Change, classes: str = "", suffix: str = ".
     return damage
 
 
-def rewrite_first(kind: str, content: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+def change_first(kind: str, values: Values, suffix: str = ".png") -> Damage:
+    return change_all(f"{kind}/train/*", values, suffix=suffix, most=1)
+
+
+def rewrite_first(kind: str, content: Callable[[bytes], bytes]) -> Damage:
+    return lambda root: first(root, kind).write_bytes(content(first(root, kind).read_bytes()))
+
+
+def rename_all(pattern: str, name: Callable[[Path], Path]) -> Damage:
+    return lambda root: [path.rename(name(path)) for path in sorted(root.glob(pattern))]
+
+
+def write_classes(text: str) -> Damage:
+    return lambda root: (root / "classes.json").write_text(text)
+
+
+def csv_line(change: Callable[[str], str]) -> Damage:
     def damage(root: Path) -> None:
-        path = first(root, kind)
-        path.write_bytes(content(path.read_bytes()))
-
-    return damage
-
-
-def rename_all(folder: str, name: Callable[[Path], Path]) -> Callable[[Path], None]:
-    def damage(root: Path) -> None:
-        for path in sorted((root / folder).iterdir()):
-            path.rename(name(path))
-
-    return damage
-
-
-def write_classes(text: str) -> Callable[[Path], None]:
-    return lambda root: (root / "classes.json").write_text(text) and None
-
-
-def csv_line(change: Callable[[str], str]) -> Callable[[Path], Path]:
-    def damage(root: Path) -> Path:
-        path = write_csv(root)
-        lines = path.read_text().split("\n")
+        lines = write_csv(root).read_text().split("\n")
         lines[1] = change(lines[1])
-        path.write_text("\n".join(lines))
-        return path
+        (root / "list.csv").write_text("\n".join(lines))
 
     return damage
 
@@ -105,32 +96,16 @@ def contradicting_layout(root):
 def latin_csv(root):
     path = first(root, "images")
     path.rename(path.with_stem("Straße"))
-    return write_csv(root, encoding="latin-1")
+    write_csv(root, encoding="latin-1")
 
 
 def jpeg_label_in_csv(root):
     change(first(root, "labels"), unchanged, ".jpg")
-    return write_csv(root)
+    write_csv(root)
 
 
-def copy_of(kind: str, suffix: str) -> Callable[[Path], None]:
-    def damage(root: Path) -> None:
-        path = first(root, kind)
-        shutil.copy(path, path.with_suffix(suffix))
-
-    return damage
-
-
-def csv_without_val(root):
-    path = write_csv(root)
-    path.write_text(path.read_text().replace(",val\n", ",valid\n"))
-    return path
-
-
-def bytes_in_names(root):
-    for kind in ("images", "labels"):
-        path = first(root, kind)
-        path.rename(path.with_stem(os.fsdecode(b"\xe4")))
+def copy_of(kind: str, suffix: str) -> Damage:
+    return lambda root: shutil.copy(first(root, kind), first(root, kind).with_suffix(suffix))
 
 
 def flip_a_bit(content: bytes) -> bytes:
@@ -153,8 +128,7 @@ def no_permission(root):
 
 def several_pages(root):
     pages = [Image.new("RGB", (64, 64), (i, i, i)) for i in range(3)]
-    path = save_as(first(root, "images"), pages[0], ".tif")
-    pages[0].save(path, save_all=True, append_images=pages[1:])
+    save_as(first(root, "images"), pages[0], ".tif", save_all=True, append_images=pages[1:])
 
 
 def seven_bands(root):
@@ -170,29 +144,26 @@ def crop_both(root, width=30):
         change(first(root, kind), lambda values: values[:64, :width])
 
 
+def turn_by_exif(root: Path, orientation: int) -> None:
+    path = first(root, "images")
+    with Image.open(path) as image:
+        image.load()
+    save_as(path, image, ".jpg", orientation=orientation)
+
+
 def turned_image(root):
     crop_both(root, 96)
     turn_by_exif(root, 6)
-
-
-def turn_by_exif(root: Path, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    with Image.open(first(root, "images")) as image:
-        image.load()
-    save_as(first(root, "images"), image, ".jpg", exif=exif)
 
 
 def unlisted_colour(root):
     count = len(json.loads((root / "classes.json").read_text())["classes"])
     colors = np.array([(9 * i, 0, 200) for i in range(count)], np.uint8)
     content = {"classes": [str(i) for i in range(count)], "colors": colors.tolist()}
-    (root / "classes.json").write_text(json.dumps(content))
-    for path in sorted((root / "labels").rglob("*.png")):
-        change(path, lambda values: colors[values % count])
-    change_first("labels", lambda values: np.where(
+    change_all("labels/*/*", lambda values: colors[values % count], json.dumps(content))(root)
+    change(first(root, "labels"), lambda values: np.where(
         (values == colors[0]).all(-1, keepdims=True), np.uint8([1, 2, 3]), values
-    ))(root)  # fmt: skip
+    ))  # fmt: skip
 
 
 def copy_first(root: Path, split: str) -> None:
@@ -201,10 +172,14 @@ def copy_first(root: Path, split: str) -> None:
         shutil.copy(path, root / kind / split / f"zz{path.suffix}")
 
 
-# Problem -> what causes it. A damage takes the folder and may return another path to open.
-DAMAGES: dict[str, Callable[[Path], Path | None]] = {
-    "The path is mistyped": lambda root: root / "nowhere",
-    "Folders have unknown names": lambda root: (root / "images").rename(root / "photos") and None,
+def replaced(old: int, new: np.number) -> Values:
+    return lambda values: np.where(values == old, new, values)
+
+
+# Problem -> what causes it in a folder, or in a list.csv that it writes there.
+DAMAGES: dict[str, Damage] = {
+    "The path is mistyped": lambda root: root.rename(root.with_name("elsewhere")),
+    "Folders have unknown names": lambda root: (root / "images").rename(root / "photos"),
     "`classes.json` is missing": lambda root: (root / "classes.json").unlink(),
     "`classes.json` is not JSON": write_classes('{"classes": ["a", "b",]}'),
     "`classes.json` has no `classes`": write_classes('{"names": ["a", "b"]}'),
@@ -216,13 +191,11 @@ DAMAGES: dict[str, Callable[[Path], Path | None]] = {
         root, columns=("image", "mask", "split")
     ),
     "A CSV list is not UTF-8": latin_csv,
-    "A split has the wrong name": lambda root: (
-        (root / "images/val").rename(root / "images/validation") and None
-    ),
-    "Images have an unknown format": rename_all("images/val", lambda p: p.with_suffix(".heic")),
+    "A split has the wrong name": rename_all("images/val", lambda p: p.with_name("validation")),
+    "Images have an unknown format": rename_all("images/val/*", lambda p: p.with_suffix(".heic")),
     "A label is missing": lambda root: first(root, "labels").unlink(),
     "Label names have an extra suffix": rename_all(
-        "labels/train", lambda path: path.with_stem(f"{path.stem}_mask")
+        "labels/train/*", lambda path: path.with_stem(f"{path.stem}_mask")
     ),
     "Labels are JPEG files": change_all("labels/train/*", unchanged, suffix=".jpg"),
     "A CSV list names a JPEG label": jpeg_label_in_csv,
@@ -231,8 +204,13 @@ DAMAGES: dict[str, Callable[[Path], Path | None]] = {
     "A CSV list names a missing file": csv_line(lambda line: line.replace("labels/", "masks/")),
     "A CSV list has Windows paths": csv_line(lambda line: line.replace("/", "\\")),
     "A CSV line is incomplete": csv_line(lambda line: f"{line.split(',')[0]},,train"),
-    "A CSV list has no rows of a split": csv_without_val,
-    "A file name is not UTF-8": bytes_in_names,
+    "A CSV list has no rows of a split": lambda root: write_csv(root).write_text(
+        (root / "list.csv").read_text().replace(",val\n", ",valid\n")
+    ),
+    "A file name is not UTF-8": lambda root: [
+        first(root, kind).rename(root / kind / "train" / os.fsdecode(b"\xe4.png"))
+        for kind in ("images", "labels")
+    ],
     "A file is empty": rewrite_first("images", lambda content: b""),
     "An image is truncated": rewrite_first("images", lambda content: content[: len(content) // 2]),
     "A label is truncated": rewrite_first("labels", lambda content: content[: len(content) // 2]),
@@ -240,8 +218,8 @@ DAMAGES: dict[str, Callable[[Path], Path | None]] = {
     "A file is not an image": rewrite_first("images", lambda content: LFS_POINTER),
     "A link is broken": broken_link,
     "A file has no read permission": no_permission,
-    "An image is too large": lambda root: (
-        save_as(first(root, "images"), Image.new("1", (10_000, 9_000))) and None
+    "An image is too large": lambda root: save_as(
+        first(root, "images"), Image.new("1", (10_000, 9_000))
     ),
     "A file holds several images": several_pages,
     "An image has floating-point values": change_first(
@@ -251,22 +229,12 @@ DAMAGES: dict[str, Callable[[Path], Path | None]] = {
     "An image is too small": crop_both,
     "Image and label differ in size": change_first("labels", lambda values: values[:-1]),
     "EXIF rotates an image but not its label": turned_image,
-    "A label has unknown values": change_first(
-        "labels", lambda values: np.where(values == 0, np.uint8(77), values)
-    ),
-    "A label has 16-bit values above 255": change_first(
-        "labels", lambda values: np.where(values == 0, np.uint16(300), values)
-    ),
-    "A grey label is saved as RGB": change_first(
-        "labels", lambda values: np.repeat(values[..., None], 3, -1)
-    ),
-    "A label has colours": change_first(
-        "labels", lambda values: np.stack([values, values, 255 - values], -1)
-    ),
+    "A label has unknown values": change_first("labels", replaced(0, np.uint8(77))),
+    "A label has 16-bit values above 255": change_first("labels", replaced(0, np.uint16(300))),
+    "A grey label is saved as RGB": change_first("labels", lambda x: np.stack([x, x, x], -1)),
+    "A label has colours": change_first("labels", lambda x: np.stack([x, x, 255 - x], -1)),
     "A label has an unlisted colour": unlisted_colour,
-    "A label has transparent pixels": change_first(
-        "labels", lambda values: np.stack([values, values * 0], -1)
-    ),
+    "A label has transparent pixels": change_first("labels", lambda x: np.stack([x, x * 0], -1)),
     "A split has no pixel with a class": change_all(
         "labels/val/*", lambda values: np.full_like(values, 255)
     ),
@@ -278,15 +246,13 @@ DAMAGES: dict[str, Callable[[Path], Path | None]] = {
         "labels/*/*", lambda values: (values != 0).astype(np.uint8),
         '{"classes": ["object"], "ids": [1], "void": 0}',
     ),
-    "Labels have no image": lambda root: (
-        shutil.copy(first(root, "labels"), root / "labels/train/alone.png") and None
+    "Labels have no image": lambda root: shutil.copy(
+        first(root, "labels"), root / "labels/train/alone.png"
     ),
     "A label has no pixel with a class": change_first(
         "labels", lambda values: np.full_like(values, 255)
     ),
-    "A class is absent from a split": change_all(
-        "labels/val/*", lambda values: np.where(values == 1, np.uint8(255), values)
-    ),
+    "A class is absent from a split": change_all("labels/val/*", replaced(1, np.uint8(255))),
     "An image is in `train` and `val`": lambda root: copy_first(root, "val"),
     "An image is in `train` twice": lambda root: copy_first(root, "train"),
     "A CSV row is repeated": csv_line(lambda line: f"{line}\n{line}"),
@@ -319,8 +285,8 @@ def assert_says(message: str, text: str) -> None:
 
 
 def assert_damage_is_reported(name: str, root: Path, output: Path, capsys) -> None:
-    data = DAMAGES[name](root)
-    data = data if isinstance(data, Path) else root
+    DAMAGES[name](root)
+    data = root / "list.csv" if (root / "list.csv").exists() else root
     status, message = messages()[name]
     capsys.readouterr()
     assert main(["inspect", str(data), "--output", str(output)]) == status
@@ -472,13 +438,14 @@ def test_a_split_can_be_chosen(folder, tmp_path, capsys):
 
 
 def test_rare_classes_call_for_weights(folder, tmp_path, capsys):
-    assert main(["inspect", str(folder), "--output", str(tmp_path / "out")]) == 0
+    arguments = ["inspect", str(folder), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 0
     assert "--class-weights none" in capsys.readouterr().out
     change_all(
         "labels/train/*",
         lambda values: np.where(np.arange(values.shape[1]) > 1, 0 * values, 2 - values % 2),
     )(folder)
-    assert main(["inspect", str(folder), "--output", str(tmp_path / "out")]) == 0
+    assert main(arguments) == 0
     assert "--class-weights sqrt_inverse" in capsys.readouterr().out
 
 

@@ -1,3 +1,5 @@
+"""Each data set in its own layout: what is read, and what is wrong with it."""
+
 import json
 import os
 import shutil
@@ -7,7 +9,7 @@ import data_fixtures
 import numpy as np
 import pytest
 from conftest import SHARED
-from data_fixtures import FIXTURES
+from data_fixtures import FIXTURES, train_and_evaluate
 from PIL import Image
 
 from alignseg_tf.data import IGNORE, DataError, check_samples, load_label
@@ -34,6 +36,20 @@ def test_a_data_set_is_told_from_its_files(tmp_path, name):
     assert open_data(data.root, layout=name).samples("val") == data.samples("val")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", sorted(FIXTURES))
+def test_a_data_set_trains_and_evaluates(layout, tmp_path):
+    data = FIXTURES[layout](tmp_path / "data")
+    report = train_and_evaluate(["--data", str(data), "--layout", layout], tmp_path)
+    source = open_data(data)
+    assert list(report["iou"]) == list(source.label_space.classes)
+    assert report["images"] == len(source.samples("val"))
+
+
+def fails(message):
+    return pytest.raises(DataError, match=message)
+
+
 def first_columns(data, split="train"):
     """The class at the left border of each image of a split, by the image's name."""
     return {
@@ -48,6 +64,15 @@ def classes_of(data, index=0, split="train"):
     return row[np.flatnonzero(np.diff(row, prepend=-1))].tolist()
 
 
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [("cityscapes", "Cityscapes"), ("ade20k", "ADE20K"), ("pascal_voc", "PASCAL VOC")],
+)
+def test_labels_that_are_not_public(tmp_path, layout, name):
+    with fails(f"{name}'s test images are not public"):
+        open_data(FIXTURES[layout](tmp_path)).samples("test")
+
+
 def test_cityscapes(tmp_path):
     data = open_data(data_fixtures.cityscapes(tmp_path))
     assert classes_of(data) == [0, 1, 2, 10, 13, 18, IGNORE]
@@ -55,25 +80,21 @@ def test_cityscapes(tmp_path):
         "road", "building", "sky", "bicycle",
     ]  # fmt: skip
     # The stripes of the i-th image begin with the i-th value.
-    assert first_columns(data) == {
-        "aachen_000000_000019_leftImg8bit": 0,
-        "aachen_000001_000019_leftImg8bit": 1,
-        "ulm_000000_000019_leftImg8bit": 2,
-    }
-    assert first_columns(data, "val") == {"munster_000000_000019_leftImg8bit": 10}
-    with pytest.raises(DataError, match="Cityscapes's test images are not public"):
-        data.samples("test")
+    name = "{}_000019_leftImg8bit".format
+    found = {name("aachen_000000"): 0, name("aachen_000001"): 1, name("ulm_000000"): 2}
+    assert first_columns(data) == found
+    assert first_columns(data, "val") == {name("munster_000000"): 10}
 
 
 def test_cityscapes_with_train_ids(tmp_path):
     ids = open_data(data_fixtures.cityscapes(tmp_path / "a"))
     train_ids = open_data(data_fixtures.cityscapes(tmp_path / "b", "labelTrainIds"))
     assert train_ids.label_space != ids.label_space
-    for split in ("train", "val"):
-        labels = [
-            [load_label(sample.label, data.label_space) for sample in data.samples(split)]
-            for data in (ids, train_ids)
-        ]
+    for one, other in zip(ids.samples("train"), train_ids.samples("train"), strict=True):
+        labels = (
+            load_label(one.label, ids.label_space),
+            load_label(other.label, train_ids.label_space),
+        )
         np.testing.assert_array_equal(*labels)
     data_fixtures.cityscapes(tmp_path / "b")  # with both, the downloaded files count
     assert open_data(tmp_path / "b").label_space == ids.label_space
@@ -83,11 +104,11 @@ def test_cityscapes_without_labels(tmp_path):
     data = open_data(data_fixtures.cityscapes(tmp_path))
     missing = data.samples("train")[1].label
     missing.unlink()
-    with pytest.raises(DataError, match=f"{missing}: no such label$"):
+    with fails(f"{missing}: no such label$"):
         data.samples("train")
     for path in tmp_path.glob("gtFine/*/*/*_labelIds.png"):
         path.unlink()
-    with pytest.raises(DataError, match=r"gtFine: no labels; expected .*labelIds.png or"):
+    with fails(r"gtFine: no labels; expected .*labelIds.png or"):
         open_data(tmp_path)
 
 
@@ -95,16 +116,12 @@ def test_ade20k(tmp_path):
     data = open_data(data_fixtures.ade20k(tmp_path))
     assert classes_of(data) == [0, 1, 2, IGNORE, 149]
     assert first_columns(data, "val") == {"ADE_val_00000001": IGNORE}
-    with pytest.raises(DataError, match="ADE20K's test images are not public"):
-        data.samples("test")
     for path in (tmp_path / "annotations" / "training").iterdir():
         path.unlink()
-    with pytest.raises(
-        DataError, match=r"(?s)3 problems:.*training/ADE_train_00000001.png: no such label"
-    ):
+    with fails(r"(?s)3 problems:.*training/ADE_train_00000001.png: no such label"):
         data.samples("train")
     shutil.rmtree(tmp_path / "images" / "validation")
-    with pytest.raises(DataError, match="images/validation: no such folder"):
+    with fails("images/validation: no such folder"):
         data.samples("val")
 
 
@@ -120,8 +137,6 @@ def test_pascal_voc(tmp_path):
     assert first_columns(data, "val") == {"2007_000033": IGNORE}
     for root in (tmp_path, devkit / "VOC2012"):
         assert open_data(root).samples("train") == data.samples("train")
-    with pytest.raises(DataError, match="PASCAL VOC's test images are not public"):
-        data.samples("test")
 
 
 def test_pascal_voc_without_the_augmented_labels(tmp_path):
@@ -160,7 +175,7 @@ def test_pascal_voc_names_what_is_wrong_with_its_lists(tmp_path):
     ):  # fmt: skip
         path = lists / f"{name}.txt"
         path.unlink() if content is None else path.write_text(content)
-        with pytest.raises(DataError, match=message):
+        with fails(message):
             data.samples(name.removesuffix("aug"))
 
 
@@ -177,16 +192,14 @@ def test_pascal_context(tmp_path):
     )
     lists = root / "ImageSets" / "SegmentationContext"
     (lists / "train.txt").write_text("2008_000026\n")
-    with pytest.raises(DataError, match=r"train.txt: lists 1 images that val.txt lists too"):
+    with fails(r"train.txt: lists 1 images that val.txt lists too"):
         data.samples("train")
 
 
 def test_voc_and_context_in_one_folder(tmp_path):
     data_fixtures.pascal_voc(tmp_path)
     data_fixtures.pascal_context(tmp_path)
-    with pytest.raises(
-        DataError, match="has the layouts pascal_voc, pascal_context; say which one with --layout"
-    ):
+    with fails("has the layouts pascal_voc, pascal_context; say which one with --layout"):
         open_data(tmp_path / "VOCdevkit")
     for name, count in (("pascal_voc", 21), ("pascal_context", 59)):
         data = open_data(tmp_path / "VOCdevkit", layout=name)
@@ -212,19 +225,19 @@ def test_camvid_in_colours(tmp_path, form):
 def test_camvid_with_other_images(tmp_path):
     data = open_data(data_fixtures.camvid_color(tmp_path))
     images = tmp_path / "701_StillsRaw_full"
-    with pytest.raises(DataError, match="full: expected images of the split. Rec.*'other'"):
+    with fails("full: expected images of the split. Rec.*'other'"):
         data.samples("other")
     (tmp_path / "LabeledApproved_full" / "0016E5_07959_L.png").unlink()
-    with pytest.raises(DataError, match="0016E5_07959_L.png: no such label"):
+    with fails("0016E5_07959_L.png: no such label"):
         data.samples("val")
     shutil.copy(images / "0016E5_07959.png", images / "holiday.png")
-    with pytest.raises(DataError, match="holiday.png: not a name that CamVid has, such as 0001TP"):
+    with fails("holiday.png: not a name that CamVid has, such as 0001TP"):
         data.samples("val")
-    with pytest.raises(DataError, match="expected 701_StillsRaw_full and LabeledApproved_full"):
+    with fails("expected 701_StillsRaw_full and LabeledApproved_full"):
         open_data(images, layout="camvid_color").samples("val")
     data_fixtures.camvid_color(tmp_path / "split", "split")
     (tmp_path / "split/class_dict.csv").write_text("name,r,g,b\nurban_land,0,255,255\n")
-    with pytest.raises(DataError, match="no known layout"):  # the classes of another data set
+    with fails("no known layout"):  # the classes of another data set
         open_data(tmp_path / "split")
 
 
@@ -244,14 +257,14 @@ def test_the_segnet_folder(tmp_path):
     assert classes_of(data) == [0, 3, 10, IGNORE]
     assert len(data.samples("test")) == 2
     (tmp_path / "valannot" / "0016E5_07959.png").unlink()
-    with pytest.raises(DataError, match="valannot/0016E5_07959.png: no such label"):
+    with fails("valannot/0016E5_07959.png: no such label"):
         data.samples("val")
-    with pytest.raises(DataError, match="trainval: no such folder"):
+    with fails("trainval: no such folder"):
         data.samples("trainval")
 
 
 def test_an_unknown_folder(tmp_path):
-    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+    with fails("nowhere: no such file or folder"):
         find_layout(tmp_path / "nowhere")
     inside = tmp_path / "inside"
     inside.mkdir()
@@ -261,9 +274,9 @@ def test_an_unknown_folder(tmp_path):
         assert f"\n  {name}: {layout.known_by}" in str(error.value)
     assert "but" not in str(error.value)
     data_fixtures.ade20k(inside / "ADEChallengeData2016")
-    with pytest.raises(DataError, match="ADEChallengeData2016 has the layout ade20k"):
+    with fails("ADEChallengeData2016 has the layout ade20k"):
         find_layout(inside)
-    with pytest.raises(DataError, match="but .*ADEChallengeData2016 has the layout ade20k"):
+    with fails("but .*ADEChallengeData2016 has the layout ade20k"):
         find_layout(inside / "ADEChallengeData2016" / "images")
 
 
@@ -279,7 +292,7 @@ def test_a_file_that_states_the_classes_comes_before_the_layout(name, tmp_path):
     (root / "labelmap.txt").write_text("background:0,0,0::\ncrack:9,9,9::\n")
     assert open_data(root).label_space == data.label_space
     (root / "labelmap.txt").write_text("background:0,0,0::\ncat:9,9,9::\n")
-    with pytest.raises(DataError, match=r"labelmap\.txt: contradicts .*classes\.json: .* cat, not"):
+    with fails(r"labelmap\.txt: contradicts .*classes\.json: .* cat, not"):
         open_data(root)
     (root / "classes.json").unlink()
     assert open_data(root).label_space.classes == ("background", "cat")
@@ -296,13 +309,13 @@ def test_classes_that_contradict_the_layout_are_refused(tmp_path):
     root = data_fixtures.ade20k(tmp_path)
     content = open_data(root).label_space.to_dict()  # without `ids` and `void`: wall would be 0
     (root / "classes.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"classes\.json: contradicts the layout ade20k, .* ids"):
+    with fails(r"classes\.json: contradicts the layout ade20k, .* ids"):
         open_data(root)
     content |= {"ids": list(range(1, 151)), "void": 0}
     (root / "classes.json").write_text(json.dumps(content))
     assert classes_of(open_data(root)) == [0, 1, 2, IGNORE, 149]
     (root / "classes.json").write_text("{")
-    with pytest.raises(DataError, match=r"classes\.json: not readable as JSON"):
+    with fails(r"classes\.json: not readable as JSON"):
         open_data(root)
 
 
@@ -315,7 +328,7 @@ def test_what_a_layout_leaves_out_is_counted(tmp_path):
     (tmp_path / "annotations" / "training" / "pipe.png").touch()
     skipped = data.skipped("val", data.samples("val"))
     assert skipped == {}
-    with pytest.raises(DataError, match="pipe.jpg: expected a file. Received: a pipe"):
+    with fails("pipe.jpg: expected a file. Received: a pipe"):
         data.samples("train")
     (folder / "pipe.jpg").unlink()
     assert data.skipped("train", data.samples("train")) == {
