@@ -36,33 +36,15 @@ def augmented(augment, image, label, count, how="eager", wanted=None):
     return [tuple(np.asarray(z) for z in call(image, label, seed)) for seed in seeds(count)]
 
 
-EVERYWHERE = pytest.mark.parametrize("how", ["eager", "tf.data"])
-
-
-@EVERYWHERE
-def test_image_and_label_share_the_draw(how):
-    """The label at each pixel is the one that belongs to the coordinates in the image."""
-    image, label = coordinates()
-    augment = Augmentation((64, 64), scale=(0.5, 2.0), fill=OUTSIDE)
-    kept = 0
-    for new_image, new_label in augmented(augment, image, label, 20, how):
-        assert new_image.shape == (64, 64, 3)
-        assert new_image.dtype == np.float32
-        assert new_label.shape == (64, 64)
-        assert new_label.dtype == np.int32
-        inside = new_image[..., 2] > 0
-        np.testing.assert_array_equal(new_label == IGNORE, ~inside)
-        y, x = new_image[..., 0], new_image[..., 1]
-        # Half-way between two cells the nearest one is a matter of rounding.
-        clear = inside & (np.abs(y % 1 - 0.5) > 1e-3) & (np.abs(x % 1 - 0.5) > 1e-3)
-        expected = np.round(y) // 8 * 10 + np.round(x) // 8
-        np.testing.assert_array_equal(new_label[clear], expected[clear])
-        kept += clear.sum()
-    assert kept > 20 * 64 * 64 * 0.3
-
-
-@EVERYWHERE
-def test_colours_that_are_classes_stay_with_them(how):
+@pytest.mark.parametrize(
+    ("how", "distribution", "placement"),
+    [
+        ("eager", "tenths", "top_left"),
+        ("tf.data", "tenths", "top_left"),
+        ("tf.data", "log_uniform", "random"),
+    ],
+)
+def test_image_and_label_share_the_draw(how, distribution, placement):
     """All options together: a pixel that is no mixture has the colour of its class."""
     rng = np.random.default_rng(0)
     label = np.kron(rng.integers(0, 4, (6, 9)), np.ones((12, 12))).astype("uint8")
@@ -70,9 +52,11 @@ def test_colours_that_are_classes_stay_with_them(how):
     fill = (1.0, 2.0, 3.0)
     colors = np.vstack([palette, np.zeros((IGNORE - 4, 3)), [fill]])
     augment = Augmentation(
-        (64, 96), (0.7, 2.1), "tenths", "top_left", max_class_share=0.75, fill=fill
+        (64, 96), (0.7, 2.1), distribution, placement, max_class_share=0.75, fill=fill
     )
     for new_image, new_label in augmented(augment, palette[label], label, 20, how, wanted=3):
+        assert new_image.shape == (*new_label.shape, 3) == (64, 96, 3)
+        assert (new_image.dtype, new_label.dtype) == (np.float32, np.int32)
         distance = np.abs(new_image[..., None, :] - np.vstack([palette, [fill]])).max(-1)
         pure = distance.min(-1) < 0.01
         assert pure.mean() > 0.5

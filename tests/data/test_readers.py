@@ -39,6 +39,8 @@ from alignseg_tf.model import MIN_IMAGE_SIZE
 from alignseg_tf.system.parallel import in_parallel
 
 SPACE = LabelSpace(CLASSES)
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+IDS = np.random.default_rng(1).integers(0, 3, (40, 60), np.uint8)
 
 
 def test_folder_pairs_images_with_labels(folder):
@@ -104,17 +106,13 @@ UPRIGHT = (
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
-    rng = np.random.default_rng(0)
-    path = tmp_path / f"x{suffix}"
-    pixels = rng.integers(0, 256, (40, 60, 3), np.uint8)
-    save(pixels, path, orientation, lossless=True)
-    expected = UPRIGHT[orientation - 1](pixels)
-    assert read_image_sizes([path]).tolist() == [list(expected.shape[:2])]
+    turned = UPRIGHT[orientation - 1]
+    path = save(PIXELS, tmp_path / f"x{suffix}", orientation, lossless=True)
+    assert read_image_sizes([path]).tolist() == [list(turned(IDS).shape)]
     assert is_turned(path) == (orientation > 1)
-    np.testing.assert_array_equal(load_image(path), expected)
-    ids = rng.integers(0, 3, (40, 60), np.uint8)  # Pillow maps such a TIFF into memory
-    save(ids, path, orientation)
-    np.testing.assert_array_equal(load_label(path, SPACE), UPRIGHT[orientation - 1](ids))
+    np.testing.assert_array_equal(load_image(path), turned(PIXELS))
+    save(IDS, path, orientation)  # Pillow maps such a TIFF into memory
+    np.testing.assert_array_equal(load_label(path, SPACE), turned(IDS))
 
 
 def write_png(path, values, bits=16):
@@ -143,22 +141,48 @@ def test_of_16_bits_the_upper_8_are_kept_and_alpha_is_dropped(channels, tmp_path
     np.testing.assert_array_equal(load_image(tmp_path / "x.png"), colors >> 8)
 
 
-def test_transparent_pixels_show_the_color_that_is_stored(tmp_path):
-    ids = np.random.default_rng(0).integers(0, 4, (40, 60), np.uint8)
-    palette = np.array([[9, 8, 7], [200, 100, 0], [0, 50, 99], [1, 2, 3]], np.uint8)
-    for transparency in (1, bytes([0, 100, 255, 3])):
-        image = Image.fromarray(ids)
-        image.putpalette(palette.ravel().tolist())
-        image.save(tmp_path / "x.png", transparency=transparency)
-        np.testing.assert_array_equal(load_image(tmp_path / "x.png"), palette[ids])
-    with_alpha = np.dstack([palette[ids], ids * 0])
-    Image.fromarray(with_alpha).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(load_image(tmp_path / "x.png"), palette[ids])
+def with_palette(palette):
+    image = Image.fromarray(IDS)
+    image.putpalette(np.ravel(palette).tolist())
+    return image
 
 
-def test_cmyk_becomes_rgb(tmp_path):
-    Image.new("RGB", (64, 64), (200, 100, 50)).convert("CMYK").save(tmp_path / "x.jpg")
-    assert np.abs(load_image(tmp_path / "x.jpg").astype(int) - (200, 100, 50)).max() < 5
+PALETTE = np.array([[9, 8, 7], [200, 100, 0], [0, 50, 99]], np.uint8)
+DEEP = np.arange(64 * 64, dtype=np.int32).reshape(64, 64) * 16
+
+
+@pytest.mark.parametrize(
+    ("image", "name", "options", "expected"),
+    [
+        (with_palette(PALETTE), "x.png", {"transparency": 1}, PALETTE[IDS]),
+        (with_palette(PALETTE), "x.png", {"transparency": bytes([0, 100, 255])}, PALETTE[IDS]),
+        (np.dstack([PIXELS, IDS * 0]), "x.png", {}, PIXELS),  # the stored colour shows
+        (DEEP, "deep.tif", {}, np.repeat((DEEP >> 8)[..., None], 3, -1)),
+        (Image.new("CMYK", (40, 40), (55, 155, 205, 0)), "x.jpg", {}, (200, 100, 50)),
+    ],
+    ids=["transparent index", "alpha of a palette", "alpha", "32 bits", "CMYK"],
+)
+def test_images_become_rgb(image, name, options, expected, tmp_path):
+    loaded = load_image(save(image, tmp_path / name, **options))
+    assert np.abs(loaded.astype(int) - expected).max() < (5 if name == "x.jpg" else 1)
+
+
+COLORS = LabelSpace(CLASSES, colors=(((5, 0, 0),), ((6, 0, 0),), ((7, 0, 0),)))
+
+
+@pytest.mark.parametrize(
+    ("label", "space"),
+    [
+        (with_palette([(i * 7 % 256, 200, 10) for i in range(256)]), SPACE),
+        (IDS.astype(np.uint16), SPACE),
+        (np.dstack([IDS, IDS * 0 + 255]), SPACE),
+        (np.dstack([IDS + 5, IDS * 0, IDS * 0, IDS * 0 + 255]), COLORS),
+    ],
+    ids=["palette", "16 bits", "opaque grey", "opaque colour"],
+)
+def test_labels_give_the_ids_that_are_stored(label, space, tmp_path):
+    path = save(label, tmp_path / "x.png")
+    np.testing.assert_array_equal(load_label(path, space), IDS)
 
 
 def test_a_photograph_with_a_preview_is_one_image(tmp_path):
@@ -167,16 +191,6 @@ def test_a_photograph_with_a_preview_is_one_image(tmp_path):
         photograph.save(file, "MPO", save_all=True, append_images=[preview])
     assert load_image(tmp_path / "x.jpg").shape == (64, 80, 3)
     assert read_image_sizes([tmp_path / "x.jpg"]).tolist() == [[64, 80]]
-
-
-def test_an_opaque_alpha_channel_of_a_label_is_dropped(tmp_path):
-    ids = np.random.default_rng(0).integers(0, 3, (40, 60), np.uint8)
-    opaque = np.full_like(ids, 255)
-    Image.fromarray(np.dstack([ids, opaque])).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(load_label(tmp_path / "x.png", SPACE), ids)
-    colors = LabelSpace(CLASSES, colors=(((5, 0, 0),), ((6, 0, 0),), ((7, 0, 0),)))
-    Image.fromarray(np.dstack([ids + 5, ids * 0, ids * 0, opaque])).save(tmp_path / "x.png")
-    np.testing.assert_array_equal(load_label(tmp_path / "x.png", colors), ids)
 
 
 def test_what_is_no_file_is_named_and_pixels_are_limited(tmp_path, monkeypatch):
@@ -222,23 +236,6 @@ def test_results_come_in_order_and_are_not_far_ahead():
     assert list(results) == list(range(6, 200, 2))
 
 
-def test_a_tiff_of_32_bits_keeps_the_upper_8_of_16(tmp_path):
-    grey = np.arange(64 * 64, dtype=np.int32).reshape(64, 64) * 16
-    save(grey, tmp_path / "deep.tif")
-    expected = np.repeat((grey >> 8)[..., None], 3, -1)
-    np.testing.assert_array_equal(load_image(tmp_path / "deep.tif"), expected)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_labels_keep_the_indices_of_a_palette_and_deep_values(dtype, tmp_path):
-    ids = np.array([[0, 1], [2, 255]], dtype)
-    image = Image.fromarray(ids)
-    if dtype == np.uint8:
-        image.putpalette([value for i in range(256) for value in (i * 7 % 256, 200, 10)])
-    image.save(tmp_path / "label.png")
-    np.testing.assert_array_equal(load_label(tmp_path / "label.png", SPACE), ids)
-
-
 def test_files_that_tools_make_are_told_by_any_part_of_their_path():
     for name in ("._a.png", "a/.ipynb_checkpoints/b.png", "__MACOSX/a.png", "x/Thumbs.db",
                  "desktop.ini", ".DS_Store"):  # fmt: skip
@@ -274,21 +271,18 @@ def test_a_mistyped_tag_does_not_keep_a_photograph_from_being_turned(suffix, tmp
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info[0x0112], info.tagtype[0x010F], info[0x010F] = 6, 4, 7  # the maker, a text, as a number
     options = {"tiffinfo": info} if suffix == ".tif" else {"exif": exif}
-    path = tmp_path / f"x{suffix}"
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    Image.fromarray(pixels).save(path, lossless=True, **options)
+    path = save(PIXELS, tmp_path / f"x{suffix}", lossless=True, **options)
     assert load_image(path).shape == (60, 40, 3)
     if suffix != ".jpg":
-        np.testing.assert_array_equal(load_image(path), np.rot90(pixels, -1))
+        np.testing.assert_array_equal(load_image(path), np.rot90(PIXELS, -1))
     assert read_image_sizes([path]).tolist() == [[60, 40]]
     assert is_turned(path)
 
 
 def test_an_orientation_in_xmp_alone_counts(tmp_path):
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>3</tiff:Orientation></x:xmpmeta>'
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "x.webp", lossless=True, xmp=xmp)
-    np.testing.assert_array_equal(load_image(tmp_path / "x.webp"), np.rot90(pixels, 2))
+    path = save(PIXELS, tmp_path / "x.webp", lossless=True, xmp=xmp)
+    np.testing.assert_array_equal(load_image(path), np.rot90(PIXELS, 2))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -301,13 +295,13 @@ def test_labels_of_few_bits_give_what_is_stored(bits, tmp_path):
     np.testing.assert_array_equal(shown, values * (255 // ((1 << bits) - 1)))
 
 
-def grey_tiff(path, values, bits, zero_is_white=False, floats=False):
+def grey_tiff(path, values, bits, zero_is_white):
     """Write an uncompressed grey TIFF; values of fewer than 8 bits are packed."""
-    pixels = b"".join(pack(row, bits) for row in values) if bits < 8 else values.tobytes()
+    pixels = b"".join(pack(row, bits) for row in values)
     tags = [
         (256, values.shape[1]), (257, values.shape[0]), (258, bits), (259, 1),
         (262, int(not zero_is_white)), (273, 8), (277, 1), (278, values.shape[0]),
-        (279, len(pixels)), (339, 3 if floats else 1),
+        (279, len(pixels)),
     ]  # fmt: skip
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     end = struct.pack("<I", 8 + len(pixels))
@@ -324,16 +318,14 @@ def test_labels_of_a_tiff_give_what_is_stored(bits, zero_is_white, tmp_path):
 
 
 def test_labels_in_floats_must_be_whole(tmp_path):
-    path = tmp_path / "x.tif"
-    values = np.random.default_rng(0).integers(0, 3, (40, 60)).astype(np.float32)
-    grey_tiff(path, values, 32, floats=True)
-    np.testing.assert_array_equal(load_label(path, SPACE), values)
+    path = save(IDS.astype(np.float32), tmp_path / "x.tif")
+    np.testing.assert_array_equal(load_label(path, SPACE), IDS)
     for wrong, message in (
         (0.5, r"whole numbers 0\.\.255\. Received: float32, 0\.0 to 2\.0, for instance 0\.5"),
         (-9999, r"whole numbers 0\.\.255\. Received: float32, -9999\.0 to 2\.0"),
         (np.nan, r"Received: float32, nan to nan, for instance nan"),
     ):
-        grey_tiff(path, np.where(values == 1, np.float32(wrong), values), 32, floats=True)
+        save(np.where(IDS == 1, np.float32(wrong), IDS.astype(np.float32)), path)
         with pytest.raises(DataError, match=message):
             load_label(path, SPACE)
 

@@ -64,77 +64,96 @@ def classes_of(data, index=0, split="train"):
     return row[np.flatnonzero(np.diff(row, prepend=-1))].tolist()
 
 
+CITYSCAPES_LABEL = "gtFine/train/aachen/aachen_000001_000019_gtFine_labelIds.png"
+VOC_LISTS = "VOC2012/ImageSets/Segmentation"
+CONTEXT_LISTS = "ImageSets/SegmentationContext"
+CAMVID_LABEL = "LabeledApproved_full/0016E5_07959_L.png"
+
+
 @pytest.mark.parametrize(
-    ("layout", "name"),
-    [("cityscapes", "Cityscapes"), ("ade20k", "ADE20K"), ("pascal_voc", "PASCAL VOC")],
+    ("layout", "path", "content", "split", "message"),
+    [
+        ("cityscapes", None, "", "test", "Cityscapes's test images are not public"),
+        ("ade20k", None, "", "test", "ADE20K's test images are not public"),
+        ("pascal_voc", None, "", "test", "PASCAL VOC's test images are not public"),
+        ("camvid_color", None, "", "other", "full: expected images of the split. Rec.*'other'"),
+        ("segnet_camvid", None, "", "trainval", "trainval: no such folder"),
+        ("cityscapes", CITYSCAPES_LABEL, None, "train", f"{CITYSCAPES_LABEL}: no such label$"),
+        ("ade20k", "annotations/training/*", None, "train",
+         r"(?s)3 problems:.*training/ADE_train_00000001.png: no such label"),
+        ("ade20k", "images/validation", None, "val", "images/validation: no such folder"),
+        ("camvid_color", CAMVID_LABEL, None, "val", "0016E5_07959_L.png: no such label"),
+        ("camvid_color", "701_StillsRaw_full/holiday.png", "", "val",
+         "holiday.png: not a name that CamVid has, such as 0001TP"),
+        ("segnet_camvid", "valannot/0016E5_07959.png", None, "val",
+         "valannot/0016E5_07959.png: no such label"),
+        ("pascal_voc", f"{VOC_LISTS}/trainaug.txt", "2007_000032\n2007_000033\n", "train",
+         r"trainaug.txt: lists 1 images that val.txt lists too, .* 2007_000033"),
+        ("pascal_voc", f"{VOC_LISTS}/trainaug.txt", None, "train",
+         r"trainaug.txt: no such file; SegmentationClassAug is"),
+        ("pascal_voc", f"{VOC_LISTS}/val.txt", "\n", "val", "val.txt: expected names of images"),
+        ("pascal_voc", f"{VOC_LISTS}/val.txt", "2007_999999\n", "val",
+         r"JPEGImages/2007_999999.jpg: no such image"),
+        ("pascal_voc", f"{VOC_LISTS}/val.txt", None, "val",
+         r"val.txt: no such file; it lists the names"),
+        ("pascal_context", f"{CONTEXT_LISTS}/train.txt", "2008_000026\n", "train",
+         r"train.txt: lists 1 images that val.txt lists too"),
+    ],
+)  # fmt: skip
+def test_problems_of_a_split_are_named(tmp_path, layout, path, content, split, message):
+    """Of files that are removed (None) or have another content."""
+    root = FIXTURES[layout](tmp_path)
+    data = open_data(root)
+    if content is not None and path:
+        (root / path).write_text(content)
+    for there in [] if content is not None else root.glob(path):
+        shutil.rmtree(there) if there.is_dir() else there.unlink()
+    with fails(message):
+        data.samples(split)
+
+
+@pytest.mark.parametrize(
+    ("layout", "train", "val"),
+    [
+        ("cityscapes", [0, 1, 2, 10, 13, 18, IGNORE], {"munster_000000_000019_leftImg8bit": 10}),
+        ("ade20k", [0, 1, 2, IGNORE, 149], {"ADE_val_00000001": IGNORE}),
+        # Indices, not colours.
+        ("pascal_voc", [0, 1, IGNORE, 15, 20], {"2007_000033": IGNORE}),
+        ("pascal_context", [IGNORE, 0, 58, 45], {"2008_000026": 45}),
+        # Sky; an archway is a building; a bus is a car; the pavement; markings are road; void.
+        ("camvid_color", [0, 1, 8, 4, 3, IGNORE], {"0016E5_07959": 4}),
+        ("segnet_camvid", [0, 3, 10, IGNORE], {"0016E5_07959": IGNORE}),
+    ],
 )
-def test_labels_that_are_not_public(tmp_path, layout, name):
-    with fails(f"{name}'s test images are not public"):
-        open_data(FIXTURES[layout](tmp_path)).samples("test")
-
-
-def test_cityscapes(tmp_path):
-    data = open_data(data_fixtures.cityscapes(tmp_path))
-    assert classes_of(data) == [0, 1, 2, 10, 13, 18, IGNORE]
-    assert [data.label_space.classes[i] for i in (0, 2, 10, 18)] == [
-        "road", "building", "sky", "bicycle",
-    ]  # fmt: skip
-    # The stripes of the i-th image begin with the i-th value.
-    name = "{}_000019_leftImg8bit".format
-    found = {name("aachen_000000"): 0, name("aachen_000001"): 1, name("ulm_000000"): 2}
-    assert first_columns(data) == found
-    assert first_columns(data, "val") == {name("munster_000000"): 10}
+def test_the_values_of_labels_become_classes(tmp_path, layout, train, val):
+    """All stripes of the first image; the first stripe of the i-th has the i-th value."""
+    data = open_data(FIXTURES[layout](tmp_path))
+    assert classes_of(data) == train
+    assert first_columns(data, "val") == val
 
 
 def test_cityscapes_with_train_ids(tmp_path):
     ids = open_data(data_fixtures.cityscapes(tmp_path / "a"))
     train_ids = open_data(data_fixtures.cityscapes(tmp_path / "b", "labelTrainIds"))
     assert train_ids.label_space != ids.label_space
-    for one, other in zip(ids.samples("train"), train_ids.samples("train"), strict=True):
-        labels = (
-            load_label(one.label, ids.label_space),
-            load_label(other.label, train_ids.label_space),
-        )
-        np.testing.assert_array_equal(*labels)
+    assert classes_of(train_ids) == classes_of(ids)
+    assert first_columns(train_ids) == first_columns(ids)
     data_fixtures.cityscapes(tmp_path / "b")  # with both, the downloaded files count
     assert open_data(tmp_path / "b").label_space == ids.label_space
-
-
-def test_cityscapes_without_labels(tmp_path):
-    data = open_data(data_fixtures.cityscapes(tmp_path))
-    missing = data.samples("train")[1].label
-    missing.unlink()
-    with fails(f"{missing}: no such label$"):
-        data.samples("train")
-    for path in tmp_path.glob("gtFine/*/*/*_labelIds.png"):
+    for path in (tmp_path / "a").glob("gtFine/*/*/*_labelIds.png"):
         path.unlink()
     with fails(r"gtFine: no labels; expected .*labelIds.png or"):
-        open_data(tmp_path)
-
-
-def test_ade20k(tmp_path):
-    data = open_data(data_fixtures.ade20k(tmp_path))
-    assert classes_of(data) == [0, 1, 2, IGNORE, 149]
-    assert first_columns(data, "val") == {"ADE_val_00000001": IGNORE}
-    for path in (tmp_path / "annotations" / "training").iterdir():
-        path.unlink()
-    with fails(r"(?s)3 problems:.*training/ADE_train_00000001.png: no such label"):
-        data.samples("train")
-    shutil.rmtree(tmp_path / "images" / "validation")
-    with fails("images/validation: no such folder"):
-        data.samples("val")
+        open_data(tmp_path / "a")
 
 
 def test_pascal_voc(tmp_path):
     devkit = data_fixtures.pascal_voc(tmp_path)
     data = open_data(devkit)
-    # Indices, not colours; VOC's own label, with its border, comes before SBD's.
-    assert classes_of(data) == [0, 1, IGNORE, 15, 20]
+    # VOC's own label, with its border, comes before SBD's.
     assert classes_of(data, 2) == [15, 20, 0, 1, 0]
     assert [sample.label.parent.name for sample in data.samples("train")] == [
         "SegmentationClass", "SegmentationClass", "SegmentationClassAug",
     ]  # fmt: skip
-    assert first_columns(data, "val") == {"2007_000033": IGNORE}
     for root in (tmp_path, devkit / "VOC2012"):
         assert open_data(root).samples("train") == data.samples("train")
 
@@ -162,38 +181,14 @@ def test_pascal_voc_with_augmented_labels_only(tmp_path):
     assert list(first_columns(data, "val")) == ["2007_000033"]
 
 
-def test_pascal_voc_names_what_is_wrong_with_its_lists(tmp_path):
-    data = open_data(data_fixtures.pascal_voc(tmp_path))
-    lists = tmp_path / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
-    for name, content, message in (
-        ("trainaug", "2007_000032\n2007_000033\n",
-         r"trainaug.txt: lists 1 images that val.txt lists too, .* 2007_000033"),
-        ("trainaug", None, r"trainaug.txt: no such file; SegmentationClassAug is"),
-        ("val", "\n", r"val.txt: expected names of images"),
-        ("val", "2007_999999\n", r"JPEGImages/2007_999999.jpg: no such image"),
-        ("val", None, r"val.txt: no such file; it lists the names"),
-    ):  # fmt: skip
-        path = lists / f"{name}.txt"
-        path.unlink() if content is None else path.write_text(content)
-        with fails(message):
-            data.samples(name.removesuffix("aug"))
-
-
 def test_pascal_context(tmp_path):
     """VOC's own labels, which lie in the same folder, are read when asked for."""
     root = data_fixtures.pascal_context(tmp_path)
     data = open_data(root)
-    assert classes_of(data) == [IGNORE, 0, 58, 45]
-    assert data.label_space.classes[45] == "sign"
     for parent in (tmp_path, tmp_path / "VOCdevkit"):
         assert open_data(parent).samples("val") == data.samples("val")
-    assert open_data(root, layout="pascal_voc").samples("val")[0].label.parent.name == (
-        "SegmentationClass"
-    )
-    lists = root / "ImageSets" / "SegmentationContext"
-    (lists / "train.txt").write_text("2008_000026\n")
-    with fails(r"train.txt: lists 1 images that val.txt lists too"):
-        data.samples("train")
+    sample = open_data(root, layout="pascal_voc").samples("val")[0]
+    assert sample.label.parent.name == "SegmentationClass"
 
 
 def test_voc_and_context_in_one_folder(tmp_path):
@@ -211,7 +206,6 @@ def test_voc_and_context_in_one_folder(tmp_path):
 def test_camvid_in_colours(tmp_path, form):
     data = open_data(data_fixtures.camvid_color(tmp_path, form))
     assert data.layout.name == "camvid_color"
-    # Sky; an archway is a building; a bus is a car; the pavement; markings are road; void.
     assert classes_of(data) == [0, 1, 8, 4, 3, IGNORE]
     found = {
         name: split for split in ("train", "val", "test") for name in first_columns(data, split)
@@ -222,23 +216,17 @@ def test_camvid_in_colours(tmp_path, form):
     assert (label != IGNORE).mean() > 0.8
 
 
-def test_camvid_with_other_images(tmp_path):
-    data = open_data(data_fixtures.camvid_color(tmp_path))
-    images = tmp_path / "701_StillsRaw_full"
-    with fails("full: expected images of the split. Rec.*'other'"):
-        data.samples("other")
-    (tmp_path / "LabeledApproved_full" / "0016E5_07959_L.png").unlink()
-    with fails("0016E5_07959_L.png: no such label"):
-        data.samples("val")
-    shutil.copy(images / "0016E5_07959.png", images / "holiday.png")
-    with fails("holiday.png: not a name that CamVid has, such as 0001TP"):
-        data.samples("val")
+def test_the_segnet_folder_has_images_to_test_on(tmp_path):
+    assert len(open_data(data_fixtures.segnet_camvid(tmp_path)).samples("test")) == 2
+
+
+def test_folders_that_are_not_camvid(tmp_path):
+    root = data_fixtures.camvid_color(tmp_path, "split")
     with fails("expected 701_StillsRaw_full and LabeledApproved_full"):
-        open_data(images, layout="camvid_color").samples("val")
-    data_fixtures.camvid_color(tmp_path / "split", "split")
-    (tmp_path / "split/class_dict.csv").write_text("name,r,g,b\nurban_land,0,255,255\n")
+        open_data(root / "train", layout="camvid_color").samples("val")
+    (root / "class_dict.csv").write_text("name,r,g,b\nurban_land,0,255,255\n")
     with fails("no known layout"):  # the classes of another data set
-        open_data(tmp_path / "split")
+        open_data(root)
 
 
 def test_camvid_is_split_as_segnet_splits_it():
@@ -250,17 +238,6 @@ def test_camvid_is_split_as_segnet_splits_it():
         images = sorted((folder / split).iterdir())
         assert len(images) == count
         assert {_camvid_split(image) for image in images} == {split}
-
-
-def test_the_segnet_folder(tmp_path):
-    data = open_data(data_fixtures.segnet_camvid(tmp_path))
-    assert classes_of(data) == [0, 3, 10, IGNORE]
-    assert len(data.samples("test")) == 2
-    (tmp_path / "valannot" / "0016E5_07959.png").unlink()
-    with fails("valannot/0016E5_07959.png: no such label"):
-        data.samples("val")
-    with fails("trainval: no such folder"):
-        data.samples("trainval")
 
 
 def test_an_unknown_folder(tmp_path):
