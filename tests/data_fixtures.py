@@ -50,6 +50,12 @@ def save(image: Image.Image | np.ndarray, path: Path, orientation: int | None = 
     return path
 
 
+def with_palette(ids: np.ndarray, palette) -> Image.Image:
+    image = Image.fromarray(ids)
+    image.putpalette(np.ravel(palette).tolist())
+    return image
+
+
 def encoded(values: np.ndarray, kind: str = "PNG") -> bytes:
     content = io.BytesIO()
     Image.fromarray(values).save(content, kind)
@@ -127,10 +133,7 @@ def ade20k(root: Path) -> Path:
 
 def _save_palette(label: np.ndarray, path: Path) -> None:
     """As VOC's labels are: indices into a palette, which has the borders' 255 as well."""
-    image = Image.fromarray(label).convert("P")
-    image.putdata(label.ravel().tolist())
-    image.putpalette([value for color in voc_palette(256) for value in color])
-    save(image, path)
+    save(with_palette(label, voc_palette(256)), path)
 
 
 def pascal_voc(root: Path, augmented: bool = True) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pytest
 from conftest import CLASSES, write_folder
-from data_fixtures import save, write_csv
+from data_fixtures import save, with_palette, write_csv
 from PIL import Image, TiffImagePlugin
 
 from alignseg_tf.data import image_headers
@@ -116,7 +116,7 @@ def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
 
 
 def write_png(path, values, bits=16):
-    """Write [H, W, channels] as a PNG of 16 bits, or grey of 1, 2 or 4, which Pillow cannot."""
+    """Write [H, W, channels] as a PNG of 16 bits, or grey of 1 to 8, which Pillow cannot."""
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[values.shape[-1]]
     rows = values.reshape(len(values), -1)
     packed = [row.astype(">u2").tobytes() if bits == 16 else pack(row, bits) for row in rows]
@@ -141,12 +141,6 @@ def test_of_16_bits_the_upper_8_are_kept_and_alpha_is_dropped(channels, tmp_path
     np.testing.assert_array_equal(load_image(tmp_path / "x.png"), colors >> 8)
 
 
-def with_palette(palette):
-    image = Image.fromarray(IDS)
-    image.putpalette(np.ravel(palette).tolist())
-    return image
-
-
 PALETTE = np.array([[9, 8, 7], [200, 100, 0], [0, 50, 99]], np.uint8)
 DEEP = np.arange(64 * 64, dtype=np.int32).reshape(64, 64) * 16
 
@@ -154,8 +148,8 @@ DEEP = np.arange(64 * 64, dtype=np.int32).reshape(64, 64) * 16
 @pytest.mark.parametrize(
     ("image", "name", "options", "expected"),
     [
-        (with_palette(PALETTE), "x.png", {"transparency": 1}, PALETTE[IDS]),
-        (with_palette(PALETTE), "x.png", {"transparency": bytes([0, 100, 255])}, PALETTE[IDS]),
+        (with_palette(IDS, PALETTE), "x.png", {"transparency": 1}, PALETTE[IDS]),
+        (with_palette(IDS, PALETTE), "x.png", {"transparency": bytes([0, 100, 255])}, PALETTE[IDS]),
         (np.dstack([PIXELS, IDS * 0]), "x.png", {}, PIXELS),  # the stored colour shows
         (DEEP, "deep.tif", {}, np.repeat((DEEP >> 8)[..., None], 3, -1)),
         (Image.new("CMYK", (40, 40), (55, 155, 205, 0)), "x.jpg", {}, (200, 100, 50)),
@@ -173,7 +167,7 @@ COLORS = LabelSpace(CLASSES, colors=(((5, 0, 0),), ((6, 0, 0),), ((7, 0, 0),)))
 @pytest.mark.parametrize(
     ("label", "space"),
     [
-        (with_palette([(i * 7 % 256, 200, 10) for i in range(256)]), SPACE),
+        (with_palette(IDS, [(i * 7 % 256, 200, 10) for i in range(256)]), SPACE),
         (IDS.astype(np.uint16), SPACE),
         (np.dstack([IDS, IDS * 0 + 255]), SPACE),
         (np.dstack([IDS + 5, IDS * 0, IDS * 0, IDS * 0 + 255]), COLORS),
@@ -285,16 +279,6 @@ def test_an_orientation_in_xmp_alone_counts(tmp_path):
     np.testing.assert_array_equal(load_image(path), np.rot90(PIXELS, 2))
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4])
-def test_labels_of_few_bits_give_what_is_stored(bits, tmp_path):
-    values = np.random.default_rng(0).integers(0, 1 << bits, (40, 61), np.uint8)
-    space = LabelSpace(tuple(map(str, range(1 << bits))))
-    write_png(tmp_path / "x.png", values[..., None], bits)
-    np.testing.assert_array_equal(load_label(tmp_path / "x.png", space), values)
-    shown = load_image(tmp_path / "x.png")[..., 0]  # an image is as bright as its bits say
-    np.testing.assert_array_equal(shown, values * (255 // ((1 << bits) - 1)))
-
-
 def grey_tiff(path, values, bits, zero_is_white):
     """Write an uncompressed grey TIFF; values of fewer than 8 bits are packed."""
     pixels = b"".join(pack(row, bits) for row in values)
@@ -308,13 +292,19 @@ def grey_tiff(path, values, bits, zero_is_white):
     path.write_bytes(b"II*\0" + end + pixels + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0")
 
 
-@pytest.mark.parametrize("zero_is_white", [False, True])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "TIFF, 0 is white"])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_labels_of_a_tiff_give_what_is_stored(bits, zero_is_white, tmp_path):
-    values = np.random.default_rng(0).integers(0, 1 << min(bits, 4), (40, 61), np.uint8)
-    space = LabelSpace(tuple(map(str, range(1 << min(bits, 4)))))
-    grey_tiff(tmp_path / "x.tif", values, bits, zero_is_white)
-    np.testing.assert_array_equal(load_label(tmp_path / "x.tif", space), values)
+def test_labels_of_few_bits_give_what_is_stored(bits, form, tmp_path):
+    count, path = 1 << min(bits, 4), tmp_path / "x.png"
+    values = np.random.default_rng(0).integers(0, count, (40, 61), np.uint8)
+    if form == "PNG":
+        write_png(path, values[..., None], bits)
+        shown = load_image(path)[..., 0]  # an image is as bright as its bits say
+        np.testing.assert_array_equal(shown, values * (255 // ((1 << bits) - 1)))
+    else:
+        grey_tiff(path, values, bits, form == "TIFF, 0 is white")
+    space = LabelSpace(tuple(map(str, range(count))))
+    np.testing.assert_array_equal(load_label(path, space), values)
 
 
 def test_labels_in_floats_must_be_whole(tmp_path):

@@ -24,6 +24,7 @@ from data_fixtures import (
     rle,
     save,
     square,
+    with_palette,
 )
 from PIL import Image
 
@@ -499,9 +500,7 @@ def test_cvat(cvat, out):
 
 
 def test_cvat_with_void_and_a_palette_file(cvat, out):
-    indices = Image.fromarray(cvat_label())
-    indices.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 64])
-    indices.save(cvat / CVAT_MASK)
+    save(with_palette(cvat_label(), [0, 0, 0, 128, 0, 0, 0, 128, 64]), cvat / CVAT_MASK)
     assert written(read_cvat(cvat), out, unlabelled="void").left_out == 1
     expected = np.array([255, 0, 1], np.uint8)[cvat_label()]
     np.testing.assert_array_equal(label_of(out, "a/frame 1.000"), expected)
@@ -560,10 +559,8 @@ def test_invalid_images_of_cvat_are_skipped_when_asked(cvat, out):
     np.testing.assert_array_equal(label_of(out, "a/frame 1.000"), cvat_label())
 
 
-def test_cvat_without_images(cvat, tmp_path):
+def test_images_of_cvat_may_lie_elsewhere(cvat, tmp_path):
     (cvat / "JPEGImages").rename(tmp_path / "mine")
-    with fails(match="no folder JPEGImages; .* --images"):
-        read_cvat(cvat)
     assert len(read_cvat(cvat, tmp_path / "mine").images) == 2
 
 
@@ -576,6 +573,7 @@ def test_cvat_without_images(cvat, tmp_path):
         ("labelmap.txt", None, r"labelmap\.txt: no such file"),
         ("SegmentationClass", None, "Class: no such folder"),
         ("ImageSets", None, "no list ImageSets/Segmentation"),
+        ("JPEGImages", None, "no folder JPEGImages; .* --images"),
         ("JPEGImages/blank.jpg", None, r"default\.txt: expected one image .*blank\.\*.*: none"),
         ("JPEGImages/blank.png", ANNOTATED, "Rec.*: blank.jpg, blank.png"),
         ("JPEGImages/a/frame 1.000.png", (48, 60), r"its image, \(48, 60\). Rec.*: \(48, 64\)"),
@@ -705,38 +703,30 @@ def test_labelme_problems_are_named(tmp_path, out, label, kind, points, more, me
     assert not out.exists()
 
 
-def apart(tmp_path, image_path, folder="elsewhere", name="one.png"):
-    """A LabelMe file in a/labels/left and its image in another folder."""
-    source = labelme_file(tmp_path, SQUARE, imagePath=image_path)
-    labels, image = tmp_path / "a/labels/left/one.json", tmp_path / "a" / folder / name
-    for path in (labels, image):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    (source / "one.json").rename(labels)
-    (tmp_path / "images/one.png").rename(image)
-    return tmp_path / "a/labels", image
-
-
 @pytest.mark.parametrize(
-    ("path", "name"),
+    ("stated", "there"),
     [
-        ("one.png", "left/one.png"),
-        ("C:\\Users\\me\\one.png", "ONE.PNG"),
-        ("/home/one.png", "one.png"),
+        ("one.png", "elsewhere/left/one.png"),
+        ("C:\\Users\\me\\one.png", "elsewhere/ONE.PNG"),
+        ("/home/one.png", "elsewhere/one.png"),
+        ("D:\\data\\One.png", "images/one.png"),
+        ("D:\\data\\One.png", "pictures/left/one.png"),
+        ("D:\\data\\One.png", "labels/left/one.png"),
     ],
 )
-def test_labelme_files_apart_from_their_images(tmp_path, path, name):
-    folder, image = apart(tmp_path, path, name=name)
-    with fails(match=r"there is .*, so try --images|give the folder of"):
-        read_labelme(folder)
-    (annotated,) = read_labelme(folder, images=tmp_path / "a/elsewhere").images
+def test_labelme_images_are_found_in_usual_folders_and_in_a_given_one(tmp_path, stated, there):
+    """Of a file in labels/left; a folder elsewhere has to be given."""
+    source = labelme_file(tmp_path / "from", SQUARE, imagePath=stated)
+    labels, image, elsewhere = (tmp_path / name for name in ("labels", there, "elsewhere"))
+    for old, new in ((source / "one.json", labels / "left/one.json"),
+                     (source.parent / "images/one.png", image)):  # fmt: skip
+        new.parent.mkdir(parents=True, exist_ok=True)
+        old.rename(new)
+    if elsewhere.exists():
+        with fails(match=r"there is .*, so try --images|give the folder of"):
+            read_labelme(labels)
+    (annotated,) = read_labelme(labels, images=elsewhere if elsewhere.exists() else None).images
     assert annotated.file_name == f"left/one{image.suffix}"
-    assert annotated.image.samefile(image)
-
-
-@pytest.mark.parametrize("place", ["images", "pictures/left", "labels/left"])
-def test_labelme_images_are_found_where_they_usually_are(tmp_path, place):
-    folder, image = apart(tmp_path, "D:\\data\\One.png", folder=place)
-    (annotated,) = read_labelme(folder).images
     assert annotated.image.samefile(image)
 
 
