@@ -1,11 +1,10 @@
 import colorsys
 import functools
-import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, random_images
+from conftest import random_images
 
 from alignseg_tf.data.augmentation import Augmentation, color_jitter, photometric_distortion
 from alignseg_tf.data.label_space import IGNORE
@@ -272,16 +271,3 @@ def test_bad_values_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(**{"crop_size": (64, 64), **kwargs})
     Augmentation((64, 64), (0.1, 0.4), "tenths")
-
-
-def test_the_presets_of_the_documentation():
-    text = (ROOT / "docs" / "input_pipeline.md").read_text()
-    names: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(compile(block, "input_pipeline.md", "exec"), names)
-    official, mmsegmentation = names["official"], names["mmsegmentation"]
-    assert (official.scale, official.placement) == ((0.7, 2.1), "top_left")
-    assert mmsegmentation.max_class_share == 0.75
-    for preset in (official, mmsegmentation):
-        new_image, new_label = preset(*coordinates(), seeds(1)[0])
-        assert new_image.shape == (*preset.crop_size, 3) == (*new_label.shape, 3)

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -217,10 +218,9 @@ def test_features_must_not_be_ambiguous():
     assert tfds_module._feature_keys("x", features, TfdsOptions("left"), tfds) == ("left", "label")
 
 
-def test_a_damaged_data_set_is_named(tmp_path, monkeypatch):
-    broken = DrawnBoxes(data_dir=tmp_path / "broken")
-    broken.download_and_prepare()
-    (path,) = broken.data_path.glob("*test.tfrecord*")
+def test_a_damaged_data_set_is_named(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared / "drawn_boxes", tmp_path / "broken/drawn_boxes")
+    (path,) = tmp_path.glob("broken/drawn_boxes/1.2.0/*test.tfrecord*")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 255
     path.write_bytes(content)
