@@ -31,7 +31,7 @@ class Checked:
 
     @property
     def one_size(self) -> bool:
-        """Whether all validation images have the same size."""
+        """Return whether all validation images have the same size."""
         return len(np.unique(self.validation_report.sizes, axis=0)) == 1
 
 

@@ -176,7 +176,7 @@ def run_callbacks(
     """Return the callbacks of this worker, in the order in which they must act."""
     recipe, folder, worker = run.recipe, run_folder.folder, run.worker
     own_folder = folder if worker.is_chief else folder / f"worker{worker.index}"
-    # What may end the run or change weights is on all workers, in the same order.
+    # Callbacks that may end the run or change weights are on all workers, in the same order.
     callbacks: list[keras.callbacks.Callback] = [
         SeedDropout(recipe.seed + worker.index),
         metrics.RaiseOnInvalidLabels(),

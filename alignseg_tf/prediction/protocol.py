@@ -75,12 +75,12 @@ class Protocol:
 
     @property
     def is_plain(self) -> bool:
-        """Whether an image goes through whole, once and unchanged."""
+        """Return whether an image passes once, whole and unchanged."""
         return self.tile is None and not self.resizes and not self.flip
 
     @property
     def resizes(self) -> bool:
-        """Whether an image is resized."""
+        """Return whether images are resized."""
         return self.scales != (1.0,) or self.height is not None
 
     def factors(self, height: int) -> tuple[float, ...]:

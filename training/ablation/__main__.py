@@ -47,7 +47,7 @@ Plan = Sequence[tuple[Cell, int]]
 
 
 def _is_ablation(folder: Path) -> bool:
-    """Whether a folder without a record holds an ablation."""
+    """Return whether a folder without a record holds an ablation."""
     path = folder / "ablation.csv"
     return path.is_file() and path.read_bytes().startswith(b"cell,seed,")
 

@@ -36,7 +36,7 @@ SHORTEST_TURN = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What each implementation does.
+    """The task of each implementation.
 
     Attributes:
         work: `inference`, `training`, `sampling`, or `sampling_training` (forward and backward).

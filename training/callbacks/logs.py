@@ -1,4 +1,4 @@
-"""What Keras reports of a step or an epoch, under the names of a run's records."""
+"""The logs of Keras for a step or an epoch, under the names of a run's records."""
 
 from typing import Any
 

@@ -53,7 +53,7 @@ class Worker:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this worker writes the run folder and prints progress."""
+        """Return whether this worker writes the run folder and prints progress."""
         return self.index == 0
 
 

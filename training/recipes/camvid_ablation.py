@@ -1,4 +1,4 @@
-"""What alignment is worth on CamVid, by `training.ablation`: short runs on small crops.
+"""The gain of alignment on CamVid, for `training.ablation`: short runs on small crops.
 
 Command:
     python -m training.ablation --data FOLDER --output runs/ablation

@@ -110,7 +110,7 @@ def write_gallery(drawn: np.ndarray, path: Path) -> None:
 
 
 def is_gallery(path: Path) -> bool:
-    """Whether `write_gallery` wrote a file."""
+    """Return whether `write_gallery` wrote a file."""
     try:
         with Image.open(path) as image:
             return image.info.get("comment") in (COMMENT, COMMENT.encode())
