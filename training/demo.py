@@ -30,8 +30,15 @@ from alignseg_tf.prediction.predictor import Predictor
 from alignseg_tf.prediction.protocol import Protocol
 from alignseg_tf.prediction.saved_networks import load_model
 from alignseg_tf.system.console import command_output
-from alignseg_tf.system.files import ForeignFileError, Output, atomic_result, check_replaceable
+from alignseg_tf.system.files import (
+    DiskFullError,
+    ForeignFileError,
+    Output,
+    atomic_result,
+    check_replaceable,
+)
 from alignseg_tf.system.progress import duration
+from training.callbacks.stopping import RunStoppedError
 from training.options import load_recipe
 from training.recipe import Recipe, RecipeError
 from training.train import train
@@ -146,6 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DataError, RecipeError, ForeignFileError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (RunStoppedError, DiskFullError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return getattr(error, "status", 1)
     print(
         f"\nDone in {duration(time.monotonic() - started)}. In {output}:\n"
         f"  best.keras        the model, for keras.saving.load_model after `import alignseg_tf`\n"

@@ -39,6 +39,7 @@ from training.callbacks.run_folder import (
     data_files,
     describe_run,
 )
+from training.callbacks.stopping import RunStoppedError
 from training.data import check_data, training_samples, validation_views
 from training.dry_run import dry_run
 from training.options import load_recipe, recipe_names
@@ -186,6 +187,15 @@ def test_the_demo_fits_its_recipe_to_the_data(tmp_path):
     assert recipe.crop_size == (64, 128)
     assert recipe.batch_size == 3
     assert recipe.epochs == 60
+
+
+def test_a_demo_that_is_stopped_says_how_to_resume(monkeypatch, capsys):
+    def stopped(parsed):
+        raise RunStoppedError("stopped by SIGINT; the same command resumes", 130)
+
+    monkeypatch.setattr(demo, "run_demo", stopped)
+    assert demo.main([]) == 130
+    assert capsys.readouterr().err == "error: stopped by SIGINT; the same command resumes\n"
 
 
 def test_a_finished_run_is_evaluated_again(unbroken, capsys):
