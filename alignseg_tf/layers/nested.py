@@ -1,6 +1,10 @@
-"""All layers of a model, also those within other layers."""
+"""All layers of a model, also those within other layers, and a check of their variables."""
+
+from collections.abc import Iterable
+from typing import Any
 
 import keras
+import numpy as np
 
 
 def nested_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
@@ -14,3 +18,12 @@ def nested_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
         ['Conv2D', 'BatchNormalization']
     """
     return list(layer._flatten_layers(include_self=False))
+
+
+def non_finite_paths(variables: Iterable[Any]) -> list[str]:
+    """Return the paths of Keras variables that hold NaN or infinity."""
+    return [
+        variable.path
+        for variable in variables
+        if not np.isfinite(keras.ops.convert_to_numpy(variable).astype(np.float64)).all()
+    ]

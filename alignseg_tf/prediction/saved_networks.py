@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from alignseg_tf.data.label_space import MAX_CLASSES, LabelSpace
+from alignseg_tf.layers.nested import non_finite_paths
 from alignseg_tf.model import AlignSeg
 from alignseg_tf.pretrained import model_path, pretrained_names
 from alignseg_tf.system.environment import cores
@@ -363,11 +364,10 @@ def load_model(path: str | Path) -> AlignSeg:
         raise ValueError(f"{path}: not readable as a Keras model ({error})") from error
     if not isinstance(model, AlignSeg):
         raise ValueError(f"{path}: expected an AlignSeg. Received: a {type(model).__name__}")
-    for weight in model.weights:
-        if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
-            raise ValueError(
-                f"{path}: expected finite weights. Received: NaN or infinity in {weight.path}"
-            )
+    if spoilt := non_finite_paths(model.weights):
+        raise ValueError(
+            f"{path}: expected finite weights. Received: NaN or infinity in {spoilt[0]}"
+        )
     return model
 
 

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from alignseg_tf.layers.nested import non_finite_paths
 from alignseg_tf.system.files import atomic_path
 from training.callbacks.logs import Logs, learning_rate
 
@@ -29,11 +30,7 @@ class RunStoppedError(Exception):
 
 def non_finite_variables(model: keras.Model) -> list[str]:
     """Return the paths of weights and optimizer variables that hold NaN or infinity."""
-    return [
-        variable.path
-        for variable in (*model.weights, *model.optimizer.variables)
-        if not np.isfinite(keras.ops.convert_to_numpy(variable).astype(np.float64)).all()
-    ]
+    return non_finite_paths((*model.weights, *model.optimizer.variables))
 
 
 def _compiled_check(model: keras.Model) -> Callable[[], tf.Tensor]:
